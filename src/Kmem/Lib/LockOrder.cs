@@ -1,0 +1,55 @@
+using System.Diagnostics;
+
+namespace Kmem;
+
+/// <summary>
+/// The order in which locks may be taken: a thread that holds a lock may only take locks of a higher rank. Checked in
+/// debug builds; in release builds this type costs nothing.
+/// </summary>
+internal enum LockRank : byte
+{
+    /// <summary>The list of caches, creation and destruction (slab_mutex).</summary>
+    SlabMutex = 1,
+
+    /// <summary>Which thread owns which CPU.</summary>
+    CpuBinding = 2,
+
+    /// <summary>The state of one CPU, when threads share it or another CPU works on it.</summary>
+    CpuSection = 3,
+
+    /// <summary>The partial list of a node of a cache (list_lock).</summary>
+    NodeList = 4,
+
+    /// <summary>The free lists of a zone (zone->lock).</summary>
+    Zone = 5,
+
+    /// <summary>A mempool's reserve.</summary>
+    Mempool = 6,
+}
+
+/// <summary>Checks <see cref="LockRank"/> per thread, in debug builds.</summary>
+internal static class LockOrder
+{
+    [ThreadStatic]
+    private static ulong t_held;    // one bit per rank; two locks of one rank are never held together
+
+    [Conditional("DEBUG")]
+    public static void Acquire(LockRank rank)
+    {
+        ulong notBelow = ~0UL << (int)rank;
+        if ((t_held & notBelow) != 0)
+            throw new KernelBugException($"possible deadlock: {rank} taken while 0x{t_held:x} is held");
+        t_held |= 1UL << (int)rank;
+    }
+
+    [Conditional("DEBUG")]
+    public static void Release(LockRank rank) => t_held &= ~(1UL << (int)rank);
+
+    /// <summary>Fails if this thread holds any lock: callbacks into foreign code may only run without.</summary>
+    [Conditional("DEBUG")]
+    public static void AssertNoneHeld()
+    {
+        if (t_held != 0)
+            throw new KernelBugException($"callback while locks are held: 0x{t_held:x}");
+    }
+}

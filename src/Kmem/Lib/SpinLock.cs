@@ -1,0 +1,58 @@
+using System.Runtime.CompilerServices;
+
+namespace Kmem;
+
+/// <summary>
+/// A lock held for a few dozen instructions. One word, no allocation, not re-entrant; waiting spins and then yields,
+/// so that a holder that was descheduled gets to run. Never copy a value of this type.
+/// </summary>
+internal struct SpinLock(LockRank rank)
+{
+    private int _held;
+
+    public readonly bool IsHeld => Volatile.Read(in _held) != 0;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Acquire()
+    {
+        LockOrder.Acquire(rank);
+        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+            AcquireSlow();
+    }
+
+    public bool TryAcquire()
+    {
+        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+            return false;
+
+        LockOrder.Acquire(rank);
+        return true;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Release()
+    {
+        Bug.OnVm(_held == 0, "release of a lock that is not held");
+        LockOrder.Release(rank);
+        Volatile.Write(ref _held, 0);
+    }
+
+    /// <summary>Returns at a moment when nobody held the lock; somebody may take it right after.</summary>
+    public void WaitUntilFree()
+    {
+        var spin = default(SpinWait);
+        while (Volatile.Read(ref _held) != 0)
+            spin.SpinOnce(sleep1Threshold: 200);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void AcquireSlow()
+    {
+        var spin = default(SpinWait);
+        do
+        {
+            spin.SpinOnce(sleep1Threshold: 200);
+        }
+        while (Volatile.Read(ref _held) != 0 || Interlocked.CompareExchange(ref _held, 1, 0) != 0);
+    }
+}

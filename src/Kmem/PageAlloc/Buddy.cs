@@ -1,0 +1,258 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
+namespace Kmem;
+
+/// <summary>
+/// The free blocks of one zone: for each order 0 … 10 and each migrate type a list. A block of order n is 2ⁿ frames at a
+/// multiple of 2ⁿ; its first descriptor has type Buddy and the order.
+/// <code>
+///   take(order 1) out of an order-3 block:           free(order 1) merges back while the buddy is free:
+///   |0 1 2 3 4 5 6 7|                                 buddy(pfn, o) = pfn ^ (1 &lt;&lt; o)
+///   |taken| o1 |  order 2  |   upper halves to the    merged(pfn, o) = pfn &amp; buddy(pfn, o)
+///                              heads of their lists
+/// </code>
+/// All members ending in <c>Locked</c> need <see cref="Lock"/>.
+/// </summary>
+/// <remarks>mm/page_alloc.c, Linux 6.18: __free_one_page, __rmqueue_smallest, expand.</remarks>
+internal sealed partial class Buddy : IDisposable
+{
+    /// <summary>Lists of an order, one per migrate type.</summary>
+    public const int Types = Migratetypes.Count;
+
+    private readonly MemMap _map;
+    private readonly PageblockMap _blocks;
+    private readonly unsafe ListHead* _lists;
+    private readonly unsafe long* _nrFree;
+
+    /// <summary>Protects the lists and the zone's counters. A field, not a property: a lock is never copied.</summary>
+    public SpinLock Lock = new(LockRank.Zone);
+
+    public unsafe Buddy(Zone zone, MemMap map, PageblockMap blocks)
+    {
+        Zone = zone;
+        _map = map;
+        _blocks = blocks;
+        _lists = (ListHead*)NativeMemory.AlignedAlloc((nuint)(sizeof(ListHead) * Types * PageOrder.Count), 64);
+        _nrFree = (long*)NativeMemory.AllocZeroed(PageOrder.Count, sizeof(long));
+        for (int list = 0; list < Types * PageOrder.Count; list++)
+            ListHead.Init(_lists + list);
+    }
+
+    public Zone Zone { get; }
+
+    public ITrace? Trace { get; set; }
+
+    /// <summary>Number of free blocks of an order, all types.</summary>
+    public unsafe long NrFree(int order) => Volatile.Read(ref _nrFree[order]);
+
+    /// <summary>The head of a free list; walk it only with the lock held.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe ListHead* ListOf(int order, Migratetype type) => _lists + (order * Types) + (int)type;
+
+    /// <summary>
+    /// Puts a block back and merges it with its buddies as far as they are free. The position in the list follows the
+    /// kernel: the head, unless the caller or the chance of a further merge asks for the tail.
+    /// </summary>
+    public unsafe void FreeOneLocked(Page* page, int order, Migratetype type, FreeFlags flags, int cpu)
+    {
+        ulong pfn = _map.PfnOf(page);
+        Bug.OnVm((pfn & ((1UL << order) - 1)) != 0, "misaligned block");
+        AccountLocked(1L << order, type, cpu);
+        while (order < PageOrder.Max)
+        {
+            ulong buddyPfn = pfn ^ (1UL << order);
+            Page* buddy = _map.PageOf(buddyPfn);
+            if (!IsFreeBlock(buddy, buddyPfn, order))
+                break;
+
+            if (order >= PageOrder.Pageblock)
+            {
+                // Whole pageblocks meet: their types may differ, and some types never mix.
+                Migratetype buddyType = _blocks.TypeOf(buddyPfn);
+                if (buddyType != type && (!type.IsMergeable() || !buddyType.IsMergeable()))
+                    break;
+                RemoveLocked(buddy, order);
+                if (buddyType != type)
+                    _blocks.SetType(buddyPfn, type);
+            }
+            else
+            {
+                RemoveLocked(buddy, order);
+            }
+
+            pfn &= buddyPfn;
+            order++;
+        }
+
+        bool tail = (flags & FreeFlags.ToTail) != 0 || IsMergeLikely(pfn, order);
+        AddLocked(_map.PageOf(pfn), order, type, tail);
+    }
+
+    /// <summary>
+    /// Frees a block that may be larger than a pageblock: in pageblock-sized pieces, each with the type of its own
+    /// pageblock (split_large_buddy).
+    /// </summary>
+    public unsafe void FreeLocked(Page* page, int order, FreeFlags flags, int cpu)
+    {
+        ulong pfn = _map.PfnOf(page);
+        int pieceOrder = Math.Min(order, PageOrder.Pageblock);
+        ulong end = pfn + (1UL << order);
+        for (; pfn < end; pfn += 1UL << pieceOrder)
+            FreeOneLocked(_map.PageOf(pfn), pieceOrder, _blocks.TypeOf(pfn), flags, cpu);
+    }
+
+    /// <summary>
+    /// Takes a block from the lists of one type: the smallest sufficient one, its lowest part; what is split off goes to
+    /// the heads of the lower lists.
+    /// </summary>
+    /// <returns>The block, unlinked, or null.</returns>
+    public unsafe Page* TakeLocked(int order, Migratetype type, int cpu)
+    {
+        for (int current = order; current <= PageOrder.Max; current++)
+        {
+            ListHead* list = ListOf(current, type);
+            if (ListHead.IsEmpty(list))
+                continue;
+
+            Page* page = Page.FromLru(list->Next);
+            RemoveLocked(page, current);
+            ExpandLocked(page, order, current, type);
+            AccountLocked(-(1L << order), type, cpu);
+            Trace?.MmPageAllocZoneLocked(
+                new Pfn(_map.PfnOf(page)), order, type, PerCpuPages.IsPcpOrder(order) && type.IsMergeable());
+            return page;
+        }
+
+        return null;
+    }
+
+    /// <summary>Whether a free block of exactly this order starts at this frame of this zone.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe bool IsFreeBlock(Page* page, ulong pfn, int order) =>
+        page->Type == PageType.Buddy && page->Private == (ulong)order && _blocks.ZoneOf(pfn) == Zone.Index;
+
+    /// <summary>
+    /// Gives the memory of free blocks of at least <paramref name="minOrder"/> back to the host, once for each block until
+    /// it is used again (free page reporting). The zone is locked block by block, not for the whole walk.
+    /// </summary>
+    /// <returns>Frames given back.</returns>
+    public unsafe ulong Report(int minOrder, Func<ulong, ulong, bool> release, int cpu)
+    {
+        ulong reported = 0;
+        for (int order = PageOrder.Max; order >= minOrder; order--)
+        {
+            for (int type = 0; type < Types; type++)
+            {
+                while (true)
+                {
+                    Lock.Acquire();
+                    Page* page = FirstUnreportedLocked(order, (Migratetype)type);
+                    if (page != null)
+                    {
+                        // Off the lists while the host works on it, so that nobody gets a block that is being emptied.
+                        RemoveLocked(page, order);
+                        AccountLocked(-(1L << order), (Migratetype)type, cpu);
+                    }
+
+                    Lock.Release();
+                    if (page == null)
+                        break;
+
+                    bool released = release(_map.PfnOf(page), 1UL << order);
+                    Lock.Acquire();
+                    FreeOneLocked(page, order, (Migratetype)type, FreeFlags.ToTail, cpu);
+                    if (released && page->Type == PageType.Buddy && page->Private == (ulong)order)
+                        page->Flags |= PageFlags.Reported;
+                    Lock.Release();
+                    if (!released)
+                        return reported;
+                    reported += 1UL << order;
+                }
+            }
+        }
+
+        return reported;
+    }
+
+    public unsafe void Dispose()
+    {
+        NativeMemory.AlignedFree(_lists);
+        NativeMemory.Free(_nrFree);
+    }
+
+    private unsafe Page* FirstUnreportedLocked(int order, Migratetype type)
+    {
+        // Reported blocks go to the tail, so the walk stops after the fresh ones at the head in the usual case.
+        ListHead* list = ListOf(order, type);
+        for (ListHead* node = list->Next; node != list; node = node->Next)
+        {
+            Page* page = Page.FromLru(node);
+            if ((page->Flags & PageFlags.Reported) == 0)
+                return page;
+        }
+
+        return null;
+    }
+
+    /// <summary>
+    /// Whether the block could soon complete a merge two levels up: then it goes to the tail and stays free longer
+    /// (buddy_merge_likely).
+    /// </summary>
+    private unsafe bool IsMergeLikely(ulong pfn, int order)
+    {
+        if (order >= PageOrder.Max - 1)
+            return false;
+
+        ulong parent = pfn & ~(1UL << order);
+        ulong uncle = parent ^ (1UL << (order + 1));
+        return IsFreeBlock(_map.PageOf(uncle), uncle, order + 1);
+    }
+
+    /// <summary>Splits a block of order <paramref name="high"/> down to <paramref name="low"/>, keeping the lower part.</summary>
+    private unsafe void ExpandLocked(Page* page, int low, int high, Migratetype type)
+    {
+        while (high > low)
+        {
+            high--;
+            AddLocked(page + (1L << high), high, type, tail: false);
+        }
+    }
+
+    private unsafe void AddLocked(Page* page, int order, Migratetype type, bool tail)
+    {
+        page->Type = PageType.Buddy;
+        page->Private = (ulong)order;
+        ListHead* list = ListOf(order, type);
+        if (tail)
+            ListHead.AddTail(list, &page->Lru);
+        else
+            ListHead.AddHead(list, &page->Lru);
+        _nrFree[order]++;
+        if (order >= PageOrder.Pageblock)
+            Zone.FreePagesInBlocks += 1L << order;
+    }
+
+    private unsafe void RemoveLocked(Page* page, int order)
+    {
+        Bug.OnVm(page->Type != PageType.Buddy || page->Private != (ulong)order, "not a free block of this order");
+        ListHead.Remove(&page->Lru);
+        page->Flags &= ~PageFlags.Reported;
+        page->Type = PageType.None;
+        page->Private = 0;
+        _nrFree[order]--;
+        if (order >= PageOrder.Pageblock)
+            Zone.FreePagesInBlocks -= 1L << order;
+    }
+
+    /// <summary>Books free frames of a type. Isolated ones do not count as free.</summary>
+    private void AccountLocked(long pages, Migratetype type, int cpu)
+    {
+        if (type == Migratetype.Isolate)
+            return;
+
+        Zone.AddFreePagesLocked(pages, cpu);
+        if (type == Migratetype.HighAtomic)
+            Zone.FreeHighAtomic += pages;
+    }
+}
