@@ -13,13 +13,13 @@ namespace Kmem;
 /// </summary>
 internal static class HostMemory
 {
-    /// <summary>True where reservations work; elsewhere only the C heap is left (32-bit processes, other systems).</summary>
-    public static bool CanReserve { get; } = Environment.Is64BitProcess
-        && (IsLinux || OperatingSystem.IsMacOS() || OperatingSystem.IsFreeBSD() || OperatingSystem.IsWindows());
-
     /// <summary>The Linux architectures whose constants are in <see cref="LibC"/>.</summary>
     public static bool IsLinux { get; } = OperatingSystem.IsLinux()
         && RuntimeInformation.ProcessArchitecture is Architecture.X64 or Architecture.Arm64;
+
+    /// <summary>True where reservations work; elsewhere only the C heap is left (32-bit processes, other systems).</summary>
+    public static bool CanReserve => Environment.Is64BitProcess
+        && (IsLinux || OperatingSystem.IsMacOS() || OperatingSystem.IsFreeBSD() || OperatingSystem.IsWindows());
 
     private static string ReserveCall => OperatingSystem.IsWindows() ? "VirtualAlloc" : "mmap";
 

@@ -1,3 +1,5 @@
+using System.Runtime.InteropServices;
+
 namespace Kmem.Tests;
 
 public sealed class HostInfoTests
@@ -12,6 +14,17 @@ public sealed class HostInfoTests
         Assert.InRange(HostInfo.OvercommitMode ?? -1, 0, 2);
         Assert.True(HostInfo.MemoryLimit is null or > 1 << 20);
         Assert.Equal(HostInfo.MaxMapCount / 2, MapBudget.Process.Limit);
+    }
+
+    /// <summary>Guards the skips of the other tests: they must not hide a system that ought to work.</summary>
+    [Fact]
+    public void KnownSystemsHaveReservations()
+    {
+        Assert.SkipUnless(Environment.Is64BitProcess, "32-bit process");
+        bool known = RuntimeInformation.ProcessArchitecture is Architecture.X64 or Architecture.Arm64;
+        Assert.Equal(OperatingSystem.IsLinux() && known, HostMemory.IsLinux);
+        if (HostMemory.IsLinux || OperatingSystem.IsWindows() || OperatingSystem.IsMacOS())
+            Assert.True(HostMemory.CanReserve);
     }
 
     [Theory]
