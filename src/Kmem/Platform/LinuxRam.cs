@@ -1,0 +1,130 @@
+using System.Runtime.InteropServices;
+using Microsoft.Win32.SafeHandles;
+
+namespace Kmem;
+
+/// <summary>
+/// RAM on Linux: a sparse memfd, whole in one shared mapping. Because it is a file, a frame can be seen at a second address
+/// (<see cref="AddressWindow"/>) and a single frame can be given back.
+/// </summary>
+/// <remarks>
+/// <para>Errors that cannot be return values: touching a frame when the host has no memory left is SIGBUS or the OOM killer's
+/// (as for any memory on Linux); the container's limit counts touched frames.</para>
+/// <para>Huge pages: a memfd gets them unasked only when the administrator set shmem_enabled to always, within_size or
+/// force. Then, and only then, MADV_NOHUGEPAGE is applied, because a sparse machine would cost 2 MiB for each touched
+/// frame, and releasing one frame of a huge page frees nothing.</para>
+/// <para>Fork: the linear map is left out of children (MADV_DONTFORK), because a shared mapping would let a bare fork's child
+/// write to this machine. Windows are not: the advice would have to be repeated for each mapping. Starting programs
+/// (fork and exec) is safe, the descriptor is close-on-exec.</para>
+/// </remarks>
+internal sealed class LinuxRam : Ram
+{
+    private const string Purpose = "simulated RAM";
+
+    private static int s_count;
+
+    private readonly SafeFileHandle _file;
+    private readonly Reservation _linearMap;
+
+    private unsafe LinuxRam(string name, SafeFileHandle file, Reservation linearMap, ulong bytes)
+        : base(linearMap.Base, bytes)
+    {
+        Name = name;
+        _file = file;
+        _linearMap = linearMap;
+        Description = $"memfd {name}: {PlatformException.Size(bytes)}, sparse; frames can be released to the host "
+            + "and mapped into windows";
+    }
+
+    /// <summary>Shown in /proc/PID/maps as "/memfd:NAME (deleted)"; unique in the process.</summary>
+    public string Name { get; }
+
+    public override bool CanRelease => true;
+
+    public override bool CanAlias => true;
+
+    public override string Description { get; }
+
+    /// <summary>
+    /// The blocks of the file, touched through whichever mapping. Frames that the host has swapped out count: they still cost.
+    /// </summary>
+    public override unsafe ulong ResidentBytes
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(Base == null, this);
+            byte* buffer = stackalloc byte[LibC.StatxSize];
+            if (LibC.Statx(_file, LibC.StatxBlocks, buffer) != 0)
+                throw PlatformException.Last("statx", 0, Purpose);
+
+            // Blocks are 512 bytes whatever the file system.
+            return *(ulong*)(buffer + LibC.StatxBlocksOffset) * 512;
+        }
+    }
+
+    internal override SafeFileHandle BackingFile => _file;
+
+    /// <inheritdoc cref="Ram.Create"/>
+    public static new unsafe LinuxRam Create(ulong bytes)
+    {
+        CheckSize(bytes);
+        string name = $"kmem-ram-{Interlocked.Increment(ref s_count)}";
+        SafeFileHandle file = OpenMemfd(name);
+        Reservation? linearMap = null;
+        try
+        {
+            while (LibC.Ftruncate(file, (long)bytes) != 0) ThrowUnlessInterrupted("ftruncate", bytes);
+
+            linearMap = Reservation.Create(bytes, Reservation.NaturalAlignment(bytes), Purpose);
+            MapAll(file, linearMap.Base, bytes);
+            return new LinuxRam(name, file, linearMap, bytes);
+        }
+        catch (PlatformException)
+        {
+            linearMap?.Dispose();
+            file.Dispose();
+            throw;
+        }
+    }
+
+    private protected override void ReleaseRun(ulong offset, ulong bytes)
+    {
+        while (LibC.Fallocate(_file, LibC.FallocPunchHole | LibC.FallocKeepSize, (long)offset, (long)bytes) != 0)
+            ThrowUnlessInterrupted("fallocate", bytes);
+    }
+
+    private protected override void Free()
+    {
+        _linearMap.Dispose();
+        _file.Dispose();
+    }
+
+    private static SafeFileHandle OpenMemfd(string name)
+    {
+        int fd = LibC.MemfdCreate(name, LibC.MfdCloseOnExec | LibC.MfdNoExecSeal);
+        if (fd < 0 && Marshal.GetLastPInvokeError() == LibC.Einval)
+            fd = LibC.MemfdCreate(name, LibC.MfdCloseOnExec);          // before Linux 6.3
+        if (fd < 0) throw PlatformException.Last("memfd_create", 0, Purpose);
+
+        return new SafeFileHandle(fd, ownsHandle: true);
+    }
+
+    private static unsafe void MapAll(SafeFileHandle file, byte* at, ulong bytes)
+    {
+        // NORESERVE: charge what is touched, never the whole size.
+        int flags = LibC.MapShared | LibC.MapFixed | LibC.MapNoReserve;
+        if (LibC.Mmap(at, (nuint)bytes, LibC.ProtRead | LibC.ProtWrite, flags, file, 0) == LibC.MapFailed)
+            throw PlatformException.Last("mmap", bytes, Purpose);
+        if (LibC.Madvise(at, (nuint)bytes, LibC.MadvDontFork) != 0)
+            throw PlatformException.Last("madvise", bytes, Purpose);
+
+        // Advice only: a kernel without huge pages refuses it and needs none.
+        if (HostInfo.SharedHugePages is "always" or "within_size" or "force")
+            _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvNoHugePage);
+    }
+
+    private static void ThrowUnlessInterrupted(string call, ulong bytes)
+    {
+        if (Marshal.GetLastPInvokeError() != LibC.Eintr) throw PlatformException.Last(call, bytes, Purpose);
+    }
+}
