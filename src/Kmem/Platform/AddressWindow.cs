@@ -7,7 +7,9 @@ internal enum WindowResult
 {
     Done,
 
-    /// <summary>Our own budget of mappings is used up: unmap lazily freed areas and try again, or fail the allocation.</summary>
+    /// <summary>
+    /// Our own budget of mappings is used up: unmap lazily freed areas and try again, or fail the allocation.
+    /// </summary>
     BudgetReached,
 
     /// <summary>The host refused (ENOMEM, EAGAIN): its mapping limit, or memory for the mapping itself.</summary>
@@ -22,8 +24,8 @@ internal enum WindowProtection
 }
 
 /// <summary>
-/// A range of addresses into which runs of RAM frames are mapped: the ground under vmalloc. A frame is visible at the linear map
-/// and here, and both see the same bytes; everything not mapped faults.
+/// A range of addresses into which runs of RAM frames are mapped: the ground under vmalloc. A frame is visible at the
+/// linear map and here, and both see the same bytes; everything not mapped faults.
 /// <code>
 ///   RAM (linear map)   | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | ...
 ///                            \   \   \       |
@@ -33,9 +35,9 @@ internal enum WindowProtection
 /// The kernel's addresses stay numbers; window offset = va − VMALLOC_START, pointer = <see cref="Base"/> + offset.
 /// </summary>
 /// <remarks>
-/// Each run is one mapping of the host (about 3.4 µs, however long it is), so callers join adjacent frames before they call,
-/// and unmap in long ranges. All members may be called from any thread; a lock orders them, because the count of
-/// mappings has to follow what the host did.
+/// Each run is one mapping of the host (about 3.4 µs, however long it is), so callers join adjacent frames before
+/// they call, and unmap in long ranges. All members may be called from any thread; a lock orders them, because the
+/// count of mappings has to follow what the host did.
 /// </remarks>
 internal sealed class AddressWindow : IDisposable
 {
@@ -52,8 +54,8 @@ internal sealed class AddressWindow : IDisposable
     private readonly PageBits _mapped;
 
     /// <summary>
-    /// Pages at which a host mapping begins: bit p says that page p belongs to another mapping than page p − 1 (faulting pages
-    /// count as one mapping per gap). The bit behind the last page stands for the guard that follows.
+    /// Pages at which a host mapping begins: bit p says that page p belongs to another mapping than page p − 1
+    /// (faulting pages count as one mapping per gap). The bit behind the last page stands for the guard that follows.
     /// </summary>
     private readonly PageBits _boundaries;
 
@@ -68,9 +70,8 @@ internal sealed class AddressWindow : IDisposable
         _range = range;
         Base = range.Base;
         Bytes = range.Bytes;
-        Description = asked == Bytes
-            ? $"window of {PlatformException.Size(Bytes)}"
-            : $"window of {PlatformException.Size(Bytes)}; the host has no free range of {PlatformException.Size(asked)}";
+        Description = $"window of {PlatformException.Size(Bytes)}";
+        if (asked != Bytes) Description += $"; the host has no free range of {PlatformException.Size(asked)}";
         ulong pages = Bytes / Ram.FrameBytes;
         _mapped = new PageBits(pages);
         try
@@ -86,7 +87,9 @@ internal sealed class AddressWindow : IDisposable
         budget.Take(1);
     }
 
-    /// <summary>The address of window offset 0, as aligned as <see cref="Ram.Base"/>; null after <see cref="Dispose"/>.</summary>
+    /// <summary>
+    /// The address of window offset 0, as aligned as <see cref="Ram.Base"/>; null after <see cref="Dispose"/>.
+    /// </summary>
     public unsafe byte* Base { get; private set; }
 
     /// <summary>The size that the host gave, which may be less than was asked for.</summary>
@@ -96,8 +99,8 @@ internal sealed class AddressWindow : IDisposable
     public string Description { get; }
 
     /// <summary>
-    /// Host mappings that this window uses: never less than the truth. Neighbours that continue each other in RAM are merged
-    /// by the kernel but count as two here when they came by two calls.
+    /// Host mappings that this window uses: never less than the truth. Neighbours that continue each other in RAM are
+    /// merged by the kernel but count as two here when they came by two calls.
     /// </summary>
     public int MapCount
     {
@@ -133,7 +136,9 @@ internal sealed class AddressWindow : IDisposable
         if (bytes == 0 || bytes % Ram.FrameBytes != 0 || bytes > Reservation.MaxBytes)
         {
             throw new ArgumentOutOfRangeException(
-                nameof(bytes), bytes, $"a window must be a positive multiple of 4096 bytes, at most {Reservation.MaxBytes}");
+                nameof(bytes),
+                bytes,
+                $"a window must be a positive multiple of 4096 bytes, at most {Reservation.MaxBytes}");
         }
 
         if (WhyUnsupported(ram) is { } reason) throw new PlatformNotSupportedException("no address window: " + reason);
@@ -149,8 +154,12 @@ internal sealed class AddressWindow : IDisposable
     }
 
     /// <summary>Shows a run of frames at a run of unmapped window pages, in one host mapping.</summary>
-    /// <exception cref="ArgumentException">Not whole pages inside the window, or not whole frames inside the RAM.</exception>
-    /// <exception cref="InvalidOperationException">A page of the target is mapped already; nothing has changed.</exception>
+    /// <exception cref="ArgumentException">
+    /// Not whole pages inside the window, or not whole frames inside the RAM.
+    /// </exception>
+    /// <exception cref="InvalidOperationException">
+    /// A page of the target is mapped already; nothing has changed.
+    /// </exception>
     public unsafe WindowResult Map(ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection)
     {
         Ram.CheckRun(windowOffset, bytes, Bytes, "window", nameof(windowOffset));
@@ -186,8 +195,8 @@ internal sealed class AddressWindow : IDisposable
     }
 
     /// <summary>
-    /// Makes a run of window pages fault again; pages in it that are not mapped already do. The frames keep their contents.
-    /// <see cref="WindowResult.BudgetReached"/> never happens here.
+    /// Makes a run of window pages fault again; pages in it that are not mapped already do. The frames keep their
+    /// contents. <see cref="WindowResult.BudgetReached"/> never happens here.
     /// </summary>
     /// <exception cref="ArgumentException">Not whole pages inside the window.</exception>
     public WindowResult Unmap(ulong windowOffset, ulong bytes)
@@ -257,7 +266,9 @@ internal sealed class AddressWindow : IDisposable
         return got != LibC.MapFailed || Refused(at, bytes);
     }
 
-    /// <summary>A reservation is mapped over the run; munmap would leave a hole for somebody else to move into.</summary>
+    /// <summary>
+    /// A reservation is mapped over the run; munmap would leave a hole for somebody else to move into.
+    /// </summary>
     private unsafe bool TryMapNothing(ulong windowOffset, ulong bytes)
     {
         if (FailsOnPurpose()) return false;
@@ -269,8 +280,9 @@ internal sealed class AddressWindow : IDisposable
     }
 
     /// <summary>
-    /// Answers false for a limit of the host and throws for anything else, which would be a fault of ours. A kernel that runs out of
-    /// memory halfway through MAP_FIXED may have removed what was there: the reservation is put back if so.
+    /// Answers false for a limit of the host and throws for anything else, which would be a fault of ours. A kernel
+    /// that runs out of memory halfway through MAP_FIXED may have removed what was there: the reservation is put back
+    /// if so.
     /// </summary>
     private static unsafe bool Refused(byte* at, ulong bytes)
     {

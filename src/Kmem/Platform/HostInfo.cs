@@ -3,12 +3,15 @@ using System.Globalization;
 namespace Kmem;
 
 /// <summary>
-/// What the host lets this process have. Everything that may be absent (other systems, closed containers, old kernels) is
-/// nullable and never an error; the numbers are read when asked for, because an administrator may change them.
+/// What the host lets this process have. Everything that may be absent (other systems, closed containers, old
+/// kernels) is nullable and never an error; the numbers are read when asked for, because an administrator may change
+/// them.
 /// </summary>
 internal static class HostInfo
 {
-    /// <summary>cgroup v1 writes "no limit" as the largest page-aligned signed number; anything near it is no limit.</summary>
+    /// <summary>
+    /// cgroup v1 writes "no limit" as the largest page-aligned signed number; anything near it is no limit.
+    /// </summary>
     private const ulong CgroupV1Unlimited = 1UL << 62;
 
     /// <summary>CPUs this process may run on: affinity and the container's CPU quota already applied.</summary>
@@ -37,7 +40,9 @@ internal static class HostInfo
     /// <summary>Bytes of address space that this process may have (RLIMIT_AS); null without a limit.</summary>
     public static ulong? AddressSpaceLimit => AddressSpaceLimitOf(ReadText("/proc/self/limits"));
 
-    /// <summary>The smallest memory limit from this process's cgroup up to the root of the hierarchy it can see.</summary>
+    /// <summary>
+    /// The smallest memory limit from this process's cgroup up to the root of the hierarchy it can see.
+    /// </summary>
     /// <param name="membership">The text of /proc/self/cgroup: lines "id:controllers:path".</param>
     /// <param name="root">Where the cgroup file systems are mounted.</param>
     internal static ulong? CgroupMemoryLimit(string? membership, string root)
@@ -88,8 +93,8 @@ internal static class HostInfo
     }
 
     /// <summary>
-    /// Inside a container the path may be the host's while the mount shows only the container's own cgroup; the file is then
-    /// at the root of the mount, where the climb ends anyway.
+    /// Inside a container the path may be the host's while the mount shows only the container's own cgroup; the file
+    /// is then at the root of the mount, where the climb ends anyway.
     /// </summary>
     private static ulong? LimitUpwards(string mount, string path, string file)
     {

@@ -17,13 +17,17 @@ internal static class HostMemory
     public static bool IsLinux { get; } = OperatingSystem.IsLinux()
         && RuntimeInformation.ProcessArchitecture is Architecture.X64 or Architecture.Arm64;
 
-    /// <summary>True where reservations work; elsewhere only the C heap is left (32-bit processes, other systems).</summary>
+    /// <summary>
+    /// True where reservations work; elsewhere only the C heap is left (32-bit processes, other systems).
+    /// </summary>
     public static bool CanReserve => Environment.Is64BitProcess
         && (IsLinux || OperatingSystem.IsMacOS() || OperatingSystem.IsFreeBSD() || OperatingSystem.IsWindows());
 
     private static string ReserveCall => OperatingSystem.IsWindows() ? "VirtualAlloc" : "mmap";
 
-    /// <summary>Address space that faults when touched; null when the host refuses (see the last P/Invoke error).</summary>
+    /// <summary>
+    /// Address space that faults when touched; null when the host refuses (see the last P/Invoke error).
+    /// </summary>
     public static unsafe byte* TryReserve(ulong bytes)
     {
         if (OperatingSystem.IsWindows())
@@ -38,7 +42,9 @@ internal static class HostMemory
     public static PlatformException ReserveError(ulong bytes, string purpose) =>
         PlatformException.Last(ReserveCall, bytes, purpose);
 
-    /// <summary>Makes pages of a reservation readable, writable and zero; the host gives memory when they are touched.</summary>
+    /// <summary>
+    /// Makes pages of a reservation readable, writable and zero; the host gives memory when they are touched.
+    /// </summary>
     /// <exception cref="PlatformException">The host refuses the size.</exception>
     public static unsafe void CommitZero(byte* at, ulong bytes, string purpose)
     {
@@ -58,8 +64,8 @@ internal static class HostMemory
     }
 
     /// <summary>
-    /// Gives the host's memory behind committed pages back; they read as zero afterwards. Host pages that are only partly in
-    /// the run (hosts with 16 or 64 KiB pages) are cleared by hand and stay.
+    /// Gives the host's memory behind committed pages back; they read as zero afterwards. Host pages that are only
+    /// partly in the run (hosts with 16 or 64 KiB pages) are cleared by hand and stay.
     /// </summary>
     public static unsafe void Discard(byte* at, ulong bytes, string purpose)
     {
@@ -84,7 +90,8 @@ internal static class HostMemory
     }
 
     /// <summary>
-    /// Cuts a run into a partial host page, whole host pages, and a partial host page. A run inside one host page is all head.
+    /// Cuts a run into a partial host page, whole host pages, and a partial host page. A run inside one host page is
+    /// all head.
     /// </summary>
     internal static (ulong Head, ulong Whole, ulong Tail) SplitRun(ulong start, ulong bytes, ulong hostPage)
     {
@@ -111,8 +118,8 @@ internal static class HostMemory
     }
 
     /// <summary>
-    /// Bytes of a committed run that are in the host's memory now; swapped pages do not count. Windows charges committed pages
-    /// whether touched or not, so there it is the whole run. O(pages): for reports, not for hot paths.
+    /// Bytes of a committed run that are in the host's memory now; swapped pages do not count. Windows charges
+    /// committed pages whether touched or not, so there it is the whole run. O(pages): for reports, not for hot paths.
     /// </summary>
     public static unsafe ulong Resident(byte* at, ulong bytes)
     {

@@ -4,13 +4,15 @@ using Microsoft.Win32.SafeHandles;
 namespace Kmem;
 
 /// <summary>
-/// The C library calls that Kmem needs, without any structure: numbers, pointers and handles only, so there is no layout
-/// to get wrong. The constants hold for 64-bit x86 and arm Linux (which agree except where a member says otherwise) and,
-/// where a property asks, for macOS and FreeBSD.
+/// The C library calls that Kmem needs, without any structure: numbers, pointers and handles only, so there is no
+/// layout to get wrong. The constants hold for 64-bit x86 and arm Linux (which agree except where a member says
+/// otherwise) and, where a property asks, for macOS and FreeBSD.
 /// </summary>
 internal static partial class LibC
 {
-    /// <summary>Address space that is ours but faults when touched: reservations, guards, unmapped window pages.</summary>
+    /// <summary>
+    /// Address space that is ours but faults when touched: reservations, guards, unmapped window pages.
+    /// </summary>
     public const int ProtNone = 0;
     public const int ProtRead = 1;
     public const int ProtWrite = 2;
@@ -25,8 +27,9 @@ internal static partial class LibC
     public const int MapFixed = 0x10;
 
     /// <summary>
-    /// Linux 4.17: like <see cref="MapFixed"/> but refuses to replace. Puts a lost piece of a reservation back without the
-    /// danger of overwriting what moved in. Older kernels take the address as a hint, so the answer has to be compared.
+    /// Linux 4.17: like <see cref="MapFixed"/> but refuses to replace. Puts a lost piece of a reservation back
+    /// without the danger of overwriting what moved in. Older kernels take the address as a hint, so the answer has
+    /// to be compared.
     /// </summary>
     public const int MapFixedNoReplace = 0x100000;
 
@@ -43,8 +46,8 @@ internal static partial class LibC
     public const uint MfdCloseOnExec = 0x1;
 
     /// <summary>
-    /// Linux 6.3: never executable. With sysctl <c>vm.memfd_noexec=2</c> a memfd without it is refused; without the sysctl
-    /// its absence is a line in the kernel log. Older kernels answer EINVAL.
+    /// Linux 6.3: never executable. With sysctl <c>vm.memfd_noexec=2</c> a memfd without it is refused; without the
+    /// sysctl its absence is a line in the kernel log. Older kernels answer EINVAL.
     /// </summary>
     public const uint MfdNoExecSeal = 0x8;
 
@@ -60,7 +63,9 @@ internal static partial class LibC
     /// <summary>Only the number of 512-byte blocks is wanted.</summary>
     public const uint StatxBlocks = 0x400;
 
-    /// <summary>The size of struct statx: fixed by the kernel's ABI on every architecture, unlike struct stat.</summary>
+    /// <summary>
+    /// The size of struct statx: fixed by the kernel's ABI on every architecture, unlike struct stat.
+    /// </summary>
     public const int StatxSize = 256;
 
     /// <summary>Where stx_blocks lies in struct statx.</summary>
@@ -77,8 +82,8 @@ internal static partial class LibC
     public static int MapAnonymous => OperatingSystem.IsLinux() ? 0x20 : 0x1000;
 
     /// <summary>
-    /// No commit charge for what is only reserved (overcommit modes 0 and 1). 0x4000 on Linux, 0x40 on macOS; FreeBSD has
-    /// no such flag and never charges.
+    /// No commit charge for what is only reserved (overcommit modes 0 and 1). 0x4000 on Linux, 0x40 on macOS; FreeBSD
+    /// has no such flag and never charges.
     /// </summary>
     public static int MapNoReserve => OperatingSystem.IsLinux() ? 0x4000 : OperatingSystem.IsMacOS() ? 0x40 : 0;
 
@@ -92,7 +97,8 @@ internal static partial class LibC
     public static unsafe byte* MapFailed => (byte*)-1;
 
     [LibraryImport("libc", EntryPoint = "mmap", SetLastError = true)]
-    public static unsafe partial byte* Mmap(byte* address, nuint length, int protection, int flags, int fd, long offset);
+    public static unsafe partial byte* Mmap(
+        byte* address, nuint length, int protection, int flags, int fd, long offset);
 
     [LibraryImport("libc", EntryPoint = "mmap", SetLastError = true)]
     public static unsafe partial byte* Mmap(
@@ -107,8 +113,8 @@ internal static partial class LibC
     [LibraryImport("libc", EntryPoint = "mincore", SetLastError = true)]
     public static unsafe partial int Mincore(byte* address, nuint length, byte* resident);
 
-    [LibraryImport("libc", EntryPoint = "memfd_create", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
-    public static partial int MemfdCreate(string name, uint flags);
+    [LibraryImport("libc", EntryPoint = "memfd_create", SetLastError = true)]
+    public static partial int MemfdCreate([MarshalAs(UnmanagedType.LPUTF8Str)] string name, uint flags);
 
     [LibraryImport("libc", EntryPoint = "ftruncate", SetLastError = true)]
     public static partial int Ftruncate(SafeFileHandle file, long length);

@@ -4,18 +4,18 @@ using Microsoft.Win32.SafeHandles;
 namespace Kmem;
 
 /// <summary>
-/// RAM on Linux: a sparse memfd, whole in one shared mapping. Because it is a file, a frame can be seen at a second address
-/// (<see cref="AddressWindow"/>) and a single frame can be given back.
+/// RAM on Linux: a sparse memfd, whole in one shared mapping. Because it is a file, a frame can be seen at a second
+/// address (<see cref="AddressWindow"/>) and a single frame can be given back.
 /// </summary>
 /// <remarks>
-/// <para>Errors that cannot be return values: touching a frame when the host has no memory left is SIGBUS or the OOM killer's
-/// (as for any memory on Linux); the container's limit counts touched frames.</para>
+/// <para>Errors that cannot be return values: touching a frame when the host has no memory left is SIGBUS or the OOM
+/// killer's (as for any memory on Linux); the container's limit counts touched frames.</para>
 /// <para>Huge pages: a memfd gets them unasked only when the administrator set shmem_enabled to always, within_size or
 /// force. Then, and only then, MADV_NOHUGEPAGE is applied, because a sparse machine would cost 2 MiB for each touched
 /// frame, and releasing one frame of a huge page frees nothing.</para>
-/// <para>Fork: the linear map is left out of children (MADV_DONTFORK), because a shared mapping would let a bare fork's child
-/// write to this machine. Windows are not: the advice would have to be repeated for each mapping. Starting programs
-/// (fork and exec) is safe, the descriptor is close-on-exec.</para>
+/// <para>Fork: the linear map is left out of children (MADV_DONTFORK), because a shared mapping would let a bare
+/// fork's child write to this machine. Windows are not: the advice would have to be repeated for each mapping.
+/// Starting programs (fork and exec) is safe, the descriptor is close-on-exec.</para>
 /// </remarks>
 internal sealed class LinuxRam : Ram
 {
@@ -46,7 +46,8 @@ internal sealed class LinuxRam : Ram
     public override string Description { get; }
 
     /// <summary>
-    /// The blocks of the file, touched through whichever mapping. Frames that the host has swapped out count: they still cost.
+    /// The blocks of the file, touched through whichever mapping. Frames that the host has swapped out count: they
+    /// still cost.
     /// </summary>
     public override unsafe ulong ResidentBytes
     {

@@ -1,9 +1,9 @@
 namespace Kmem;
 
 /// <summary>
-/// How many mappings windows may use. The kernel limits them per process (vm.max_map_count, 65530 by default), and the .NET
-/// runtime dies when none are left, because its JIT maps memory too. So all machines of the process share one budget of half
-/// the limit, and running into it is an ordinary failure of one call.
+/// How many mappings windows may use. The kernel limits them per process (vm.max_map_count, 65530 by default), and
+/// the .NET runtime dies when none are left, because its JIT maps memory too. So all machines of the process share
+/// one budget of half the limit, and running into it is an ordinary failure of one call.
 /// </summary>
 internal sealed class MapBudget(int limit)
 {

@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// The host refused a call that Kmem needs. The message names the call, the size, the error and the likely cause, in the words of
-/// the setting that an administrator would change.
+/// The host refused a call that Kmem needs. The message names the call, the size, the error and the likely cause, in
+/// the words of the setting that an administrator would change.
 /// </summary>
 public sealed class PlatformException : IOException
 {
@@ -118,7 +118,9 @@ public sealed class PlatformException : IOException
     }
 }
 
-/// <summary>The settings that decide how much memory a process may reserve; null where the host has no such limit.</summary>
+/// <summary>
+/// The settings that decide how much memory a process may reserve; null where the host has no such limit.
+/// </summary>
 internal readonly record struct HostLimits(ulong? AddressSpace, int? OvercommitMode, int? MaxMapCount, ulong? Memory)
 {
     public static HostLimits Read() =>

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// RAM from private memory, for systems without memfd (and forced by tests): everything but windows, because private pages cannot
-/// be seen at a second address. Machines on it have no mapped vmalloc areas.
+/// RAM from private memory, for systems without memfd (and forced by tests): everything but windows, because private
+/// pages cannot be seen at a second address. Machines on it have no mapped vmalloc areas.
 /// </summary>
 internal sealed class PortableRam : Ram
 {
@@ -17,7 +17,9 @@ internal sealed class PortableRam : Ram
 
     public override bool CanRelease => _frames.CanDiscard;
 
-    /// <summary>Pages in memory now; swapped pages do not count. All of it on Windows and on the C heap. O(frames).</summary>
+    /// <summary>
+    /// Pages in memory now; swapped pages do not count. All of it on Windows and on the C heap. O(frames).
+    /// </summary>
     public override ulong ResidentBytes => _frames.ResidentBytes;
 
     public override string Description { get; }

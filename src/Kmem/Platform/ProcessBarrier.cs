@@ -12,10 +12,10 @@ namespace Kmem;
 ///   ... work ...                            ... now the slot is ours ...
 ///   slot.Busy = 0       release store       slot.Visitor = 0
 /// </code>
-/// The owner's store and load could be swapped by the processor, and then both sides would see 0. The barrier acts as a full
-/// fence on every thread of the process at some moment between its call and its return, so either the owner's store is
-/// visible to the visitor or the owner's load sees the visitor. The owner still has to stop the <em>compiler</em> from
-/// swapping the two (<see cref="Volatile"/>), which costs nothing on x86-64.
+/// The owner's store and load could be swapped by the processor, and then both sides would see 0. The barrier acts as
+/// a full fence on every thread of the process at some moment between its call and its return, so either the owner's
+/// store is visible to the visitor or the owner's load sees the visitor. The owner still has to stop the
+/// <em>compiler</em> from swapping the two (<see cref="Volatile"/>), which costs nothing on x86-64.
 /// </summary>
 /// <remarks>
 /// Costs microseconds and interrupts every core that runs this process (membarrier on Linux,

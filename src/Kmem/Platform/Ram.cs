@@ -3,8 +3,8 @@ using Microsoft.Win32.SafeHandles;
 namespace Kmem;
 
 /// <summary>
-/// The physical memory of a machine: frames of 4096 bytes, one after the other, all visible at the linear map (the kernel's
-/// direct map). A physical address is an offset into it.
+/// The physical memory of a machine: frames of 4096 bytes, one after the other, all visible at the linear map (the
+/// kernel's direct map). A physical address is an offset into it.
 /// <code>
 ///   frame     0        1        2               n
 ///         +--------+--------+--------+-----+--------+
@@ -12,12 +12,12 @@ namespace Kmem;
 ///         +--------+--------+--------+-----+--------+
 ///         ^ Base                            ^ Base + n * 4096
 /// </code>
-/// Frames cost host memory from their first touch (read or write) until <see cref="Release"/>, so a machine may be far larger than
-/// its host.
+/// Frames cost host memory from their first touch (read or write) until <see cref="Release"/>, so a machine may be
+/// far larger than its host.
 /// </summary>
 /// <remarks>
-/// There is no finalizer: raw pointers may outlive the last reference to this object, so only <see cref="Dispose"/> unmaps.
-/// All members may be called from any thread; who disposes makes sure that nobody else still uses the memory.
+/// There is no finalizer: raw pointers may outlive the last reference to this object, so only <see cref="Dispose"/>
+/// unmaps. All members may be called from any thread; who disposes makes sure that nobody else still uses the memory.
 /// </remarks>
 internal abstract class Ram : IDisposable
 {
@@ -31,8 +31,8 @@ internal abstract class Ram : IDisposable
     }
 
     /// <summary>
-    /// Frame 0; null after <see cref="Dispose"/>. A multiple of 4 MiB, of 1 GiB when <see cref="Bytes"/> is at least 1 GiB, so that
-    /// a naturally aligned block of frames is as aligned as a pointer.
+    /// Frame 0; null after <see cref="Dispose"/>. A multiple of 4 MiB, of 1 GiB when <see cref="Bytes"/> is at least
+    /// 1 GiB, so that a naturally aligned block of frames is as aligned as a pointer.
     /// </summary>
     public unsafe byte* Base { get; private set; }
 
@@ -57,7 +57,9 @@ internal abstract class Ram : IDisposable
     /// <summary>RAM of the best kind that this system has: a memfd on Linux, private memory elsewhere.</summary>
     /// <param name="bytes">A multiple of 4096, at least 4096.</param>
     /// <exception cref="ArgumentException">A size that cannot be.</exception>
-    /// <exception cref="PlatformException">The host refuses; the message says which call, and the likely cause.</exception>
+    /// <exception cref="PlatformException">
+    /// The host refuses; the message says which call, and the likely cause.
+    /// </exception>
     public static Ram Create(ulong bytes) => HostMemory.CanReserve && HostMemory.IsLinux
         ? LinuxRam.Create(bytes)
         : CreatePortable(bytes);
@@ -68,8 +70,8 @@ internal abstract class Ram : IDisposable
         PortableRam.Create(bytes, backing);
 
     /// <summary>
-    /// Gives a run of frames back to the host: they read as zero afterwards and cost memory again when touched. One call for a long
-    /// run is far cheaper than many for its frames (about 8.9 µs for one frame alone).
+    /// Gives a run of frames back to the host: they read as zero afterwards and cost memory again when touched. One
+    /// call for a long run is far cheaper than many for its frames (about 8.9 µs for one frame alone).
     /// </summary>
     /// <param name="offset">Physical address of the first frame; a multiple of 4096.</param>
     /// <param name="bytes">A multiple of 4096, at least 4096.</param>

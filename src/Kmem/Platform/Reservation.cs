@@ -7,12 +7,14 @@ namespace Kmem;
 ///   |· guard, unused ·|################ Base … Base + Bytes ################|· guard ·|
 ///                     ^ multiple of the alignment
 /// </code>
-/// All MAP_FIXED mappings of Kmem go between Base and Base + Bytes, so they can never hit foreign memory, and running over
-/// either end of simulated RAM is a fault instead of silent damage.
+/// All MAP_FIXED mappings of Kmem go between Base and Base + Bytes, so they can never hit foreign memory, and running
+/// over either end of simulated RAM is a fault instead of silent damage.
 /// </summary>
 internal sealed class Reservation : IDisposable
 {
-    /// <summary>Sums of sizes and alignments below this cannot overflow; no machine has so much address space.</summary>
+    /// <summary>
+    /// Sums of sizes and alignments below this cannot overflow; no machine has so much address space.
+    /// </summary>
     public const ulong MaxBytes = 1UL << 56;
 
     private readonly ulong _reservedBytes;

@@ -16,12 +16,14 @@ internal enum PrivateBacking
 }
 
 /// <summary>
-/// Zeroed memory for arrays indexed by number, of which mostly a small part is ever touched: mem_map takes 64 bytes a frame, so a
-/// machine of 1 TiB reserves 16 GiB here and uses a few pages of it. Private to this process, outside the GC heap.
+/// Zeroed memory for arrays indexed by number, of which mostly a small part is ever touched: mem_map takes 64 bytes a
+/// frame, so a machine of 1 TiB reserves 16 GiB here and uses a few pages of it. Private to this process, outside the
+/// GC heap.
 /// </summary>
 /// <remarks>
-/// Huge pages are refused (MADV_NOHUGEPAGE), because with them the first touch would make 2 MiB resident. There is no finalizer:
-/// raw pointers into the range may outlive the last reference to this object, so only <see cref="Dispose"/> frees it.
+/// Huge pages are refused (MADV_NOHUGEPAGE), because with them the first touch would make 2 MiB resident. There is no
+/// finalizer: raw pointers into the range may outlive the last reference to this object, so only
+/// <see cref="Dispose"/> frees it.
 /// </remarks>
 internal sealed class SparseMemory : IDisposable
 {
@@ -70,7 +72,10 @@ internal sealed class SparseMemory : IDisposable
         ArgumentOutOfRangeException.ThrowIfZero(bytes);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(bytes, Reservation.MaxBytes);
         if (!ulong.IsPow2(alignment) || alignment < 4096)
-            throw new ArgumentException($"alignment {alignment} is not a power of two of at least 4096", nameof(alignment));
+        {
+            throw new ArgumentException(
+                $"alignment {alignment} is not a power of two of at least 4096", nameof(alignment));
+        }
 
         if (backing == PrivateBacking.Auto)
             backing = HostMemory.CanReserve ? PrivateBacking.Pages : PrivateBacking.Heap;
@@ -90,7 +95,9 @@ internal sealed class SparseMemory : IDisposable
         return new SparseMemory(pages.Base, bytes, pages, purpose);
     }
 
-    /// <summary>Everything is zero again, and the host has its memory back. Nobody may use the range meanwhile.</summary>
+    /// <summary>
+    /// Everything is zero again, and the host has its memory back. Nobody may use the range meanwhile.
+    /// </summary>
     public void Reset() => Discard(0, Bytes);
 
     /// <summary>A run is zero again; where <see cref="CanDiscard"/>, the host has its memory back.</summary>

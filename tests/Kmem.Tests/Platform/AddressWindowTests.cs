@@ -198,8 +198,8 @@ public sealed class AddressWindowTests
     }
 
     /// <summary>
-    /// A dictionary page → frame beside the window: the same bytes everywhere, faults elsewhere, and a count that is never
-    /// below the lines of /proc/self/maps.
+    /// A dictionary page → frame beside the window: the same bytes everywhere, faults elsewhere, and a count that is
+    /// never below the lines of /proc/self/maps.
     /// </summary>
     [Theory]
     [InlineData(1)]
@@ -250,8 +250,8 @@ public sealed class AddressWindowTests
                 if (mapped) Assert.Equal(frame + 1000, *(ulong*)at);
             }
 
-            // The two guards beside the window belong to the same reservation and are lines of their own once a page next to
-            // them is mapped.
+            // The two guards beside the window belong to the same reservation and are lines of their own once a page
+            // next to them is mapped.
             Assert.InRange(HostMappings(window), 1, window.MapCount);
             Assert.Equal(window.MapCount, budget.Used);
         }
@@ -284,11 +284,12 @@ public sealed class AddressWindowTests
         {
             int dash = line.IndexOf('-', StringComparison.Ordinal);
             int space = line.IndexOf(' ', StringComparison.Ordinal);
-            ulong from = ulong.Parse(line.AsSpan(0, dash), NumberStyles.HexNumber, CultureInfo.InvariantCulture);
-            ulong to = ulong.Parse(line.AsSpan(dash + 1, space - dash - 1), NumberStyles.HexNumber, CultureInfo.InvariantCulture);
-            if (from < end && to > start) count++;
+            if (Hex(line.AsSpan(0, dash)) < end && Hex(line.AsSpan(dash + 1, space - dash - 1)) > start) count++;
         }
 
         return count;
     }
+
+    private static ulong Hex(ReadOnlySpan<char> digits) =>
+        ulong.Parse(digits, NumberStyles.HexNumber, CultureInfo.InvariantCulture);
 }

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Asks whether an address can be read or written without dying of the answer: the kernel copies to or from it on our behalf and
-/// says EFAULT where a plain access would end the process.
+/// Asks whether an address can be read or written without dying of the answer: the kernel copies to or from it on our
+/// behalf and says EFAULT where a plain access would end the process.
 /// </summary>
 internal sealed class MemoryProbe : IDisposable
 {

@@ -48,6 +48,19 @@ public sealed class SparseMemoryTests
     }
 
     [Fact]
+    public unsafe void HugePagesAreRefused()
+    {
+        Assert.SkipUnless(HostMemory.IsLinux, "read from /proc/self/smaps");
+        Assert.SkipWhen(HostInfo.HugePages is null, "this kernel has no transparent huge pages");
+        using SparseMemory memory = SparseMemory.Create(64UL << 20, "test", alignment: 1 << 21);
+        string start = ((ulong)memory.Base).ToString("x8") + "-";
+        string vmFlags = File.ReadLines("/proc/self/smaps")
+            .SkipWhile(l => !l.StartsWith(start, StringComparison.Ordinal))
+            .First(l => l.StartsWith("VmFlags:", StringComparison.Ordinal));
+        Assert.Contains(" nh", vmFlags, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public unsafe void HonoursAlignment()
     {
         using SparseMemory memory = SparseMemory.Create(4096, "test", alignment: 1 << 21);
