@@ -24,6 +24,10 @@ public static class PageOrder
     /// <summary>The order of a pageblock, the unit of grouping by mobility: 512 pages (<c>pageblock_order</c>).</summary>
     public const int Pageblock = 9;
 
+    internal const int PageblockPages = 1 << Pageblock;
+
+    internal const int MaxBlockPages = 1 << Max;
+
     private const int PageShift = 12;
 
     /// <summary>

@@ -312,7 +312,7 @@ internal sealed class CpuSet : IDisposable
         {
             // The owner may move to this CPU at this very moment (Pin); after the barrier it sees that it lost it.
             Interlocked.CompareExchange(ref owner->Cpu, -1, cpu);
-            ProcessBarrier.Run();
+            ProcessBarrier.Full();
             while (Volatile.Read(ref owner->Busy) == 1)
                 spin.SpinOnce(sleep1Threshold: 200);
         }

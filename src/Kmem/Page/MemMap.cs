@@ -17,7 +17,7 @@ internal sealed class MemMap : IDisposable
         // Whole largest blocks: looking at the buddy of any frame stays inside the array.
         EndPfn = endPfn;
         ulong frames = (endPfn + PageOrder.MaxBlockPages - 1) & ~(ulong)(PageOrder.MaxBlockPages - 1);
-        _descriptors = SparseMemory.Create(frames * Page.SizeInBytes);
+        _descriptors = SparseMemory.Create(frames * Page.SizeInBytes, "page descriptors");
         Base = (Page*)_descriptors.Base;
         RamBase = ramBase;
         Bug.On(sizeof(Page) != Page.SizeInBytes);

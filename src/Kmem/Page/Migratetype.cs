@@ -58,6 +58,12 @@ internal static class Migratetypes
         return (Migratetype)FallbackTable[((int)wanted * FallbackCount) + rank];
     }
 
+    /// <summary>
+    /// Whether blocks of this type merge with other types and fall back to them: Unmovable, Movable and Reclaimable
+    /// (<c>migratetype_is_mergeable</c>).
+    /// </summary>
+    internal static bool IsMergeable(this Migratetype type) => (int)type < PcpTypes;
+
     /// <summary>The type's name as /proc/pagetypeinfo prints it (<c>migratetype_names</c>).</summary>
     internal static string Name(this Migratetype type) => type switch
     {

@@ -122,6 +122,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>Who may ignore the watermarks (__gfp_pfmemalloc_flags).</summary>
+    public static unsafe bool HasFullReserve(Gfp gfp, CpuTask* task) => ReserveFlags(gfp, task) != 0;
+
     private static unsafe AllocFlags ReserveFlags(Gfp gfp, CpuTask* task)
     {
         if ((gfp & Gfp.NoMemAlloc) != 0)

@@ -84,7 +84,7 @@ internal sealed partial class PageAllocator : IDisposable
         if (MustNotFragment(request))
             flags |= AllocFlags.NoFragment;
 
-        Page* page = FailNext(gfp, order) ? null : Walk(request, flags, task);
+        Page* page = Walk(request, flags, task);
         if (page == null)
             page = AllocSlow(request, task);
 

@@ -1,0 +1,150 @@
+namespace Kmem;
+
+/// <content>The other ways to ask for frames: exact sizes, many at once, references, splitting.</content>
+internal sealed partial class PageAllocator
+{
+    /// <summary>Counts one more reference to a block (get_page).</summary>
+    public unsafe void Get(ulong pfn)
+    {
+        Page* page = CheckedForFree(pfn, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1);
+        Interlocked.Increment(ref page->RefCount);
+    }
+
+    /// <summary>
+    /// Turns a block that is not compound into single frames, each to be freed alone (split_page).
+    /// </summary>
+    public unsafe void Split(ulong pfn, int order)
+    {
+        Page* page = CheckedForFree(pfn, order);
+        if (page->IsHead)
+            ThrowBadFree(pfn, order, "a compound block cannot be split");
+
+        for (long i = 0; i < 1L << order; i++)
+        {
+            page[i].RefCount = 1;
+            page[i].AllocatedOrderPlusOne = 1;
+        }
+    }
+
+    /// <summary>
+    /// Allocates exactly as many contiguous frames as a size needs: a block of the next power of two, split, with the tail
+    /// frames given back at once (alloc_pages_exact).
+    /// </summary>
+    /// <returns>The first page, or null.</returns>
+    public unsafe Page* AllocExact(nuint bytes, Gfp gfp)
+    {
+        if ((gfp & (Gfp.Comp | Gfp.HighMem)) != 0)
+        {
+            _log.Write("WARNING: alloc_pages_exact: __GFP_COMP and __GFP_HIGHMEM are dropped");
+            gfp &= ~(Gfp.Comp | Gfp.HighMem);
+        }
+
+        if (bytes == 0 || bytes > (nuint)PageOrder.MaxBlockPages * Pfn.PageSize)
+            return null;
+
+        int order = PageOrder.ForSize(bytes);
+        Page* page = Alloc(gfp, order, -1);
+        if (page == null)
+            return null;
+
+        Split(_map.PfnOf(page), order);
+        long used = (long)((bytes + Pfn.PageSize - 1) >> Pfn.PageShift);
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        for (long i = used; i < 1L << order; i++)
+        {
+            page[i].RefCount = 0;
+            PrepareFree(page + i, 0);
+            ZoneOf(_map.PfnOf(page + i)).GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
+        }
+
+        _cpus.Leave(task);
+        return page;
+    }
+
+    /// <summary>Frees what <see cref="AllocExact"/> gave out for the same size (free_pages_exact).</summary>
+    public void FreeExact(ulong pfn, nuint bytes)
+    {
+        ulong frames = (bytes + Pfn.PageSize - 1) >> Pfn.PageShift;
+        for (ulong i = 0; i < frames; i++)
+            Free(pfn + i, 0);
+    }
+
+    /// <summary>
+    /// Fills the empty (<see cref="Pfn.None"/>) entries with single frames from one zone's per-CPU list, refilling it as
+    /// often as needed (alloc_pages_bulk). No mm_page_alloc events, no mark on the lists' tuning.
+    /// </summary>
+    /// <returns>Number of filled entries from the start; may be fewer than asked.</returns>
+    public unsafe int AllocBulk(Gfp gfp, int node, Span<Pfn> pages)
+    {
+        int filled = 0;
+        while (filled < pages.Length && pages[filled].IsValid)
+            filled++;
+        int missing = 0;
+        foreach (Pfn entry in pages)
+            missing += entry.IsValid ? 0 : 1;
+        if (missing == 0)
+            return filled;
+
+        CpuTask* task = _cpus.Current;
+        gfp = ApplyScopes(gfp, task->Flags);
+        CheckContext(gfp, task);
+        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node));
+        ZonePages? zone = missing == 1 ? null : FindBulkZone(request, missing);
+        int got = zone == null ? 0 : TakeBulk(zone, request, pages, task);
+        if (got == 0)
+        {
+            Page* single = Alloc(gfp, 0, node);
+            if (single != null)
+                pages[pages.IndexOf(Pfn.None)] = new Pfn(_map.PfnOf(single));
+        }
+
+        int end = pages.IndexOf(Pfn.None);
+        return end < 0 ? pages.Length : end;
+    }
+
+    /// <summary>The first zone of the preferred node that has the whole request above LOW.</summary>
+    private ZonePages? FindBulkZone(in AllocRequest request, int missing)
+    {
+        for (int i = request.First; i < request.Zones.Length; i++)
+        {
+            Zone zone = request.Zones[i];
+            if (zone.NodeId != request.Zones[request.First].NodeId)
+                break;
+
+            ZonePages pages = _zones[zone.Index]!;
+            ZoneType highest = request.Zones[request.First].Type;
+            if (pages.WatermarkFast(0, zone.Mark(WatermarkLevel.Low) + missing, highest, AllocFlags.WatermarkLow))
+                return pages;
+        }
+
+        return null;
+    }
+
+    private unsafe int TakeBulk(ZonePages zone, in AllocRequest request, Span<Pfn> pages, CpuTask* task)
+    {
+        int cpu = _cpus.Enter(task);
+        int got = 0;
+        if (zone.PcpOf(cpu)->Locked == 0)
+        {
+            for (int i = 0; i < pages.Length; i++)
+            {
+                if (pages[i].IsValid)
+                    continue;
+
+                Page* page = zone.TakeBulk(request.Migratetype, AllocFlags.WatermarkLow, cpu);
+                if (page == null)
+                    break;
+
+                CountAllocation(zone, request, cpu);
+                Prepare(page, request, AllocFlags.WatermarkLow);
+                page->RefCount = 1;
+                pages[i] = new Pfn(_map.PfnOf(page));
+                got++;
+            }
+        }
+
+        _cpus.Leave(task);
+        return got;
+    }
+}

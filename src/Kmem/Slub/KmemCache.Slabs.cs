@@ -1,0 +1,206 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Runtime.CompilerServices;
+
+namespace Kmem;
+
+/// <content>Slabs: made from pages, laid out, given back.</content>
+public sealed partial class KmemCache
+{
+    // Object indices in the order in which a new slab's free list visits them, or null for ascending order.
+    private readonly ushort[]? _sequence;
+    private int _constructingThread;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe void* ObjectAt(Page* slab, int index) => _slabs.Map.AddressOf(slab) + ((long)index * Geometry.Size);
+
+    private unsafe int IndexOf(Page* slab, void* obj) =>
+        (int)((uint)((byte*)obj - _slabs.Map.AddressOf(slab)) / (uint)Geometry.Size);
+
+    /// <summary>
+    /// Allocates the pages of a slab and puts all objects on its free list. High orders must not disturb: the preferred
+    /// order is tried without effort, then the smallest order that holds an object with the caller's flags.
+    /// </summary>
+    /// <returns>The slab, already frozen for the caller, who owns the whole list; or null.</returns>
+    private unsafe Page* NewSlab(Gfp gfp, int node, out void* freelist)
+    {
+        freelist = null;
+        Gfp flags = (gfp & (GfpMask.Reclaim | GfpMask.Constraint)) | Geometry.AllocFlags;
+        Gfp quiet = (flags | Gfp.NoWarn | Gfp.NoRetry) & ~Gfp.NoFail;
+        if ((flags & Gfp.DirectReclaim) != 0 && Geometry.Order > Geometry.MinOrder)
+            quiet = (quiet | Gfp.NoMemAlloc) & ~Gfp.Reclaim;
+
+        int order = Geometry.Order;
+        int objects = Geometry.ObjectsPerSlab;
+        Page* slab = _slabs.Pages.AllocFrozen(quiet, order, node);
+        if (slab == null)
+        {
+            order = Geometry.MinOrder;
+            objects = Geometry.MinObjects;
+            slab = _slabs.Pages.AllocFrozen(flags, order, node);
+            if (slab == null)
+                return null;
+        }
+
+        slab->SlabCache = SlabAllocator.TagOf(Id);
+        slab->Type = PageType.Slab;
+        if ((slab->Flags & PageFlags.PfMemAlloc) != 0)
+            slab->Flags |= PageFlags.SlabPfMemAlloc;
+        _slabs.AccountPages(slab, 1L << order, Flags);
+
+        int first = LayOut(slab, objects);
+        slab->SlabState = new SlabState(SlabState.NoFreeObject, objects, objects, frozen: true).Word;
+        freelist = ObjectAt(slab, first);
+        return slab;
+    }
+
+    private unsafe void CountNewSlab(Page* slab) =>
+        _nodes[NodeOf(slab)].CountSlab(1, SlabState.Read(slab).Objects);
+
+    /// <summary>Links all objects in order of first use, and runs the constructor on each.</summary>
+    /// <returns>Index of the first object.</returns>
+    private unsafe int LayOut(Page* slab, int objects)
+    {
+        if (_sequence != null && objects >= 2)
+            return LayOutShuffled(slab, objects);
+
+        byte* obj = _slabs.Map.AddressOf(slab);
+        for (int i = 0; i < objects; i++)
+        {
+            byte* next = i + 1 < objects ? obj + Geometry.Size : null;
+            SetFreePointer(obj, next);
+            Construct(slab, obj);
+            obj = next;
+        }
+
+        return 0;
+    }
+
+    /// <summary>Walks the cache's random sequence from a random place, leaving out what a smaller slab does not have.</summary>
+    private unsafe int LayOutShuffled(Page* slab, int objects)
+    {
+        ushort[] sequence = _sequence!;
+        int position = (int)(_slabs.NextRandom() % (ulong)sequence.Length);
+        int first = -1;
+        void* previous = null;
+        for (int seen = 0; seen < sequence.Length; seen++)
+        {
+            int index = sequence[position];
+            position = position + 1 == sequence.Length ? 0 : position + 1;
+            if (index >= objects)
+                continue;
+
+            void* obj = ObjectAt(slab, index);
+            if (previous == null)
+                first = index;
+            else
+                SetFreePointer(previous, obj);
+            SetFreePointer(obj, null);
+            Construct(slab, obj);
+            previous = obj;
+        }
+
+        return first;
+    }
+
+    private unsafe void Construct(Page* slab, void* obj)
+    {
+        if (_constructor == null)
+            return;
+
+        int thread = Environment.CurrentManagedThreadId;
+        if (_constructingThread == thread)
+            _slabs.Pages.ThrowBug($"BUG: the constructor of cache {Name} allocates from its own cache");
+
+        LockOrder.AssertNoneHeld();
+        int before = _constructingThread;
+        _constructingThread = thread;
+        try
+        {
+            _constructor(obj);
+        }
+        catch
+        {
+            ReleasePages(slab);
+            throw;
+        }
+        finally
+        {
+            _constructingThread = before;
+        }
+    }
+
+    /// <summary>Gives an empty slab's pages back, after a grace period if readers may still look at its objects.</summary>
+    private unsafe void Discard(Page* slab)
+    {
+        Bug.OnVm(SlabState.Read(slab).InUse != 0, "slab with objects discarded");
+        _nodes[NodeOf(slab)].CountSlab(-1, -SlabState.Read(slab).Objects);
+        if ((Flags & SlabFlags.TypesafeByRcu) != 0)
+            _slabs.Rcu.Call(new RcuPageFree(this, (nint)slab).Run);
+        else
+            ReleasePages(slab);
+    }
+
+    private unsafe void ReleasePages(Page* slab)
+    {
+        int order = PageAllocator.CompoundOrder(slab);
+        _slabs.AccountPages(slab, -(1L << order), Flags);
+        slab->Type = PageType.None;
+        slab->Mapping = 0;
+        slab->SlabCache = 0;
+        slab->Private = 0;
+        slab->Flags &= ~(PageFlags.SlabPfMemAlloc | PageFlags.SlabOnPartialList);
+        _slabs.Pages.FreeFrozen(slab, order);
+    }
+
+    /// <summary>A free list's next object; a link that leaves the slab ends the list, with a report.</summary>
+    private unsafe void* NextChecked(void* obj)
+    {
+        void* next = FreePointer(obj);
+        if (IsSameSlabOrNull(obj, next))
+            return next;
+
+        _slabs.Log.Write(CorruptReport(obj, next));
+        SetFreePointer(obj, null);
+        return null;
+    }
+
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void ThrowCorruptFreelist(CpuTask* task, KmemCacheCpu* c, void* obj, void* next)
+    {
+        // The rest of the list is lost: nobody knows where it is. The objects on it count as in use from now on.
+        c->Freelist = null;
+        _cpus.Leave(task);
+        _slabs.Pages.ThrowBug(CorruptReport(obj, next));
+    }
+
+    private unsafe string CorruptReport(void* obj, void* next) =>
+        $"BUG {Name}: Freepointer corrupt\n"
+        + $"Object 0x{_slabs.KernelAddress(obj):x16} @offset={(ulong)obj & ~_slabMask} fp=0x{(ulong)next:x16}: "
+        + "something wrote to the object after it was freed, or past the end of its neighbour; "
+        + "the rest of this free list is given up";
+
+    /// <summary>Fisher–Yates from the top, as the kernel shuffles (freelist_randomize).</summary>
+    private ushort[]? RandomSequence(int objects)
+    {
+        if (objects < 2)
+            return null;
+
+        var sequence = new ushort[objects];
+        for (int i = 0; i < objects; i++)
+            sequence[i] = (ushort)i;
+        for (int i = objects - 1; i > 0; i--)
+        {
+            int other = (int)(_slabs.NextRandom() % (ulong)(i + 1));
+            (sequence[i], sequence[other]) = (sequence[other], sequence[i]);
+        }
+
+        return sequence;
+    }
+
+    /// <summary>An empty slab that waits for its readers.</summary>
+    private sealed class RcuPageFree(KmemCache cache, nint slab)
+    {
+        public unsafe void Run() => cache.ReleasePages((Page*)slab);
+    }
+}

@@ -1,0 +1,275 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
+namespace Kmem;
+
+/// <summary>Called once for every object of a new slab, with the object's address; see <see cref="Machine.CreateCache"/>.</summary>
+/// <param name="obj">The object; <see cref="KmemCache.ObjectSize"/> bytes may be written.</param>
+/// <remarks>Runs without locks. It may allocate from other caches, not from its own.</remarks>
+public unsafe delegate void SlabConstructor(void* obj);
+
+/// <summary>
+/// A cache of equal objects (<c>struct kmem_cache</c>). An object comes from the first of these places that has one:
+/// <code>
+///   this CPU's free list ─▶ this CPU's slab ─▶ this CPU's partial slabs ─▶ the node's partial list ─▶ a new slab
+///     (one load, test,       (objects freed      (no lock)                   (list lock)               (page
+///      store)                 by other CPUs)                                                            allocator)
+/// </code>
+/// and goes back to this CPU's free list if its slab is the current one, else to its slab. Objects may be allocated and
+/// freed on any thread.
+/// </summary>
+/// <remarks>mm/slub.c, Linux 6.18: slab_alloc_node, slab_free. Created by <see cref="Machine.CreateCache"/>.</remarks>
+public sealed partial class KmemCache
+{
+    private readonly SlabAllocator _slabs;
+    private readonly CpuSet _cpus;
+    private readonly unsafe KmemCacheCpu* _cpu;
+    private readonly KmemCacheNode[] _nodes;
+    private readonly unsafe byte* _ram;
+    private readonly unsafe byte* _live;
+    private readonly int _liveShift;
+    private readonly int _freePointerOffset;
+    private readonly ulong _slabMask;      // bits that two addresses of one slab have in common
+    private readonly ulong _hardening;     // secret of the free pointers; 0 if they are stored plainly
+    private readonly bool _hardened;
+    private readonly SlabConstructor? _constructor;
+
+    internal unsafe KmemCache(SlabAllocator slabs, int id, string name, in SlabGeometry geometry, CacheTraits traits)
+    {
+        _slabs = slabs;
+        _cpus = slabs.Cpus;
+        _ram = slabs.Map.RamBase;
+        Id = id;
+        Name = name;
+        Geometry = geometry;
+        _objectSize = geometry.ObjectSize;
+        _inuse = geometry.Inuse;
+        _constructor = traits.Constructor;
+        UserOffset = traits.UserOffset;
+        UserSize = traits.UserSize;
+        MinPartial = geometry.MinPartial;
+        CpuPartial = geometry.CpuPartial;
+        CpuPartialSlabs = geometry.CpuPartialSlabs;
+        _freePointerOffset = geometry.FreePointerOffset;
+        _slabMask = ~(((ulong)Pfn.PageSize << geometry.Order) - 1);
+        _live = slabs.Live.MapFor(geometry.Size);
+        _liveShift = LiveObjects.ShiftFor(geometry.Size);
+        _hardened = slabs.Options.FreelistHardened;
+        _hardening = _hardened ? slabs.NextRandom() : 0;
+        _sequence = slabs.Options.FreelistRandom ? RandomSequence(geometry.ObjectsPerSlab) : null;
+        _cpu = (KmemCacheCpu*)NativeMemory.AlignedAlloc((nuint)(_cpus.Count * sizeof(KmemCacheCpu)), 128);
+        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
+        _nodes = new KmemCacheNode[slabs.Pages.Nodes.Count];
+        for (int node = 0; node < _nodes.Length; node++)
+            _nodes[node] = new KmemCacheNode();
+    }
+
+    /// <summary>The name given when the cache was created; the first one's, if others were merged into it.</summary>
+    public string Name { get; }
+
+    /// <summary>Bytes that a user may write; the largest, if several were merged.</summary>
+    public int ObjectSize => _objectSize;
+
+    /// <summary>Bytes from one object to the next.</summary>
+    public int SlotSize => Geometry.Size;
+
+    /// <summary>How an object lies in its slot and how many make a slab.</summary>
+    public SlabGeometry Geometry { get; }
+
+    /// <summary>The flags it was created with.</summary>
+    public SlabFlags Flags => Geometry.Flags;
+
+    /// <summary>Further users merged into this cache.</summary>
+    public int Aliases => Math.Max(0, RefCount - 1);
+
+    /// <summary>First byte of the object that may be copied to and from user space.</summary>
+    public int UserOffset { get; }
+
+    /// <summary>How many bytes may be copied to and from user space; 0 for none.</summary>
+    public int UserSize { get; }
+
+    /// <summary>Objects given out and not freed. Exact when no other thread is at work.</summary>
+    public long LiveCount => CountLive();
+
+    /// <summary>Slabs on all nodes.</summary>
+    public long SlabCount => _nodes.Sum(node => node.NrSlabs);
+
+    /// <summary>Slots in all slabs, used or free.</summary>
+    public long TotalObjects => _nodes.Sum(node => node.TotalObjects);
+
+    internal int Id { get; }
+
+    internal int RefCount { get; set; } = 1;
+
+    internal bool HasConstructor => _constructor != null;
+
+    internal int MinPartial { get; set; }
+
+    internal int CpuPartial { get; private set; }
+
+    internal int CpuPartialSlabs { get; private set; }
+
+    internal IReadOnlyList<KmemCacheNode> Nodes => _nodes;
+
+    private int _objectSize;
+    private int _inuse;
+
+    /// <summary>Allocates an object (kmem_cache_alloc).</summary>
+    /// <param name="gfp">What may be done to get it; <see cref="Gfp.Zero"/> clears it.</param>
+    /// <returns>
+    /// The object's address, aligned as the cache promises, or null if there is no memory. Its content is undefined, or as
+    /// the constructor left it.
+    /// </returns>
+    /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
+    public unsafe void* Alloc(Gfp gfp) => AllocCore(gfp, -1, (nuint)_objectSize, traceAsKmalloc: false);
+
+    /// <summary>Allocates an object on a node (kmem_cache_alloc_node).</summary>
+    /// <param name="gfp">As for <see cref="Alloc(Gfp)"/>; with <see cref="Gfp.ThisNode"/> only this node will do.</param>
+    /// <param name="node">Node number, or -1 for the CPU's own.</param>
+    /// <returns>The object, or null.</returns>
+    public unsafe void* Alloc(Gfp gfp, int node)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(node, _nodes.Length);
+        return AllocCore(gfp, Math.Max(node, -1), (nuint)_objectSize, traceAsKmalloc: false);
+    }
+
+    /// <summary>Frees an object of this cache (kmem_cache_free). Null is allowed and ignored.</summary>
+    /// <param name="obj">
+    /// What <see cref="Alloc(Gfp)"/> returned. An object of another cache is freed there, and reported in the log.
+    /// </param>
+    /// <exception cref="KernelBugException">
+    /// The object is free already, or no object begins at this address, or it is not memory of this machine.
+    /// </exception>
+    public unsafe void Free(void* obj)
+    {
+        if (obj == null)
+            return;
+
+        Page* slab = _slabs.SlabOf(obj);
+        if (slab == null)
+            _slabs.ThrowNotASlab(obj, $"kmem_cache_free({Name})");
+        KmemCache owner = _slabs.CacheOf(slab);
+        if (owner != this)
+            _slabs.WarnWrongCache(this, owner, obj);
+        _slabs.Trace?.KmemCacheFree(_slabs.KernelAddress(obj), owner.Name);
+        owner.FreeCore(slab, obj);
+    }
+
+    /// <summary>The way of every allocation: kmalloc comes in here too.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal unsafe void* AllocCore(Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
+    {
+        CpuTask* task = _cpus.Current;
+        _slabs.Pages.CheckContext(gfp, task);
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        void* obj = c->Freelist;
+        if (obj == null || node >= 0)
+        {
+            obj = AllocSlow(task, cpu, gfp, node);
+            if (obj == null)
+                return null;
+        }
+        else
+        {
+            void* next = FreePointer(obj);
+            if (!IsSameSlabOrNull(obj, next))
+                ThrowCorruptFreelist(task, c, obj, next);
+            c->Freelist = next;
+            MarkLive(obj);
+            _cpus.Leave(task);
+        }
+
+        if ((gfp & Gfp.Zero) != 0)
+            new Span<byte>(obj, _objectSize).Clear();
+        if (_slabs.Trace != null)
+            TraceAlloc(obj, requested, gfp, node, traceAsKmalloc);
+        return obj;
+    }
+
+    /// <summary>The way of every free of one object; the slab is the object's.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal unsafe void FreeCore(Page* slab, void* obj)
+    {
+        if (!TryMarkFree(obj))
+            _slabs.ThrowBadFree(this, slab, obj);
+
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        if (c->Slab == slab)
+        {
+            SetFreePointer(obj, c->Freelist);
+            c->Freelist = obj;
+            _cpus.Leave(task);
+            return;
+        }
+
+        FreeSlow(task, cpu, slab, obj, obj, 1);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe bool IsSameSlabOrNull(void* obj, void* next) =>
+        (((ulong)obj ^ (ulong)next) & _slabMask) == 0 || next == null;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe void* FreePointer(void* obj)
+    {
+        byte* word = (byte*)obj + _freePointerOffset;
+        ulong stored = Unsafe.ReadUnaligned<ulong>(word);
+        return _hardened ? (void*)Encode(stored, word) : (void*)stored;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe void SetFreePointer(void* obj, void* next)
+    {
+        byte* word = (byte*)obj + _freePointerOffset;
+        Unsafe.WriteUnaligned(word, _hardened ? Encode((ulong)next, word) : (ulong)next);
+    }
+
+    /// <summary>pointer XOR secret XOR byte-swapped address of the word; its own inverse (freelist_ptr_encode).</summary>
+    private unsafe ulong Encode(ulong pointer, byte* word) =>
+        pointer ^ _hardening ^ System.Buffers.Binary.BinaryPrimitives.ReverseEndianness((ulong)word);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe void MarkLive(void* obj)
+    {
+        ulong offset = (ulong)((byte*)obj - _ram);
+        _live[offset >> _liveShift] = LiveObjects.Mark(offset);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe bool TryMarkFree(void* obj)
+    {
+        ulong offset = (ulong)((byte*)obj - _ram);
+        byte* mark = _live + (offset >> _liveShift);
+        if (*mark != LiveObjects.Mark(offset) || (offset & 7) != 0)
+            return false;
+
+        *mark = 0;
+        return true;
+    }
+
+    /// <summary>Whether an allocated object begins at this address of one of the cache's slabs.</summary>
+    internal unsafe bool IsLive(void* obj)
+    {
+        ulong offset = (ulong)((byte*)obj - _ram);
+        return _live[offset >> _liveShift] == LiveObjects.Mark(offset) && (offset & 7) == 0;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void TraceAlloc(void* obj, nuint requested, Gfp gfp, int node, bool traceAsKmalloc)
+    {
+        ulong address = _slabs.KernelAddress(obj);
+        if (traceAsKmalloc)
+            _slabs.Trace!.Kmalloc(address, requested, (nuint)SlotSize, gfp, node);
+        else
+            _slabs.Trace!.KmemCacheAlloc(address, Name, requested, (nuint)SlotSize, gfp, node);
+    }
+}
+
+/// <summary>What a cache has besides its geometry.</summary>
+/// <param name="Constructor">Run once per object of a new slab, or null.</param>
+/// <param name="UserOffset">Start of the part that user copies may touch.</param>
+/// <param name="UserSize">Bytes that user copies may touch.</param>
+internal readonly record struct CacheTraits(SlabConstructor? Constructor, int UserOffset, int UserSize);
