@@ -21,7 +21,9 @@ public static class PageOrder
     /// </summary>
     public const int Costly = 3;
 
-    /// <summary>The order of a pageblock, the unit of grouping by mobility: 512 pages (<c>pageblock_order</c>).</summary>
+    /// <summary>
+    /// The order of a pageblock, the unit of grouping by mobility: 512 pages (<c>pageblock_order</c>).
+    /// </summary>
     public const int Pageblock = 9;
 
     internal const int PageblockPages = 1 << Pageblock;

@@ -64,7 +64,7 @@ public enum Gfp : uint
     /// <summary>kswapd may be woken (<c>__GFP_KSWAPD_RECLAIM</c>).</summary>
     KswapdReclaim = 0x800,
 
-    /// <summary>The page will be dirtied: spread over the nodes within their dirty limits (<c>__GFP_WRITE</c>).</summary>
+    /// <summary>The page will be dirtied: spread over nodes within their dirty limits (<c>__GFP_WRITE</c>).</summary>
     Write = 0x1000,
 
     /// <summary>No report when the allocation fails (<c>__GFP_NOWARN</c>).</summary>

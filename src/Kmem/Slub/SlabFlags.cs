@@ -24,7 +24,9 @@ public enum SlabFlags : uint
     /// <summary>No flag.</summary>
     None = 0,
 
-    /// <summary>Check structures on every allocation and free, debug letter F (<c>SLAB_CONSISTENCY_CHECKS</c>).</summary>
+    /// <summary>
+    /// Check structures on every allocation and free, debug letter F (<c>SLAB_CONSISTENCY_CHECKS</c>).
+    /// </summary>
     ConsistencyChecks = 0x1,
 
     /// <summary>Guard bytes on both sides of each object, debug letter Z (<c>SLAB_RED_ZONE</c>).</summary>
@@ -36,7 +38,9 @@ public enum SlabFlags : uint
     /// <summary>A cache that serves kmalloc (<c>SLAB_KMALLOC</c>).</summary>
     Kmalloc = 0x8,
 
-    /// <summary>Align objects to cache lines, or to the part of a line that suffices (<c>SLAB_HWCACHE_ALIGN</c>).</summary>
+    /// <summary>
+    /// Align objects to cache lines, or to the part of a line that suffices (<c>SLAB_HWCACHE_ALIGN</c>).
+    /// </summary>
     HwcacheAlign = 0x10,
 
     /// <summary>Slabs from zone DMA (<c>SLAB_CACHE_DMA</c>).</summary>

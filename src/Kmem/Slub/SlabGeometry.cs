@@ -33,7 +33,9 @@ public readonly record struct SlabGeometryRequest(int ObjectSize, int Align, Sla
     /// <summary>Highest preferred order; objects that need more get it (<c>slab_max_order</c>).</summary>
     public int SlabMaxOrder { get; init; } = PageOrder.Costly;
 
-    /// <summary>Objects a slab should hold; 0 derives the number from <see cref="Cpus"/> (<c>slab_min_objects</c>).</summary>
+    /// <summary>
+    /// Objects a slab should hold; 0 derives the number from <see cref="Cpus"/> (<c>slab_min_objects</c>).
+    /// </summary>
     public int SlabMinObjects { get; init; }
 
     /// <summary>
@@ -93,7 +95,9 @@ public readonly record struct SlabGeometry
     /// <summary>Objects in a slab of <see cref="Order"/>.</summary>
     public int ObjectsPerSlab { get; private init; }
 
-    /// <summary>The order to fall back to when none of <see cref="Order"/> is free: just enough for one object.</summary>
+    /// <summary>
+    /// The order to fall back to when no block of <see cref="Order"/> is free: enough for one object.
+    /// </summary>
     public int MinOrder { get; private init; }
 
     /// <summary>Objects in a slab of <see cref="MinOrder"/>.</summary>
@@ -184,8 +188,10 @@ public readonly record struct SlabGeometry
     /// <param name="align">Requested alignment in bytes: 0 for none, else a power of two.</param>
     /// <param name="objectSize">Size of an object in bytes.</param>
     /// <param name="cacheLineSize">Bytes of a cache line.</param>
+    /// <exception cref="ArgumentOutOfRangeException"><paramref name="objectSize"/> is not positive.</exception>
     public static int AlignmentOf(SlabFlags flags, int align, int objectSize, int cacheLineSize = 64)
     {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(objectSize);
         if ((flags & SlabFlags.HwcacheAlign) != SlabFlags.None)
         {
             int line = cacheLineSize;
