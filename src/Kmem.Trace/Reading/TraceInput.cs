@@ -6,12 +6,20 @@ namespace Kmem.Tracing;
 /// The bytes of a trace: a stream as it is, or decompressed if it starts with gzip's magic number. Damage in the
 /// compressed data ends the input and is kept in <see cref="Damage"/>.
 /// </summary>
+/// <remarks>
+/// <see cref="GZipStream"/> does not tell data that is cut off from data that is complete. So we append one small gzip
+/// member of our own to the compressed bytes. It is asked for only when everything before it was delivered; if what
+/// comes out then is not its content, the bytes before it were not a whole file.
+/// </remarks>
 internal sealed class TraceInput(Stream stream, string name) : IDisposable
 {
     /// <summary>
     /// Text taken from the decompressor at a time: what it had decompressed when it met damage is lost, so not much.
     /// </summary>
     private const int GzipPiece = 16 << 10;
+
+    private static readonly byte[] s_endMark = "\0end of file\0"u8.ToArray();
+    private static readonly byte[] s_packedEndMark = Pack(s_endMark);
 
     private readonly HeadStream _raw = new(stream);
     private Stream? _text;
@@ -34,15 +42,23 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
         if (_text is not GZipStream)
             return _text.Read(buffer);
 
+        if (Damage is not null)
+            return 0;
+
         try
         {
-            return _text.Read(buffer[..Math.Min(buffer.Length, GzipPiece)]);
+            int count = _text.Read(buffer[..Math.Min(buffer.Length, GzipPiece)]);
+            if (!_raw.AtTail)
+                return count;
+            if (!buffer[..count].SequenceEqual(s_endMark))
+                Damage = new InvalidDataException("The compressed data ends too early.");
         }
         catch (InvalidDataException e)
         {
             Damage = e;
-            return 0;
         }
+
+        return 0;
     }
 
     /// <inheritdoc/>
@@ -56,7 +72,10 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
     {
         ReadOnlySpan<byte> head = _raw.PeekHead();
         if (head.StartsWith((ReadOnlySpan<byte>)[0x1f, 0x8b]))
+        {
+            _raw.Tail = s_packedEndMark;
             return new GZipStream(_raw, CompressionMode.Decompress);
+        }
 
         string? other =
             head.StartsWith((ReadOnlySpan<byte>)[0x17, 0x08, 0x44])
@@ -71,13 +90,30 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
             : throw new TraceFormatException($"{name}: expected ftrace text, plain or gzip, but this is {other}.");
     }
 
-    /// <summary>A stream whose first bytes can be looked at before they are read.</summary>
+    private static byte[] Pack(byte[] content)
+    {
+        var packed = new MemoryStream();
+        using (var gzip = new GZipStream(packed, CompressionLevel.NoCompression))
+            gzip.Write(content);
+        return packed.ToArray();
+    }
+
+    /// <summary>
+    /// A stream whose first bytes can be looked at before they are read, and that can have a tail appended.
+    /// </summary>
     private sealed class HeadStream(Stream inner) : Stream
     {
         private readonly byte[] _head = new byte[8];
         private int _headStart;
         private int _headEnd;
         private long _position;
+        private int _tailStart;
+
+        /// <summary>Delivered when the inner stream has ended.</summary>
+        public byte[] Tail { get; set; } = [];
+
+        /// <summary>Some of the tail was delivered.</summary>
+        public bool AtTail => _tailStart > 0;
 
         public override bool CanRead => true;
 
@@ -108,12 +144,20 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
                 _head.AsSpan(_headStart, count).CopyTo(buffer);
                 _headStart += count;
             }
-            else
+            else if (!AtTail)
             {
                 count = inner.Read(buffer);
             }
 
             _position += count;
+            return count > 0 || buffer.IsEmpty ? count : ReadTail(buffer);
+        }
+
+        private int ReadTail(Span<byte> buffer)
+        {
+            int count = Math.Min(Tail.Length - _tailStart, buffer.Length);
+            Tail.AsSpan(_tailStart, count).CopyTo(buffer);
+            _tailStart += count;
             return count;
         }
 
