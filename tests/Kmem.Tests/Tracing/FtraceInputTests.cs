@@ -185,6 +185,42 @@ public sealed class FtraceInputTests
         }
     }
 
+    /// <summary>Cut at every byte, header and trailer included, with one member and with two.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void NoCutOfAGzipFileGoesUnnoticed(bool twoMembers)
+    {
+        byte[] text = Encoding.UTF8.GetBytes(TraceText.Header + string.Concat(Enumerable.Repeat(Free, 5)));
+        byte[] gzip = TraceText.Gzip(text);
+        int first = twoMembers ? gzip.Length : 0;       // a whole member before the one that is cut
+        gzip = [.. gzip[..first], .. gzip];
+        for (int length = first + 1; length < gzip.Length; length++)
+        {
+            using FtraceReader r = TraceText.Open(gzip[..length]);
+            try
+            {
+                int read = TraceText.ReadAll(r).Count;
+                Assert.InRange(read, twoMembers ? 5 : 1, twoMembers ? 10 : 5);
+                Assert.Equal((length, 1), (length, r.DamagedCount));
+            }
+            catch (TraceFormatException) when (!twoMembers)
+            {
+                Assert.Equal((length, 0), (length, r.Events));
+            }
+        }
+    }
+
+    /// <summary>Tapes and copies of blocks pad a file with zeros; that is no damage.</summary>
+    [Fact]
+    public void PaddingAfterGzipDataIsPassedOver()
+    {
+        byte[] gzip = TraceText.Gzip(Encoding.UTF8.GetBytes(Free));
+        using FtraceReader r = TraceText.Open([.. gzip, .. new byte[512]]);
+        Assert.Single(TraceText.ReadAll(r));
+        Assert.Equal(0, r.DamagedCount);
+    }
+
     [Fact]
     public void ReadErrorsPassThrough()
     {
