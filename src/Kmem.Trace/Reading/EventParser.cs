@@ -3,9 +3,9 @@ using System.Text;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// The text of an event, from its name on. Each kind has one method, which goes through the fields in the order in which
-/// kernels 4.x to 6.18 print them; fields that some versions do not print are optional. The methods answer null, or what
-/// is wrong with the line.
+/// The text of an event, from its name on. Each kind has one method, which goes through the fields in the order in
+/// which kernels 4.x to 6.18 print them; fields that some versions do not print are optional. The methods answer
+/// null, or what is wrong with the line.
 /// </summary>
 internal sealed class EventParser
 {
@@ -75,8 +75,7 @@ internal sealed class EventParser
     }
 
     /// <summary>
-    /// kmalloc and kmem_cache_alloc. Only the latter has a name, from 6.0 on; node and accounted come and go with the
-    /// version.
+    /// kmalloc and kmem_cache_alloc. Only the latter has a name; name, node and accounted come and go with the version.
     /// </summary>
     private string? Alloc(ref FieldCursor f, ref TraceEvent e, TraceEventKind kind)
     {
@@ -155,7 +154,7 @@ internal sealed class EventParser
         return f.AtFieldEnd ? null : BadTail;
     }
 
-    /// <summary>What all page events begin with; pfn was decimal before 5.12.</summary>
+    /// <summary>What all page events begin with; pfn was decimal in older kernels.</summary>
     private static string? Block(ref FieldCursor f, ref TraceEvent e, TraceEventKind kind)
     {
         e.Kind = kind;
@@ -295,7 +294,8 @@ internal sealed class EventParser
     }
 
     /// <summary>
-    /// Any other event: <c>name: text</c>, or what has no name: <c>function &lt;-caller</c>, <c>&lt;stack trace&gt;</c>.
+    /// Any other event: <c>name: text</c>, or what has no name: <c>function &lt;-caller</c>,
+    /// <c>&lt;stack trace&gt;</c>.
     /// </summary>
     private string? Other(ReadOnlySpan<byte> text, ref TraceEvent e)
     {

@@ -5,8 +5,8 @@ using System.Runtime.Intrinsics;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Goes through the fields of one event from left to right. Each method takes what it names and returns true, or returns
-/// false; what it has taken until then is undefined, because the line is then given up.
+/// Goes through the fields of one event from left to right. Each method takes what it names and returns true, or
+/// returns false; what it has taken until then is undefined, because the line is then given up.
 /// </summary>
 internal ref struct FieldCursor(ReadOnlySpan<byte> text)
 {

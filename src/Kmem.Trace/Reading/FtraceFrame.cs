@@ -8,9 +8,9 @@ namespace Kmem.Tracing;
 ///            demo-871     (    871) [002] d.h1.   412.000731: kmalloc: …
 ///   name, 16  pid         tgid       cpu  state   time        text
 /// </code>
-/// A name may contain blanks, dashes, brackets and colons. The tgid column is optional; the state column has 5 characters,
-/// 4 before Linux 5.16, 7 in older real-time kernels, or is absent; the time has 6 decimals, 9 or none (a clock that does
-/// not count time).
+/// A name may contain blanks, dashes, brackets and colons. The tgid column is optional; the state column has 5
+/// characters, 4 in older kernels, 7 in older real-time kernels, or is absent; the time has 6 decimals, 9 or none (a
+/// clock that does not count time).
 /// </summary>
 /// <remarks>
 /// The kernel pads the name to 16, so the dash is at index 16, and the widths of the other columns do not change within
@@ -75,7 +75,9 @@ internal struct FtraceFrame()
         return best < 0 ? -1 : ParseAt(line, bestDash, best, ref e);
     }
 
-    /// <summary>Goes back from a bracket over blanks, tgid and pid to the dash before the pid; −1 if there is none.</summary>
+    /// <summary>
+    /// Goes back from a bracket over blanks, tgid and pid to the dash before the pid; −1 if there is none.
+    /// </summary>
     private static int DashBefore(ReadOnlySpan<byte> line, int bracket)
     {
         int i = SkipBlanksBack(line, bracket - 1);

@@ -26,8 +26,8 @@ internal sealed class GfpNames
     private const int MaxUnknownNames = 20;
 
     /// <summary>
-    /// Names of 6.18, then those that older kernels print. A name that stands for no bit of 6.18 (its feature is gone, or
-    /// is not in our configuration) is known and 0.
+    /// Names of 6.18, then those that older kernels print. A name that stands for no bit of 6.18 (its feature is
+    /// gone, or is not in our configuration) is known and 0.
     /// </summary>
     private static readonly Dictionary<string, uint> s_bits = new(StringComparer.Ordinal)
     {
@@ -75,13 +75,13 @@ internal sealed class GfpNames
         ["__GFP_NO_OBJ_EXT"] = NoObjExt,
         ["__GFP_SKIP_KASAN_UNPOISON"] = 0,
         ["__GFP_SKIP_KASAN_POISON"] = 0,
-        ["__GFP_ATOMIC"] = 0,                           // until 6.3, beside __GFP_HIGH
-        ["__GFP_COLD"] = 0,                             // until 4.15
-        ["__GFP_NOTRACK"] = 0,                          // until 4.15
-        ["__GFP_OTHER_NODE"] = 0,                       // until 4.10
-        ["__GFP_REPEAT"] = RetryMayfail,                // until 4.13
-        ["GFP_TEMPORARY"] = Kernel | Reclaimable,       // until 4.14
-        ["__GFP_WAIT"] = Reclaim,                       // until 4.4
+        ["__GFP_ATOMIC"] = 0,                           // until 6.2, beside __GFP_HIGH
+        ["__GFP_COLD"] = 0,                             // until 4.14
+        ["__GFP_NOTRACK"] = 0,
+        ["__GFP_OTHER_NODE"] = 0,
+        ["__GFP_REPEAT"] = RetryMayfail,                // until 4.12
+        ["GFP_TEMPORARY"] = Kernel | Reclaimable,       // until 4.13
+        ["__GFP_WAIT"] = Reclaim,
     };
 
     private readonly StringTable _texts = new();

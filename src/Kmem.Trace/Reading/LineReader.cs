@@ -14,7 +14,9 @@ namespace Kmem.Tracing;
 /// </remarks>
 internal sealed class LineReader(TraceInput input)
 {
-    /// <summary>Longest line in bytes. The longest line the kernel prints is 4 KiB (a page), but markers may differ.</summary>
+    /// <summary>
+    /// Longest line in bytes. The longest line the kernel prints is 4 KiB (a page), but markers may differ.
+    /// </summary>
     public const int MaxLine = 64 << 10;
 
     private const int BufferSize = 4 * MaxLine;     // fits in the second-level cache with room to spare

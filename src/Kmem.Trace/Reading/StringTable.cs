@@ -9,8 +9,8 @@ namespace Kmem.Tracing;
 /// and means "none".
 /// </summary>
 /// <remarks>
-/// A text that was seen before costs one hash and one comparison and allocates nothing. The table has a budget, so that a
-/// hostile trace cannot fill memory: when it is used up, new texts get number 0 and are counted in
+/// A text that was seen before costs one hash and one comparison and allocates nothing. The table has a budget, so
+/// that a hostile trace cannot fill memory: when it is used up, new texts get number 0 and are counted in
 /// <see cref="Dropped"/>. Not thread-safe; the reader that owns the table writes to it.
 /// </remarks>
 public sealed class StringTable
@@ -134,7 +134,8 @@ public sealed class StringTable
             ulong last = BinaryPrimitives.ReadUInt64LittleEndian(text[^sizeof(ulong)..]);
             while (text.Length > sizeof(ulong))
             {
-                hash = (BitOperations.RotateLeft(hash, 29) ^ BinaryPrimitives.ReadUInt64LittleEndian(text)) * Multiplier;
+                ulong word = BinaryPrimitives.ReadUInt64LittleEndian(text);
+                hash = (BitOperations.RotateLeft(hash, 29) ^ word) * Multiplier;
                 text = text[sizeof(ulong)..];
             }
 

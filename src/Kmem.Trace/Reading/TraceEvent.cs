@@ -8,10 +8,10 @@ public enum TraceEventKind : byte
     /// <summary>No event: what a default <see cref="TraceEvent"/> holds.</summary>
     None,
 
-    /// <summary><c>kmalloc</c>; also <c>kmalloc_node</c> of kernels before 6.0.</summary>
+    /// <summary><c>kmalloc</c>; also <c>kmalloc_node</c> of older kernels.</summary>
     Kmalloc,
 
-    /// <summary><c>kmem_cache_alloc</c>; also <c>kmem_cache_alloc_node</c> of kernels before 6.0.</summary>
+    /// <summary><c>kmem_cache_alloc</c>; also <c>kmem_cache_alloc_node</c> of older kernels.</summary>
     KmemCacheAlloc,
 
     /// <summary><c>kfree</c>.</summary>
@@ -26,7 +26,9 @@ public enum TraceEventKind : byte
     /// <summary><c>mm_page_free</c>: a block is given back.</summary>
     PageFree,
 
-    /// <summary><c>mm_page_free_batched</c>: one folio of a batch; a <see cref="PageFree"/> of it came before.</summary>
+    /// <summary>
+    /// <c>mm_page_free_batched</c>: one folio of a batch; a <see cref="PageFree"/> of it came before.
+    /// </summary>
     PageFreeBatched,
 
     /// <summary><c>mm_page_alloc_zone_locked</c>: a block left a free list under the zone lock.</summary>
@@ -163,8 +165,8 @@ public struct TraceEvent
     public int Name { readonly get; internal set; }
 
     /// <summary>
-    /// Number of the event's name in <see cref="FtraceReader.EventNames"/>, for <see cref="TraceEventKind.Other"/> only;
-    /// 0 if the line has none.
+    /// Number of the event's name in <see cref="FtraceReader.EventNames"/>, for <see cref="TraceEventKind.Other"/>
+    /// only; 0 if the line has none.
     /// </summary>
     public int EventName { readonly get; internal set; }
 

@@ -4,7 +4,9 @@ namespace Kmem.Tracing;
 /// The input is not a trace that can be read at all: empty, binary, another format, or compressed data that breaks
 /// off before the first event. The message names the input and says what was expected.
 /// </summary>
-/// <remarks>Single damaged lines never raise it: they are counted, see <see cref="FtraceReader.DamagedCount"/>.</remarks>
+/// <remarks>
+/// Single damaged lines never raise it: they are counted, see <see cref="FtraceReader.DamagedCount"/>.
+/// </remarks>
 public sealed class TraceFormatException : Exception
 {
     /// <summary>Creates the exception with a general message.</summary>

@@ -33,7 +33,9 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
     /// <summary>What is wrong with the compressed data, once it was met.</summary>
     public InvalidDataException? Damage { get; private set; }
 
-    /// <summary>Reads text. 0 at the end of the input, or where the compressed data cannot be read any further.</summary>
+    /// <summary>
+    /// Reads text. 0 at the end of the input, or where the compressed data cannot be read any further.
+    /// </summary>
     /// <exception cref="IOException">The stream could not be read.</exception>
     /// <exception cref="TraceFormatException">The input is a known format that is no text.</exception>
     public int Read(Span<byte> buffer)
@@ -81,7 +83,8 @@ internal sealed class TraceInput(Stream stream, string name) : IDisposable
             head.StartsWith((ReadOnlySpan<byte>)[0x17, 0x08, 0x44])
                 ? "a trace-cmd file; 'trace-cmd report' makes text of it" :
             head.StartsWith("PERFILE"u8) ? "a perf.data file; 'perf script' makes text of it" :
-            head.StartsWith((ReadOnlySpan<byte>)[0x28, 0xb5, 0x2f, 0xfd]) ? "compressed with zstd; decompress it first" :
+            head.StartsWith((ReadOnlySpan<byte>)[0x28, 0xb5, 0x2f, 0xfd])
+                ? "compressed with zstd; decompress it first" :
             head.StartsWith((ReadOnlySpan<byte>)[0xfd, .. "7zXZ"u8]) ? "compressed with xz; decompress it first" :
             head.StartsWith("BZh"u8) ? "compressed with bzip2; decompress it first" :
             null;

@@ -41,19 +41,20 @@ public sealed class FtraceEventTests
     }
 
     [Theory]
-    [InlineData("kmalloc: call_site=ffffffff81234567 ptr=X bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL",
+    [InlineData("kmalloc: call_site=ffffffff81234567 @GFP_KERNEL",
         TraceEventKind.Kmalloc, -1, false)]
-    [InlineData("kmalloc_node: call_site=f+0x1/0x2 ptr=X bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL node=1",
+    [InlineData("kmalloc_node: call_site=f+0x1/0x2 @GFP_KERNEL node=1",
         TraceEventKind.Kmalloc, 1, false)]
-    [InlineData("kmem_cache_alloc: call_site=f+0x1/0x2 ptr=X bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL accounted=true",
+    [InlineData("kmem_cache_alloc: call_site=f+0x1/0x2 @GFP_KERNEL accounted=true",
         TraceEventKind.KmemCacheAlloc, -1, true)]
-    [InlineData("kmem_cache_alloc_node: call_site=f+0x1/0x2 ptr=X bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL node=0 "
+    [InlineData("kmem_cache_alloc_node: call_site=f+0x1/0x2 @GFP_KERNEL node=0 "
         + "accounted=false", TraceEventKind.KmemCacheAlloc, 0, false)]
-    [InlineData("kmalloc: call_site=f+0x1/0x2 ptr=X bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL node=-1 accounted=true "
+    [InlineData("kmalloc: call_site=f+0x1/0x2 @GFP_KERNEL node=-1 accounted=true "
         + "future_field=7", TraceEventKind.Kmalloc, -1, true)]
     public void AllocationsOfOtherVersions(string text, TraceEventKind kind, int node, bool accounted)
     {
-        TraceEvent e = TraceText.Event(text.Replace("X", "00000000deadbeef", StringComparison.Ordinal), out _);
+        TraceEvent e = TraceText.Event(text.Replace(
+            "@", "ptr=00000000deadbeef bytes_req=8 bytes_alloc=8 gfp_flags=", StringComparison.Ordinal), out _);
         Assert.Equal((kind, node, accounted, 0), (e.Kind, e.Node, e.Accounted, e.Name));
         Assert.Equal((0xdeadbeefUL, 8UL, 8UL, 0xcc0u), (e.Ptr, e.BytesReq, e.BytesAlloc, e.GfpFlags));
     }
@@ -134,7 +135,8 @@ public sealed class FtraceEventTests
     public void ZoneEvents()
     {
         TraceEvent e = TraceText.Event(
-            "mm_page_alloc_zone_locked: page=000000007a31c0de pfn=0x102a4c order=1 migratetype=2 percpu_refill=1", out _);
+            "mm_page_alloc_zone_locked: page=000000007a31c0de pfn=0x102a4c order=1 migratetype=2 percpu_refill=1",
+            out _);
         Assert.Equal((TraceEventKind.PageAllocZoneLocked, 0x102a4cUL, 1, 2), (e.Kind, e.Pfn, e.Order, e.Migratetype));
         Assert.True(e.PercpuRefill);
 
@@ -143,8 +145,8 @@ public sealed class FtraceEventTests
         Assert.False(e.PercpuRefill);
 
         e = TraceText.Event(
-            "mm_page_alloc_extfrag: page=0000000019c0ffee pfn=0x114e00 alloc_order=1 fallback_order=9 pageblock_order=10 "
-            + "alloc_migratetype=0 fallback_migratetype=2 fragmenting=1 change_ownership=1", out _);
+            "mm_page_alloc_extfrag: page=0000000019c0ffee pfn=0x114e00 alloc_order=1 fallback_order=9 "
+            + "pageblock_order=10 alloc_migratetype=0 fallback_migratetype=2 fragmenting=1 change_ownership=1", out _);
         Assert.Equal((TraceEventKind.PageAllocExtfrag, 0x19c0ffeeUL, 0x114e00UL), (e.Kind, e.Page, e.Pfn));
         Assert.Equal((1, 9, 10, 0, 2),
             (e.Order, e.FallbackOrder, e.PageblockOrder, e.Migratetype, e.FallbackMigratetype));
@@ -225,7 +227,8 @@ public sealed class FtraceEventTests
     public void GfpFlagsHaveTheBitsOfLinux618(string printed, uint flags)
     {
         TraceEvent e = TraceText.Event(
-            $"mm_page_alloc: page=0000000000000001 pfn=0x1 order=0 migratetype=0 gfp_flags={printed}", out FtraceReader r);
+            $"mm_page_alloc: page=0000000000000001 pfn=0x1 order=0 migratetype=0 gfp_flags={printed}",
+            out FtraceReader r);
         Assert.Equal(flags, e.GfpFlags);
         Assert.Equal(0, r.UnknownGfpCount);
     }
@@ -234,7 +237,8 @@ public sealed class FtraceEventTests
     public void UnknownGfpNamesAreCounted()
     {
         const string Line = TraceText.Frame
-            + "mm_page_alloc: page=0000000000000001 pfn=0x1 order=0 migratetype=0 gfp_flags=GFP_KERNEL|__GFP_NEW|__GFP_NEXT\n";
+            + "mm_page_alloc: page=0000000000000001 pfn=0x1 order=0 migratetype=0 "
+            + "gfp_flags=GFP_KERNEL|__GFP_NEW|__GFP_NEXT\n";
         using FtraceReader r = TraceText.Open(Line + Line);
         TraceEvent e = default;
         while (r.TryRead(ref e))
@@ -255,11 +259,13 @@ public sealed class FtraceEventTests
     [InlineData("kfree:call_site=f+0x1/0x2 ptr=0000000000000001")]
     [InlineData("kmem_cache_free: call_site=f ptr=0000000000000001 name=a\0b")]
     [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req= bytes_alloc=1 gfp_flags=none")]
-    [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=18446744073709551616 bytes_alloc=1 gfp_flags=none")]
+    [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=18446744073709551616 bytes_alloc=1 "
+        + "gfp_flags=none")]
     [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=1 bytes_alloc=-1 gfp_flags=none")]
     [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=1 bytes_alloc=1 gfp_flags=")]
     [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=1 bytes_alloc=1 gfp_flags=none node=x")]
-    [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=1 bytes_alloc=1 gfp_flags=none node=0 accounted=maybe")]
+    [InlineData("kmalloc: call_site=f ptr=0000000000000001 bytes_req=1 bytes_alloc=1 gfp_flags=none node=0 "
+        + "accounted=maybe")]
     [InlineData("kmem_cache_alloc: call_site=f ptr=0000000000000001 name=x gfp_flags=none")]
     [InlineData("mm_page_free: page=0000000000000001 pfn=0x order=1")]
     [InlineData("mm_page_free: page=0000000000000001 pfn=0x1 order=64")]

@@ -2,7 +2,9 @@ using Kmem.Tracing;
 
 namespace Kmem.Tests;
 
-/// <summary>The columns before the event: names that look like columns, and the variants of kernels 4.x to 6.18.</summary>
+/// <summary>
+/// The columns before the event: names that look like columns, and the variants of kernels 4.x to 6.18.
+/// </summary>
 public sealed class FtraceFrameTests
 {
     private const string Text = "kfree: call_site=f+0x1/0x2 ptr=0000000000000007\n";
@@ -69,7 +71,8 @@ public sealed class FtraceFrameTests
     [InlineData("demo-871 [002] ..... 412.000731: ")]
     public void ATraceLineInsideAMarkerStaysText(string frame)
     {
-        const string Inner = "            evil-666     [007] .....   999.000000: kfree: call_site=f ptr=0000000000000001";
+        const string Inner =
+            "            evil-666     [007] .....   999.000000: kfree: call_site=f ptr=0000000000000001";
         TraceEvent e = TraceText.One(frame + "tracing_mark_write: " + Inner + "\n", out _);
         Assert.Equal((TraceEventKind.Marker, 871, 2, Inner), (e.Kind, e.Pid, e.Cpu, e.Text));
     }
@@ -106,7 +109,8 @@ public sealed class FtraceFrameTests
     [InlineData("..Z.1", false, false, false, "nmi", 0, 1)]
     [InlineData("d.s2", true, false, false, "soft", 2, 0)]
     [InlineData("dnlh213", true, false, true, "hard", 2, 3)]     // real-time: after 1 and 4 the lazy variants
-    public void StateCharacters(string state, bool irqs, bool bh, bool resched, string context, int preempt, int migrate)
+    public void StateCharacters(
+        string state, bool irqs, bool bh, bool resched, string context, int preempt, int migrate)
     {
         TraceEvent e = TraceText.One($"            demo-871     [002] {state}   412.000731: " + Text, out _);
         Assert.Equal((irqs, bh, resched), (e.IrqsOff, e.BhOff, e.NeedResched));

@@ -4,8 +4,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recorded lines, damaged at random from fixed seeds: nothing but the reader's own exceptions escapes, and lines that were
-/// left alone read as before.
+/// Recorded lines, damaged at random from fixed seeds: nothing but the reader's own exceptions escapes, and lines
+/// that were left alone read as before.
 /// </summary>
 public sealed class FtraceFuzzTests
 {
@@ -32,7 +32,8 @@ public sealed class FtraceFuzzTests
             {
                 if (!expected.TryGetValue(e.Line, out string? original))
                     continue;
-                Assert.True(original == TraceText.Describe(r, e), $"seed {seed} round {round} line {e.Line}: {original}");
+                Assert.True(
+                    original == TraceText.Describe(r, e), $"seed {seed} round {round} line {e.Line}: {original}");
                 left--;
             }
 
@@ -79,7 +80,8 @@ public sealed class FtraceFuzzTests
     [Fact]
     public void EveryCutAndEveryFlipOfEachKindOfLine()
     {
-        (byte[] Line, string Event)[] kinds = [.. s_lines.Value.DistinctBy(l => l.Event.Split(' ')[0], StringComparer.Ordinal)];
+        (byte[] Line, string Event)[] kinds =
+            [.. s_lines.Value.DistinctBy(l => l.Event.Split(' ')[0], StringComparer.Ordinal)];
         Assert.Equal(12, kinds.Length);
         foreach (byte[] line in kinds.Select(k => k.Line))
         {
@@ -90,7 +92,7 @@ public sealed class FtraceFuzzTests
             {
                 text.Write([.. line[..i], (byte)'\n']);
                 byte[] changed = [.. line];
-                foreach (byte value in (byte[])[0, (byte)' ', (byte)'-', (byte)'[', (byte)':', 0xff, (byte)(line[i] ^ 1)])
+                foreach (byte value in (byte[])[0, .. " -[:"u8, 0xff, (byte)(line[i] ^ 1)])
                 {
                     changed[i] = value == (byte)'\n' ? (byte)'?' : value;
                     text.Write(changed);

@@ -51,8 +51,9 @@ internal static class TraceText
 
     /// <summary>Everything in an event except its line number; numbers of names are replaced by the names.</summary>
     public static string Describe(FtraceReader reader, in TraceEvent e) =>
-        $"{e.Kind} cpu={e.Cpu} t={e.TimestampNs} pid={e.Pid} tgid={e.Tgid} state={e.State:x} ptr={e.Ptr:x}/{e.PtrHidden} "
-        + $"page={e.Page:x} pfn={e.Pfn:x} order={e.Order} mt={e.Migratetype} req={e.BytesReq} alloc={e.BytesAlloc} "
+        $"{e.Kind} cpu={e.Cpu} t={e.TimestampNs} pid={e.Pid} tgid={e.Tgid} state={e.State:x} "
+        + $"ptr={e.Ptr:x}/{e.PtrHidden} page={e.Page:x} pfn={e.Pfn:x} order={e.Order} mt={e.Migratetype} "
+        + $"req={e.BytesReq} alloc={e.BytesAlloc} "
         + $"gfp={e.GfpFlags:x} node={e.Node} acc={e.Accounted} site={reader.CallSites[e.CallSite]} "
         + $"name={reader.Names[e.Name]} event={reader.EventNames[e.EventName]} refill={e.PercpuRefill} "
         + $"fb={e.FallbackOrder},{e.PageblockOrder},{e.FallbackMigratetype},{e.Fragmenting},{e.ChangeOwnership} "
