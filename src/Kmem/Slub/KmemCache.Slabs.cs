@@ -24,6 +24,8 @@ public sealed partial class KmemCache
     private unsafe Page* NewSlab(Gfp gfp, int node, out void* freelist)
     {
         freelist = null;
+        if ((gfp & GfpMask.SlabBug) != 0)
+            gfp = _slabs.FixFlags(gfp);
         Gfp flags = (gfp & (GfpMask.Reclaim | GfpMask.Constraint)) | Geometry.AllocFlags;
         Gfp quiet = (flags | Gfp.NoWarn | Gfp.NoRetry) & ~Gfp.NoFail;
         if ((flags & Gfp.DirectReclaim) != 0 && Geometry.Order > Geometry.MinOrder)

@@ -101,6 +101,9 @@ public sealed partial class KmemCache
 
     internal int RefCount { get; set; } = 1;
 
+    /// <summary>The object of kmem_cache that stands for this cache.</summary>
+    internal nint Descriptor { get; set; }
+
     internal bool HasConstructor => _constructor != null;
 
     internal int MinPartial { get; set; }

@@ -1,0 +1,196 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
+namespace Kmem;
+
+/// <summary>
+/// kmalloc: memory of any size. Up to 8 KiB from one of thirteen caches (8, 16, 32, 64, 96, 128, 192, 256 … 8192 bytes), of
+/// the set that the flags name; above that whole blocks of pages.
+/// <code>
+///   size ─▶ class (table up to 192, then log2) ─┐
+///   gfp  ─▶ type (normal, reclaimable, DMA,     ├─▶ KmemCache.AllocCore
+///           accounted)                         ─┘
+/// </code>
+/// </summary>
+/// <remarks>include/linux/slab.h, mm/slab_common.c, mm/slub.c, Linux 6.18.</remarks>
+internal sealed class KmallocAllocator
+{
+    /// <summary>What a request for nothing returns: an address that nobody may touch (ZERO_SIZE_PTR).</summary>
+    public const nuint ZeroSizePointer = 16;
+
+    private const nuint HistoricLimit = 128 * 1024;
+
+    private readonly SlabAllocator _slabs;
+    private readonly KmemCache[] _caches;
+    private readonly nuint _limit;
+
+    public KmallocAllocator(SlabAllocator slabs, bool historicLimit)
+    {
+        _slabs = slabs;
+        _limit = historicLimit ? HistoricLimit : KmallocClasses.MaxSize;
+        _caches = new KmemCache[KmallocClasses.TypeCount * KmallocClasses.Count];
+        bool memcg = slabs.Options.MemoryCgroups;
+        for (KmallocType type = 0; (int)type < KmallocClasses.TypeCount; type++)
+        {
+            foreach (byte index in KmallocClasses.CreationOrder)
+            {
+                // Without cgroups nobody is charged, and one set serves both.
+                _caches[Slot(type, index)] = type == KmallocType.Cgroup && !memcg
+                    ? _caches[Slot(KmallocType.Normal, index)]
+                    : Create(type, index, memcg);
+            }
+        }
+    }
+
+    public ITrace? Trace { get; set; }
+
+    /// <summary>Bytes in live large blocks are counted by the nodes; small ones by their caches.</summary>
+    public KmemCache CacheFor(nuint size, Gfp gfp) =>
+        _caches[Slot(KmallocClasses.TypeOf(gfp), KmallocClasses.IndexOf(size))];
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void* Alloc(nuint size, Gfp gfp, int node = -1) =>
+        KmallocClasses.IsCached(size)
+            ? CacheFor(size, gfp).AllocCore(gfp, node, size, traceAsKmalloc: true)
+            : AllocSlow(size, gfp, node);
+
+    /// <summary>Allocates n × size bytes; a product beyond the address space is refused with a report.</summary>
+    public unsafe void* AllocArray(nuint count, nuint size, Gfp gfp) => Alloc(Product(count, size), gfp);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void Free(void* pointer)
+    {
+        Trace?.Kfree(_slabs.Map.Contains(pointer) ? _slabs.KernelAddress(pointer) : (ulong)pointer);
+        if ((nuint)pointer <= ZeroSizePointer)
+            return;
+
+        Page* slab = _slabs.SlabOf(pointer);
+        if (slab != null)
+            _slabs.CacheOf(slab).FreeCore(slab, pointer);
+        else
+            _slabs.LargeFree(pointer);
+    }
+
+    /// <summary>Bytes that may be used at an address from <see cref="Alloc"/> (ksize).</summary>
+    public unsafe nuint SizeOf(void* pointer)
+    {
+        if ((nuint)pointer <= ZeroSizePointer)
+            return 0;
+
+        Page* slab = _slabs.SlabOf(pointer);
+        if (slab != null)
+        {
+            KmemCache cache = _slabs.CacheOf(slab);
+            if (!cache.IsLive(pointer))
+                _slabs.ThrowBadFree(cache, slab, pointer);
+
+            // Readers under RCU may look at the free pointer's place, so it is not the user's to write.
+            return (cache.Flags & SlabFlags.TypesafeByRcu) != 0 ? (nuint)cache.Geometry.Inuse : (nuint)cache.SlotSize;
+        }
+
+        Page* large = _slabs.LargeBlockAt(pointer);
+        if (large == null)
+            _slabs.ThrowNotASlab(pointer, "ksize");
+        return SlabAllocator.LargeSize(large);
+    }
+
+    /// <summary>Bytes that a request of this size may use (kmalloc_size_roundup); too large a size comes back as it is.</summary>
+    public static nuint SizeRoundup(nuint size) => KmallocClasses.SizeRoundup(size);
+
+    /// <summary>
+    /// Grows or shrinks: in place if the block is large enough (shrinking never moves), else a new block with the old
+    /// content. On failure the old block is untouched.
+    /// </summary>
+    public unsafe void* Realloc(void* pointer, nuint size, Gfp gfp)
+    {
+        if (size == 0)
+        {
+            Free(pointer);
+            return (void*)ZeroSizePointer;
+        }
+
+        if ((nuint)pointer <= ZeroSizePointer)
+            return Alloc(size, gfp);
+
+        nuint usable = UsableSize(pointer);
+        if (size <= usable)
+        {
+            if ((gfp & Gfp.Zero) != 0)
+                NativeMemory.Clear((byte*)pointer + size, usable - size);
+            return pointer;
+        }
+
+        void* larger = Alloc(size, gfp);
+        if (larger == null)
+            return null;
+
+        NativeMemory.Copy(pointer, larger, usable);
+        Free(pointer);
+        return larger;
+    }
+
+    public unsafe void FreeSensitive(void* pointer)
+    {
+        NativeMemory.Clear(pointer, (nuint)pointer <= ZeroSizePointer ? 0 : SizeOf(pointer));
+        Free(pointer);
+    }
+
+    public unsafe void* Duplicate(ReadOnlySpan<byte> content, Gfp gfp)
+    {
+        void* copy = Alloc((nuint)content.Length, gfp);
+        if (copy != null)
+            content.CopyTo(new Span<byte>(copy, content.Length));
+        return copy;
+    }
+
+    /// <summary>The product, or a report and an exception if it does not fit.</summary>
+    public nuint Product(nuint count, nuint size)
+    {
+        UInt128 product = (UInt128)count * size;
+        if (product > nuint.MaxValue)
+            _slabs.Pages.ThrowBug($"BUG: array of {count} elements of {size} bytes: the size overflows");
+        return (nuint)product;
+    }
+
+    /// <summary>object_size of the slot's cache, which krealloc may use; the whole block if it is large.</summary>
+    private unsafe nuint UsableSize(void* pointer)
+    {
+        nuint size = SizeOf(pointer);
+        Page* slab = _slabs.SlabOf(pointer);
+        return slab == null ? size : (nuint)_slabs.CacheOf(slab).ObjectSize;
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void* AllocSlow(nuint size, Gfp gfp, int node)
+    {
+        if (size == 0)
+            return (void*)ZeroSizePointer;
+
+        if (size > _limit)
+        {
+            if ((gfp & Gfp.NoWarn) == 0)
+                _slabs.WarnOnce($"WARNING: kmalloc of {size} bytes: the largest size is {_limit}");
+            return null;
+        }
+
+        int order = PageOrder.ForSize(size);
+        void* block = _slabs.LargeAlloc(order, gfp, node);
+        if (block != null && Trace != null)
+            Trace.Kmalloc(_slabs.KernelAddress(block), size, (nuint)Pfn.PageSize << order, gfp, node);
+        return block;
+    }
+
+    private KmemCache Create(KmallocType type, int index, bool memcg)
+    {
+        int size = KmallocClasses.SizeOf(index);
+        return _slabs.Create(
+            KmallocClasses.NameOf(type, index),
+            size,
+            SlabGeometry.KmallocAlignmentOf(size),
+            KmallocClasses.CreationFlags(type, memcg),
+            new CacheTraits(null, 0, size),
+            freePointerOffset: null);
+    }
+
+    private static int Slot(KmallocType type, int index) => ((int)type * KmallocClasses.Count) + index;
+}

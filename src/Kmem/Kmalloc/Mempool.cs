@@ -1,0 +1,163 @@
+namespace Kmem;
+
+/// <summary>
+/// A reserve of elements that an allocation falls back to, so that a caller who may wait never gets null
+/// (<c>mempool_t</c>). It guarantees that its minimum number of elements can be in use at the same time; it is not a cache.
+/// </summary>
+/// <remarks>mm/mempool.c, Linux 6.18. Created by <see cref="Machine.CreateMempool(int, KmemCache)"/>. Thread-safe.</remarks>
+public sealed class Mempool : IDisposable
+{
+    private static readonly TimeSpan s_longestWait = TimeSpan.FromSeconds(5);
+
+    private readonly Func<Gfp, nint> _alloc;
+    private readonly Action<nint> _free;
+    private readonly object _lock = new();
+    private nint[] _elements;
+    private bool _disposed;
+
+    internal Mempool(int minimum, Func<Gfp, nint> alloc, Action<nint> free)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(minimum);
+        _alloc = alloc;
+        _free = free;
+        Minimum = minimum;
+        _elements = new nint[Math.Max(1, minimum)];
+        while (Reserved < _elements.Length)
+        {
+            nint element = alloc(Gfp.Kernel);
+            if (element == 0)
+            {
+                FreeReserve();
+                throw new OutOfMemoryException(
+                    $"mempool: only {Reserved} of {_elements.Length} elements could be set aside");
+            }
+
+            _elements[Reserved++] = element;
+        }
+    }
+
+    /// <summary>Elements that the pool promises.</summary>
+    public int Minimum { get; private set; }
+
+    /// <summary>Elements in the reserve now.</summary>
+    public int Reserved { get; private set; }
+
+    /// <summary>
+    /// Takes an element: from the allocator without effort, else from the reserve, else with effort, else it waits for a
+    /// <see cref="Free"/> (mempool_alloc).
+    /// </summary>
+    /// <param name="gfp">Flags; <see cref="Gfp.Zero"/> is not supported.</param>
+    /// <returns>The element; null only if the request may not sleep.</returns>
+    /// <exception cref="ArgumentException">Zeroed elements were asked for.</exception>
+    public unsafe void* Alloc(Gfp gfp)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        if ((gfp & Gfp.Zero) != 0)
+            throw new ArgumentException("a mempool cannot promise zeroed elements", nameof(gfp));
+
+        gfp |= Gfp.NoMemAlloc | Gfp.NoRetry | Gfp.NoWarn;
+        Gfp light = gfp & ~(Gfp.DirectReclaim | Gfp.IO);
+        while (true)
+        {
+            nint element = _alloc(light);
+            if (element == 0)
+                element = TakeReserve();
+            if (element == 0 && light != gfp)
+                element = _alloc(gfp);
+            if (element != 0)
+                return (void*)element;
+            if ((gfp & Gfp.DirectReclaim) == 0)
+                return null;
+
+            lock (_lock)
+            {
+                if (Reserved == 0)
+                    Monitor.Wait(_lock, s_longestWait);
+            }
+        }
+    }
+
+    /// <summary>Takes an element of the reserve only; never sleeps (mempool_alloc_preallocated).</summary>
+    /// <returns>The element, or null if the reserve is empty.</returns>
+    public unsafe void* AllocPreallocated() => (void*)TakeReserve();
+
+    /// <summary>Gives an element back: to the reserve while that is not full, else to the allocator (mempool_free).</summary>
+    /// <param name="element">What <see cref="Alloc"/> returned; null is ignored.</param>
+    public unsafe void Free(void* element)
+    {
+        if (element == null)
+            return;
+
+        lock (_lock)
+        {
+            if (!_disposed && (Reserved < Minimum || (Minimum == 0 && Reserved == 0)))
+            {
+                _elements[Reserved++] = (nint)element;
+                Monitor.Pulse(_lock);
+                return;
+            }
+        }
+
+        _free((nint)element);
+    }
+
+    /// <summary>Changes the promise; a larger reserve is filled as far as memory allows (mempool_resize).</summary>
+    /// <param name="minimum">The new number, at least 1.</param>
+    public void Resize(int minimum)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(minimum, 1);
+        var surplus = new List<nint>();
+        lock (_lock)
+        {
+            while (Reserved > minimum)
+                surplus.Add(_elements[--Reserved]);
+            Array.Resize(ref _elements, minimum);
+            Minimum = minimum;
+        }
+
+        surplus.ForEach(_free);
+        while (true)
+        {
+            nint element = _alloc(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn);
+            lock (_lock)
+            {
+                if (element == 0)
+                    return;
+                if (Reserved < Minimum)
+                {
+                    _elements[Reserved++] = element;
+                    Monitor.Pulse(_lock);
+                    continue;
+                }
+            }
+
+            _free(element);
+            return;
+        }
+    }
+
+    /// <summary>Frees the reserve. Elements in use stay valid and can still be freed (mempool_destroy).</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            if (_disposed)
+                return;
+            _disposed = true;
+        }
+
+        FreeReserve();
+    }
+
+    private nint TakeReserve()
+    {
+        lock (_lock)
+            return Reserved > 0 ? _elements[--Reserved] : 0;
+    }
+
+    private void FreeReserve()
+    {
+        while (TakeReserve() is var element and not 0)
+            _free(element);
+    }
+}

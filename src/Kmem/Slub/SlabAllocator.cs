@@ -1,0 +1,353 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Globalization;
+using System.Runtime.CompilerServices;
+using System.Text;
+
+namespace Kmem;
+
+/// <summary>Settings that hold for all caches of a machine.</summary>
+internal sealed record SlabOptions
+{
+    public bool Merge { get; init; } = true;
+
+    public bool FreelistRandom { get; init; }
+
+    public bool FreelistHardened { get; init; }
+
+    public bool MemoryCgroups { get; init; } = true;
+
+    public int CacheLineSize { get; init; } = 64;
+
+    public ulong Seed { get; init; } = 1;
+}
+
+/// <summary>
+/// All caches of a machine: creation, merging, destruction; and the way from any address back to slab and cache.
+/// </summary>
+/// <remarks>mm/slab_common.c and mm/slub.c, Linux 6.18.</remarks>
+internal sealed partial class SlabAllocator : IDisposable
+{
+    private const int KmemCacheNodeSize = 72;
+    private const int KmemCacheSize = 224;
+    private const int TagShift = 4;
+
+    private readonly Lock _mutex = new();          // slab_mutex: the list of caches
+    private readonly List<KmemCache> _caches = []; // oldest first
+    private readonly List<(string Name, KmemCache Cache)> _aliases = [];
+    private readonly int[] _nodeOfCpu;
+    private KmemCache?[] _byId = new KmemCache?[256];
+    private KmemCache? _bootNode;
+    private KmemCache? _bootCache;
+    private ulong _random;
+    private int _lastId;
+
+    public SlabAllocator(PageAllocator pages, MemMap map, CpuSet cpus, int[] nodeOfCpu, KernelLog log, SlabOptions options)
+    {
+        Pages = pages;
+        Map = map;
+        Cpus = cpus;
+        Log = log;
+        Options = options;
+        _nodeOfCpu = nodeOfCpu;
+        _random = options.Seed | 1;
+        Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
+
+        // The descriptors of caches come from caches themselves; these two are there before all others.
+        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
+        _bootCache = CreateBoot(
+            "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
+        Describe(_bootNode);
+        Describe(_bootCache);
+    }
+
+    public PageAllocator Pages { get; }
+
+    public MemMap Map { get; }
+
+    public CpuSet Cpus { get; }
+
+    public KernelLog Log { get; }
+
+    public SlabOptions Options { get; }
+
+    public LiveObjects Live { get; }
+
+    public Rcu Rcu { get; } = new();
+
+    public ITrace? Trace { get; set; }
+
+    /// <summary>A copy of the list of caches, newest first, as /proc/slabinfo shows it.</summary>
+    public IReadOnlyList<KmemCache> Caches
+    {
+        get
+        {
+            lock (_mutex)
+                return _caches.AsEnumerable().Reverse().ToArray();
+        }
+    }
+
+    public static nint TagOf(int id) => (id + 1) << TagShift;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe KmemCache CacheOf(Page* slab) => _byId[((int)slab->SlabCache >> TagShift) - 1]!;
+
+    /// <summary>The slab that an address lies in, or null if it lies in none.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe Page* SlabOf(void* address)
+    {
+        if (!Map.Contains(address))
+            return null;
+
+        Page* page = Page.HeadOf(Map.PageAt(address));
+        return page->Type == PageType.Slab ? page : null;
+    }
+
+    public unsafe int NodeOf(Page* page) => Pages.ZoneOf(Map.PfnOf(page)).Zone.NodeId;
+
+    public int NodeOfCpu(int cpu) => _nodeOfCpu[cpu];
+
+    /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
+    public unsafe ulong KernelAddress(void* address) =>
+        AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+
+    public unsafe ulong KernelPageAddress(Page* page) =>
+        AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
+
+    public unsafe void AccountPages(Page* slab, long pages, SlabFlags flags) =>
+        Pages.Nodes[Pages.Nodes.Count == 1 ? 0 : NodeOf(slab)]
+            .AddSlabPages(pages, (flags & SlabFlags.ReclaimAccount) != 0);
+
+    /// <summary>Pseudo-random numbers from the machine's seed (xorshift64*): same seed, same machine.</summary>
+    public ulong NextRandom()
+    {
+        while (true)
+        {
+            ulong before = Volatile.Read(ref _random);
+            ulong next = before;
+            next ^= next >> 12;
+            next ^= next << 25;
+            next ^= next >> 27;
+            if (Interlocked.CompareExchange(ref _random, next, before) == before)
+                return next * 0x2545_F491_4F6C_DD1D;
+        }
+    }
+
+    /// <summary>Creates a cache, or finds one that will do (kmem_cache_create).</summary>
+    public KmemCache Create(string name, int size, int align, SlabFlags flags, CacheTraits traits, int? freePointerOffset)
+    {
+        ArgumentException.ThrowIfNullOrWhiteSpace(name);
+        if ((flags & SlabFlagMask.Debug) != 0)
+        {
+            throw new NotSupportedException(
+                $"cache {name}: slab debugging ({flags & SlabFlagMask.Debug}) is not built yet");
+        }
+
+        if ((flags & ~SlabFlagMask.Permitted) != 0)
+            throw new ArgumentException($"cache {name}: flags {flags & ~SlabFlagMask.Permitted} are not permitted", nameof(flags));
+        if (traits.UserOffset < 0 || traits.UserSize < 0 || (long)traits.UserOffset + traits.UserSize > size)
+        {
+            throw new ArgumentException(
+                $"cache {name}: user window {traits.UserOffset}+{traits.UserSize} is not within {size} bytes");
+        }
+
+        lock (_mutex)
+        {
+            KmemCache? mergeable = freePointerOffset == null ? FindMergeable(size, align, flags, traits) : null;
+            if (mergeable != null)
+            {
+                mergeable.Join(size);
+                _aliases.Add((name, mergeable));
+                return mergeable;
+            }
+
+            KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
+            Describe(cache);
+            return cache;
+        }
+    }
+
+    /// <summary>Names that were merged into other caches, in order of creation.</summary>
+    public IReadOnlyList<(string Name, KmemCache Cache)> AliasNames
+    {
+        get
+        {
+            lock (_mutex)
+                return _aliases.ToArray();
+        }
+    }
+
+    public void Destroy(KmemCache cache)
+    {
+        Rcu.Barrier();
+        lock (_mutex)
+        {
+            if (_byId[cache.Id] != cache || cache.RefCount < 0)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache is gone already, or is a boot cache");
+
+            if (cache.RefCount > 1)
+            {
+                cache.RefCount--;
+                return;
+            }
+
+            cache.Shrink();
+            if (cache.SlabCount > 0)
+                Pages.ThrowBug(cache.LeftoverReport());
+
+            _caches.Remove(cache);
+            _aliases.RemoveAll(alias => alias.Cache == cache);
+            FreeDescriptors(cache);
+        }
+
+        // Its last slabs may still wait for readers.
+        Rcu.Barrier();
+        lock (_mutex)
+            _byId[cache.Id] = null;
+        cache.Release();
+    }
+
+    /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
+    public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
+    {
+        nint tag = TagOf(cache.Id);
+        foreach (ZonePages pages in Pages.Zones)
+        {
+            for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
+            {
+                Page* page = Map.PageOf(pfn);
+                if (page->Type == PageType.Buddy)
+                {
+                    pfn += 1UL << (int)page->Private;
+                    continue;
+                }
+
+                if (page->Type == PageType.Slab && page->SlabCache == tag)
+                    visit((nint)page);
+                pfn += 1UL << PageAllocator.CompoundOrder(page);
+            }
+        }
+    }
+
+    /// <summary>kmem_cache_free_bulk, with a cache; and kfree_bulk, without one: any objects, large ones too.</summary>
+    public unsafe void FreeBulk(KmemCache? cache, Span<nint> objects)
+    {
+        while (objects.Length > 0)
+        {
+            void* last = (void*)objects[^1];
+            Page* slab = SlabOf(last);
+            if (slab == null)
+            {
+                if (cache != null)
+                    ThrowNotASlab(last, $"kmem_cache_free_bulk({cache.Name})");
+                LargeFree(last);
+                objects = objects[..^1];
+                continue;
+            }
+
+            KmemCache owner = CacheOf(slab);
+            if (cache != null && owner != cache)
+                WarnWrongCache(cache, owner, last);
+            objects = objects[..owner.FreeChainFromEnd(objects, slab)];
+        }
+    }
+
+    public void Dispose()
+    {
+        foreach (KmemCache cache in _caches)
+            cache.Release();
+        _caches.Clear();
+        Live.Dispose();
+    }
+
+    private KmemCache CreateBoot(
+        string name, int size, int align, SlabFlags flags, CacheTraits traits, int? freePointerOffset = null)
+    {
+        var request = new SlabGeometryRequest(size, align, flags, Cpus.Count)
+        {
+            HasConstructor = traits.Constructor != null,
+            FreePointerOffset = freePointerOffset,
+            CacheLineSize = Options.CacheLineSize,
+        };
+        SlabGeometry geometry = SlabGeometry.Compute(request);
+        int id = FreeId();
+        var cache = new KmemCache(this, id, name, geometry, traits);
+        _byId[id] = cache;
+        _caches.Add(cache);
+        return cache;
+    }
+
+    private int FreeId()
+    {
+        int id = Array.IndexOf(_byId, null, Math.Min(_lastId, _byId.Length - 1));
+        if (id < 0)
+            id = Array.IndexOf(_byId, null);
+        if (id < 0)
+        {
+            // Readers index the array without a lock: they see the old one or the new one, both complete.
+            var larger = new KmemCache?[_byId.Length * 2];
+            _byId.CopyTo(larger, 0);
+            id = _byId.Length;
+            Volatile.Write(ref _byId, larger);
+        }
+
+        _lastId = id;
+        return id;
+    }
+
+    /// <summary>
+    /// Allocates the objects that stand for a cache in kmem_cache and kmem_cache_node, as the kernel does, and writes the
+    /// cache's name into the first. The machine itself never reads them: its own descriptors are out of users' reach.
+    /// </summary>
+    private unsafe void Describe(KmemCache cache)
+    {
+        if (_bootCache == null || _bootNode == null)
+            return;
+
+        foreach (KmemCacheNode node in cache.Nodes)
+            node.Descriptor = (nint)_bootNode.Alloc(Gfp.Kernel | Gfp.Zero);
+        cache.Descriptor = (nint)_bootCache.Alloc(Gfp.Kernel | Gfp.Zero);
+        if (cache.Descriptor != 0)
+        {
+            var text = new Span<byte>((void*)cache.Descriptor, _bootCache.ObjectSize);
+            Encoding.UTF8.TryGetBytes(cache.Name, text, out _);
+        }
+    }
+
+    private unsafe void FreeDescriptors(KmemCache cache)
+    {
+        foreach (KmemCacheNode node in cache.Nodes)
+            _bootNode!.Free((void*)node.Descriptor);
+        _bootCache!.Free((void*)cache.Descriptor);
+    }
+
+    /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>
+    private KmemCache? FindMergeable(int size, int align, SlabFlags flags, CacheTraits traits)
+    {
+        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
+            return null;
+
+        int aligned = SlabGeometry.AlignmentOf(flags, align, size, Options.CacheLineSize);
+        int slot = RoundUp(RoundUp(size, 8), aligned);
+        foreach (KmemCache candidate in _caches)
+        {
+            if (candidate.RefCount >= 0
+                && IsMergeable(candidate)
+                && candidate.SlotSize >= slot
+                && candidate.SlotSize - slot < 8
+                && (candidate.Flags & SlabFlagMask.MergeSame) == (flags & SlabFlagMask.MergeSame)
+                && candidate.SlotSize % aligned == 0)
+            {
+                return candidate;
+            }
+        }
+
+        return null;
+    }
+
+    /// <summary>Whether others may be merged into a cache; such caches have a ":" name in sysfs.</summary>
+    public bool IsMergeable(KmemCache cache) =>
+        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.RefCount >= 0
+        && (cache.Flags & SlabFlagMask.NeverMerge) == 0;
+
+    private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;
+}
