@@ -126,6 +126,20 @@ internal ref struct LineCursor
         return negative ? unchecked(-(long)value) : (long)value;
     }
 
+    /// <summary>Takes a hexadecimal number without prefix.</summary>
+    public ulong Hex(string what)
+    {
+        ReadOnlySpan<char> rest = _rest.TrimStart();
+        int length = 0;
+        while (length < rest.Length && char.IsAsciiHexDigit(rest[length])) length++;
+        if (length == 0) throw _owner.Error($"{what} must be a hexadecimal number");
+        _rest = rest[length..];
+        CultureInfo culture = CultureInfo.InvariantCulture;
+        return ulong.TryParse(rest[..length], NumberStyles.AllowHexSpecifier, culture, out ulong value)
+            ? value
+            : throw _owner.Error($"{what} exceeds 64 bits");
+    }
+
     public readonly void End()
     {
         if (!AtEnd) throw _owner.Error("the line goes on after its last field");

@@ -60,7 +60,7 @@ public sealed class MemInfoText
     /// <summary>The same as <see cref="Render"/>.</summary>
     public override string ToString() => Render();
 
-    /// <summary>The lines that other subsystems print by themselves, with a longer label and a shorter number.</summary>
+    /// <summary>Lines that other subsystems print by themselves, with a longer label and a shorter number.</summary>
     private static bool IsNarrow(string label) =>
         label.StartsWith("HugePages_", StringComparison.Ordinal) || label is "HardwareCorrupted" or "EarlyMemtestBad";
 }

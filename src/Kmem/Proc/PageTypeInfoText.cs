@@ -184,7 +184,7 @@ public sealed class PageTypeInfoText
         return new PageTypeFree(type, blocks);
     }
 
-    /// <summary>The kernel walks one list of types for every zone, and the block tables have one title for all.</summary>
+    /// <summary>The kernel walks one list of types for every zone; the block tables have one title for all.</summary>
     private static void RequireSameTypes(ProcTextReader reader, List<PageTypeZone> zones)
     {
         List<PageTypeFree> first = zones[0].Free, last = zones[^1].Free;

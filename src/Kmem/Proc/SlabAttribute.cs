@@ -62,8 +62,8 @@ internal sealed class SlabAttribute
         Flag("trace", c => c.Trace, (c, v) => c.Trace = v),
         Flag("failslab", c => c.Failslab, (c, v) => c.Failslab = v),
         Flag("skip_kfence", c => c.SkipKfence, (c, v) => c.SkipKfence = v),
-        Command("shrink"),
-        Command("validate"),
+        Command("shrink", c => c.HasShrink, c => c.HasShrink = true),
+        Command("validate", c => c.HasValidate, c => c.HasValidate = true),
     ];
 
     /// <summary>The statistics files of Linux 6.18, in the kernel's order (CONFIG_SLUB_STATS).</summary>
@@ -107,24 +107,28 @@ internal sealed class SlabAttribute
         new(file, c => get(c) is bool value ? (value ? "1\n" : "0\n") : null,
             (c, text) => set(c, ParseNumber(c, file, text, max: 1) != 0));
 
-    private static SlabAttribute Count(string file, Func<SlabSysfs, SlabCount?> get, Action<SlabSysfs, SlabCount> set) =>
+    private static SlabAttribute Count(
+        string file, Func<SlabSysfs, SlabCount?> get, Action<SlabSysfs, SlabCount> set) =>
         new(file, c => get(c)?.Render('N'),
             (c, text) => set(c, SlabCount.Parse(SlabSysfs.PathOf(c.Name, file), text, 'N')));
 
     /// <summary>A file to be written; it reads as nothing.</summary>
-    private static SlabAttribute Command(string file) =>
-        new(file, c => c.HasCommands ? "" : null, (c, text) =>
+    private static SlabAttribute Command(string file, Func<SlabSysfs, bool> exists, Action<SlabSysfs> found) =>
+        new(file, c => exists(c) ? "" : null, (c, text) =>
         {
             if (text.Length != 0)
                 throw new ProcFormatException(SlabSysfs.PathOf(c.Name, file), 1, text, "the file must read as nothing");
-            c.HasCommands = true;
+            found(c);
         });
 
     private static void ParseCtor(SlabSysfs cache, string text)
     {
         string symbol = text.EndsWith('\n') ? text[..^1] : text;
         if (symbol.AsSpan().ContainsAny('\n', '\r') || (text.Length > 0 && symbol.AsSpan().Trim().IsEmpty))
-            throw new ProcFormatException(SlabSysfs.PathOf(cache.Name, "ctor"), 1, text, "one symbol or nothing expected");
+        {
+            string path = SlabSysfs.PathOf(cache.Name, "ctor");
+            throw new ProcFormatException(path, 1, text, "one symbol or nothing expected");
+        }
         cache.Ctor = symbol;
     }
 

@@ -106,8 +106,11 @@ public sealed class SlabSysfs
     /// <summary>KFENCE leaves this cache alone.</summary>
     public bool? SkipKfence { get; set; }
 
-    /// <summary>The files that exist to be written and read as nothing: shrink and validate.</summary>
-    public bool HasCommands { get; set; } = true;
+    /// <summary>The file shrink exists; it is there to be written and reads as nothing.</summary>
+    public bool HasShrink { get; set; } = true;
+
+    /// <summary>The file validate exists (CONFIG_SLUB_DEBUG); it is there to be written and reads as nothing.</summary>
+    public bool HasValidate { get; set; } = true;
 
     /// <summary>The statistics files (CONFIG_SLUB_STATS) by name, counts by CPU; empty if not configured.</summary>
     public SortedDictionary<string, SlabCount> Statistics { get; } = new(StringComparer.Ordinal);
@@ -123,7 +126,7 @@ public sealed class SlabSysfs
     public static SlabSysfs Parse(string name, IReadOnlyDictionary<string, string> files)
     {
         ArgumentNullException.ThrowIfNull(files);
-        var cache = new SlabSysfs { Name = name, HasCommands = false };
+        var cache = new SlabSysfs { Name = name, HasShrink = false, HasValidate = false };
         foreach (SlabAttribute attribute in SlabAttribute.All)
         {
             if (files.TryGetValue(attribute.File, out string? text)) attribute.Parse(cache, text);
@@ -132,8 +135,10 @@ public sealed class SlabSysfs
         }
         foreach ((string file, string text) in files)
         {
-            if (SlabAttribute.IsStatistic(file)) cache.Statistics[file] = SlabCount.Parse(PathOf(name, file), text, 'C');
-            else if (!SlabAttribute.IsKnown(file)) cache.OtherFiles[file] = text;
+            if (SlabAttribute.IsStatistic(file))
+                cache.Statistics[file] = SlabCount.Parse(PathOf(name, file), text, 'C');
+            else if (!SlabAttribute.IsKnown(file))
+                cache.OtherFiles[file] = text;
         }
         return cache;
     }

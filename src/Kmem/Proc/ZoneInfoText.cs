@@ -95,20 +95,21 @@ public sealed class ZoneInfoText
         text.Line("  pagesets");
         foreach (ZonePageset set in zone.Pagesets)
         {
+            int width = set.HighMin is null ? 7 : 10;  // the longer labels of Linux 6.7 moved the column
             text.Text("    cpu: ").Number(set.Cpu).Line();
-            Row("count:", set.Count);
-            Row("high:", set.High);
-            Row("batch:", set.Batch);
-            Row("high_min:", set.HighMin);
-            Row("high_max:", set.HighMax);
+            Row("count:", set.Count, width);
+            Row("high:", set.High, width);
+            Row("batch:", set.Batch, width);
+            Row("high_min:", set.HighMin, width);
+            Row("high_max:", set.HighMax, width);
             if (set.StatThreshold is int threshold) text.Text("  vm stats threshold: ").Number(threshold).Line();
         }
         text.Left("  node_unreclaimable:", 23).Number(zone.NodeUnreclaimable).Line();
         text.Left("  start_pfn:", 23).Number(zone.StartPfn).Line();
 
-        void Row(string label, int? value)
+        void Row(string label, int? value, int width)
         {
-            if (value is int pages) text.Text("              ").Left(label, 10).Number(pages).Line();
+            if (value is int pages) text.Text("              ").Left(label, width).Number(pages).Line();
         }
     }
 
