@@ -88,7 +88,7 @@ internal static class BootRegions
             for (int i = next; i < holes.Count && holes[i].Start < region.End; i++)
             {
                 if (from < holes[i].Start) yield return region with { Start = from, End = holes[i].Start };
-                from = Math.Max(from, holes[i].End);
+                from = holes[i].End;
             }
             if (from < region.End) yield return region with { Start = from };
         }

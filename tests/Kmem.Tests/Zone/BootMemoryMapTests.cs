@@ -246,7 +246,7 @@ public sealed class BootMemoryMapTests
                 }
                 catch (ArgumentException)
                 {
-                    // Rounding to pageblocks moves a border by at most 1 MiB: this much a node always keeps.
+                    // Rounding to pageblocks moves a border by at most 1 MiB, so only small shares can vanish.
                     Assert.InRange(whole.MemoryBytes / (ulong)nodes, 0UL, (6 * MiB) - 1);
                     return;
                 }
