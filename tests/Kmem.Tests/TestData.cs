@@ -1,20 +1,30 @@
+using System.IO.Compression;
+
 namespace Kmem.Tests;
 
-/// <summary>Finds the files in tests/data, wherever the tests run from.</summary>
+/// <summary>The recorded answers of real kernels in tests/data.</summary>
 internal static class TestData
 {
-    private static readonly string s_root = FindRoot();
+    private static readonly string s_directory = Find();
 
-    /// <summary>The full path of a file in tests/data, named with forward slashes.</summary>
-    public static string PathOf(string name) => Path.Combine(s_root, name);
-
-    private static string FindRoot()
+    /// <summary>The path of a file in tests/data.</summary>
+    public static string PathOf(string name)
     {
-        for (DirectoryInfo? folder = new(AppContext.BaseDirectory); folder is not null; folder = folder.Parent)
-        {
-            if (File.Exists(Path.Combine(folder.FullName, "Kmem.slnx")))
-                return Path.Combine(folder.FullName, "tests", "data");
-        }
-        throw new DirectoryNotFoundException($"No folder above {AppContext.BaseDirectory} has Kmem.slnx.");
+        string path = Path.Combine(s_directory, name);
+        return File.Exists(path) ? path : throw new FileNotFoundException($"no test data {name}", path);
+    }
+
+    /// <summary>The text of a .gz file in tests/data.</summary>
+    public static string ReadGzip(string name)
+    {
+        using var reader = new StreamReader(new GZipStream(File.OpenRead(PathOf(name)), CompressionMode.Decompress));
+        return reader.ReadToEnd();
+    }
+
+    private static string Find()
+    {
+        DirectoryInfo? at = new(AppContext.BaseDirectory);
+        while (at is not null && !File.Exists(Path.Combine(at.FullName, "Kmem.slnx"))) at = at.Parent;
+        return Path.Combine(at?.FullName ?? throw new DirectoryNotFoundException("Kmem.slnx"), "tests", "data");
     }
 }
