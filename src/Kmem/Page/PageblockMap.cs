@@ -15,6 +15,7 @@ internal sealed class PageblockMap : IDisposable
 
     private const byte TypeMask = 0x07;
     private const byte SkipBit = 0x08;
+    private const byte PresentBit = 0x10;
 
     private unsafe byte* _types;
     private unsafe byte* _zones;
@@ -45,6 +46,11 @@ internal sealed class PageblockMap : IDisposable
     }
 
     public unsafe void SetZone(ulong pfn, int zone) => _zones[pfn >> PageOrder.Pageblock] = (byte)zone;
+
+    /// <summary>Whether the pageblock has any memory (pfn_valid; holes within a pageblock do not show).</summary>
+    public unsafe bool IsPresent(ulong pfn) => (_types[pfn >> PageOrder.Pageblock] & PresentBit) != 0;
+
+    public unsafe void SetPresent(ulong pfn) => _types[pfn >> PageOrder.Pageblock] |= PresentBit;
 
     public unsafe bool SkipOf(ulong pfn) => (_types[pfn >> PageOrder.Pageblock] & SkipBit) != 0;
 

@@ -50,6 +50,13 @@ internal sealed partial class PageAllocator
             + $"gfp_mask=0x{(uint)gfp:x}({gfp.ToKernelString()}) may sleep; use GFP_ATOMIC or GFP_NOWAIT here");
     }
 
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void ThrowBadGfp(Gfp gfp) =>
+        ThrowBug(
+            $"BUG: gfp_mask=0x{(uint)gfp:x}({gfp.ToKernelString()}): "
+            + (gfp.HasValidZone() ? "movable and reclaimable" : "its zone selectors") + " exclude each other");
+
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void WarnOrderOnce(int order, Gfp gfp)
     {

@@ -89,7 +89,7 @@ internal sealed partial class PageAllocator
         CpuTask* task = _cpus.Current;
         gfp = ApplyScopes(gfp, task->Flags);
         CheckContext(gfp, task);
-        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node));
+        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled);
         ZonePages? zone = missing == 1 ? null : FindBulkZone(request, missing);
         int got = zone == null ? 0 : TakeBulk(zone, request, pages, task);
         if (got == 0)

@@ -58,6 +58,39 @@ internal sealed partial class PageAllocator : IDisposable
         }
     }
 
+    /// <summary>
+    /// Applies what depends on the zones' final sizes: limits of the per-CPU lists, boost, and whether grouping by
+    /// mobility makes sense at all (build_all_zonelists, zone_pcp_update, Linux 6.18).
+    /// </summary>
+    public unsafe void Configure(int watermarkBoostFactor, int percpuHighFraction)
+    {
+        long aboveHigh = Zones.Sum(pages => Math.Max(0, (long)pages.Zone.Managed - pages.Zone.Watermarks.High));
+        bool tooSmall = aboveHigh < (long)PageOrder.PageblockPages * Migratetypes.Count;
+        foreach (ZonePages pages in Zones)
+        {
+            pages.Buddy.WatermarkBoostFactor = watermarkBoostFactor;
+            pages.Buddy.GroupingDisabled = tooSmall;
+            int cpus = _nodes[pages.Zone.NodeId].Cpus.Count;
+            PcpLimits limits = Watermark.Pcp(
+                (long)pages.Zone.Managed,
+                pages.Zone.Mark(WatermarkLevel.Low),
+                cpus == 0 ? _cpus.Count : cpus,
+                percpuHighFraction);
+            for (int cpu = 0; cpu < _cpus.Count; cpu++)
+            {
+                PerCpuPages* pcp = pages.PcpOf(cpu);
+                pcp->Batch = limits.Batch;
+                pcp->HighMin = limits.HighMin;
+                pcp->HighMax = limits.HighMax;
+            }
+        }
+
+        GroupingDisabled = tooSmall;
+    }
+
+    /// <summary>The machine is too small to keep migrate types apart: everything is Unmovable.</summary>
+    public bool GroupingDisabled { get; private set; }
+
     public ZonePages ZoneOf(ulong pfn) => _zones[_blocks.ZoneOf(pfn)]!;
 
     /// <summary>
@@ -78,8 +111,10 @@ internal sealed partial class PageAllocator : IDisposable
         CpuTask* task = _cpus.Current;
         gfp = ApplyScopes(gfp, task->Flags);
         CheckContext(gfp, task);
+        if (!gfp.HasValidZone() || !gfp.HasValidMobility())
+            ThrowBadGfp(gfp);
 
-        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node));
+        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node), GroupingDisabled);
         AllocFlags flags = AllocFlags.WatermarkLow | (AllocFlags)(gfp & Gfp.KswapdReclaim);
         if (MustNotFragment(request))
             flags |= AllocFlags.NoFragment;
@@ -372,12 +407,12 @@ internal sealed partial class PageAllocator : IDisposable
     /// <summary>One request on its way (struct alloc_context).</summary>
     private readonly struct AllocRequest
     {
-        public AllocRequest(Gfp gfp, int order, Zonelist zonelist)
+        public AllocRequest(Gfp gfp, int order, Zonelist zonelist, bool groupingDisabled)
         {
             Gfp = gfp;
             Order = order;
             Highest = gfp.HighestZone();
-            Migratetype = gfp.ToMigratetype();
+            Migratetype = groupingDisabled ? Migratetype.Unmovable : gfp.ToMigratetype();
             Zones = zonelist.Zones;
             First = zonelist.FirstIndex(Highest);
         }

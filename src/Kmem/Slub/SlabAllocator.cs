@@ -36,8 +36,8 @@ internal sealed partial class SlabAllocator : IDisposable
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private KmemCache?[] _byId = new KmemCache?[256];
-    private KmemCache? _bootNode;
-    private KmemCache? _bootCache;
+    private readonly KmemCache? _bootNode;
+    private readonly KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 

@@ -24,9 +24,9 @@ internal readonly record struct SlabState(ulong Word)
     private const ulong ObjectsMask = 0x7fff;
 
     public SlabState(int freeIndex, int inUse, int objects, bool frozen)
-        : this((ulong)freeIndex
-            | ((ulong)inUse << InUseShift)
-            | ((ulong)objects << ObjectsShift)
+        : this((uint)freeIndex
+            | ((ulong)(uint)inUse << InUseShift)
+            | ((ulong)(uint)objects << ObjectsShift)
             | ((frozen ? 1UL : 0) << FrozenShift))
     {
     }

@@ -1,0 +1,44 @@
+namespace Kmem;
+
+/// <summary>
+/// Which kernel's rules a machine follows. Plain data: the allocators read it at boot, and nothing else decides.
+/// </summary>
+public sealed record KernelProfile
+{
+    /// <summary>Linux 6.18, as built by distributions: memory cgroups, transparent huge pages, slab merging.</summary>
+    public static KernelProfile Linux618 { get; } = new("linux-6.18");
+
+    private static readonly KernelProfile[] s_all = [Linux618];
+
+    private KernelProfile(string name) => Name = name;
+
+    /// <summary>The name by which tools select it, for example <c>linux-6.18</c>.</summary>
+    public string Name { get; }
+
+    /// <summary>All profiles there are.</summary>
+    public static IReadOnlyList<KernelProfile> All => s_all;
+
+    /// <summary>Memory cgroups are configured: accounted requests have caches of their own (CONFIG_MEMCG).</summary>
+    public bool MemoryCgroups { get; init; } = true;
+
+    /// <summary>
+    /// Transparent huge pages are on: khugepaged raises min_free_kbytes so that grouping by mobility has room.
+    /// </summary>
+    public bool TransparentHugePages { get; init; } = true;
+
+    /// <summary>Caches of equal shape share their slabs (CONFIG_SLAB_MERGE_DEFAULT).</summary>
+    public bool SlabMerge { get; init; } = true;
+
+    /// <summary>Finds a profile by name, whatever the case; "linux618" and "Linux618" do as well.</summary>
+    /// <param name="name">A name.</param>
+    /// <returns>The profile, or null.</returns>
+    public static KernelProfile? Find(string name)
+    {
+        static string Simple(string text) => new(text.Where(char.IsLetterOrDigit).Select(char.ToLowerInvariant).ToArray());
+        return s_all.FirstOrDefault(profile => Simple(profile.Name) == Simple(name));
+    }
+
+    /// <summary>The profile's name.</summary>
+    /// <returns><see cref="Name"/>.</returns>
+    public override string ToString() => Name;
+}

@@ -1,0 +1,63 @@
+namespace Kmem;
+
+/// <summary>What a machine is made of.</summary>
+public sealed record MachineOptions
+{
+    /// <summary>
+    /// Bytes of RAM. Costs address space only: host memory is used as pages are touched. Ignored if
+    /// <see cref="MemoryMap"/> is given.
+    /// </summary>
+    public ulong RamBytes { get; init; } = 1UL << 30;
+
+    /// <summary>Number of CPUs: how many threads can work without sharing per-CPU state.</summary>
+    public int Cpus { get; init; } = Math.Max(1, Environment.ProcessorCount);
+
+    /// <summary>Number of NUMA nodes; memory and CPUs are divided evenly. Ignored if <see cref="MemoryMap"/> is given.</summary>
+    public int Nodes { get; init; } = 1;
+
+    /// <summary>Distance between two nodes, 10 for a node and itself; null for 10 and 20.</summary>
+    public Func<int, int, int>? NodeDistance { get; init; }
+
+    /// <summary>Which physical addresses are memory, and which of them are taken; null for a PC with <see cref="RamBytes"/>.</summary>
+    public BootMemoryMap? MemoryMap { get; init; }
+
+    /// <summary>Bytes at the top of each node's memory that only movable allocations may use (movablecore); usually 0.</summary>
+    public ulong MovableBytes { get; init; }
+
+    /// <summary>Whose rules the machine follows.</summary>
+    public KernelProfile Profile { get; init; } = KernelProfile.Linux618;
+
+    /// <summary>vm.min_free_kbytes; null lets the kernel's formula decide.</summary>
+    public int? MinFreeKbytes { get; init; }
+
+    /// <summary>vm.watermark_scale_factor: distance between watermarks in 1/10000 of a zone, 1 to 3000.</summary>
+    public int WatermarkScaleFactor { get; init; } = 10;
+
+    /// <summary>vm.watermark_boost_factor: how far a fallback raises the watermarks, in 1/10000 of the high one; 0 is off.</summary>
+    public int WatermarkBoostFactor { get; init; } = 15000;
+
+    /// <summary>vm.percpu_pagelist_high_fraction: 0 tunes per-CPU lists automatically, 8 and more fixes their limit.</summary>
+    public int PercpuPagelistHighFraction { get; init; }
+
+    /// <summary>
+    /// Seed of everything random in the machine. Same options, same seed, same requests on the same CPUs: same addresses.
+    /// </summary>
+    public ulong Seed { get; init; } = 1;
+
+    /// <summary>Objects of a new slab are handed out in random order (CONFIG_SLAB_FREELIST_RANDOM).</summary>
+    public bool SlabFreelistRandom { get; init; }
+
+    /// <summary>Free pointers are stored encoded (CONFIG_SLAB_FREELIST_HARDENED).</summary>
+    public bool SlabFreelistHardened { get; init; }
+
+    /// <summary>
+    /// kmalloc fails above 128 KiB, as it did in Linux 2.2 to 2.6.21 and as text books of that time say; off by default.
+    /// </summary>
+    public bool HistoricKmallocLimit { get; init; }
+
+    /// <summary>Bytes of a CPU cache line, a power of two.</summary>
+    public int CacheLineSize { get; init; } = 64;
+
+    /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
+    public bool PortableMemory { get; init; }
+}
