@@ -29,7 +29,12 @@ internal sealed class KmallocAllocator
         _slabs = slabs;
         _limit = historicLimit ? HistoricLimit : KmallocClasses.MaxSize;
         _caches = new KmemCache[KmallocClasses.TypeCount * KmallocClasses.Count];
-        bool memcg = slabs.Options.MemoryCgroups;
+    }
+
+    /// <summary>Creates all the caches (create_kmalloc_caches).</summary>
+    public void Start()
+    {
+        bool memcg = _slabs.Options.MemoryCgroups;
         for (KmallocType type = 0; (int)type < KmallocClasses.TypeCount; type++)
         {
             foreach (byte index in KmallocClasses.CreationOrder)
@@ -41,6 +46,9 @@ internal sealed class KmallocAllocator
             }
         }
     }
+
+    /// <summary>Names the cache of a type and size class.</summary>
+    public void Restore(KmallocType type, int index, KmemCache cache) => _caches[Slot(type, index)] = cache;
 
     public ITrace? Trace { get; set; }
 

@@ -36,8 +36,8 @@ internal sealed partial class SlabAllocator : IDisposable
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private KmemCache?[] _byId = new KmemCache?[256];
-    private readonly KmemCache? _bootNode;
-    private readonly KmemCache? _bootCache;
+    private KmemCache? _bootNode;
+    private KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 
@@ -51,13 +51,6 @@ internal sealed partial class SlabAllocator : IDisposable
         _nodeOfCpu = nodeOfCpu;
         _random = options.Seed | 1;
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
-
-        // The descriptors of caches come from caches themselves; these two are there before all others.
-        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        _bootCache = CreateBoot(
-            "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        Describe(_bootNode);
-        Describe(_bootCache);
     }
 
     public PageAllocator Pages { get; }
@@ -83,6 +76,33 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
+        }
+    }
+
+    /// <summary>
+    /// Creates the caches that the descriptors of all caches come from, these two included (kmem_cache_init).
+    /// </summary>
+    public void Start()
+    {
+        var plain = new CacheTraits(null, 0, 0);
+        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
+        _bootCache = CreateBoot(
+            "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
+        _bootNode.RefCount = _bootCache.RefCount = -1; // nobody joins them, nobody destroys them
+        Describe(_bootNode);
+        Describe(_bootCache);
+    }
+
+    /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount)
+    {
+        lock (_mutex)
+        {
+            int id = FreeId();
+            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(null, 0, 0)) { RefCount = refCount };
+            _byId[id] = cache;
+            _caches.Add(cache);
+            return cache;
         }
     }
 
