@@ -69,6 +69,12 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
+    public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
+
+    /// <summary>Where they go.</summary>
+    public Action<nint> FreeMetadata { get; set; } = _ => { };
+
     /// <summary>A copy of the list of caches, newest first, as /proc/slabinfo shows it.</summary>
     public IReadOnlyList<KmemCache> Caches
     {
@@ -84,7 +90,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// </summary>
     public void Start()
     {
-        var plain = new CacheTraits(null, 0, 0);
+        CacheTraits plain = default;
         _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
@@ -94,12 +100,12 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
-    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount)
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, int sheafCapacity)
     {
         lock (_mutex)
         {
             int id = FreeId();
-            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(null, 0, 0)) { RefCount = refCount };
+            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(SheafCapacity: sheafCapacity)) { RefCount = refCount };
             _byId[id] = cache;
             _caches.Add(cache);
             return cache;
@@ -182,6 +188,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
             KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
             Describe(cache);
+            cache.StartSheaves();
             return cache;
         }
     }
@@ -214,6 +221,7 @@ internal sealed partial class SlabAllocator : IDisposable
             if (cache.SlabCount > 0)
                 Pages.ThrowBug(cache.LeftoverReport());
 
+            cache.FreeMainSheaves();
             _caches.Remove(cache);
             _aliases.RemoveAll(alias => alias.Cache == cache);
             FreeDescriptors(cache);
@@ -343,7 +351,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>
     private KmemCache? FindMergeable(int size, int align, SlabFlags flags, CacheTraits traits)
     {
-        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
+        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || traits.SheafCapacity != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
             return null;
 
         int aligned = SlabGeometry.AlignmentOf(flags, align, size, Options.CacheLineSize);
@@ -366,7 +374,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>Whether others may be merged into a cache; such caches have a ":" name in sysfs.</summary>
     public bool IsMergeable(KmemCache cache) =>
-        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.RefCount >= 0
+        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.SheafCapacity == 0 && cache.RefCount >= 0
         && (cache.Flags & SlabFlagMask.NeverMerge) == 0;
 
     private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;

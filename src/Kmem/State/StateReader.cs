@@ -108,7 +108,7 @@ internal static class StateReader
     {
         var byName = new Dictionary<string, KmemCache>(StringComparer.Ordinal);
         foreach (CacheState its in state.Caches)
-            byName[its.Name] = slabs.Restore(its.Name, GeometryOf(its), its.Refcount);
+            byName[its.Name] = slabs.Restore(its.Name, GeometryOf(its), its.Refcount, its.SheafCapacity);
 
         for (int type = 0; type < state.KmallocCaches.Count; type++)
         {
