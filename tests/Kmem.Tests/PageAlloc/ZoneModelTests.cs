@@ -45,27 +45,46 @@ public sealed class ZoneModelTests
         pair.FreeAll();
         pair.Compare($"shape {shape}, seed {seed}, after freeing everything");
         Assert.Equal(pair.Managed, pair.FreeFrames);
+        Assert.Empty(Shape.All[shape].Expects.Except(pair.Seen, StringComparer.Ordinal));
     }
 
     /// <summary>Size of the zone, holes, and what differs between kernels' configurations.</summary>
     private sealed record Shape(ulong Start, ulong End, int Cpus, int Batch, int HighMin, int HighMax)
     {
+        private static readonly string[] s_small =
+            ["claims a pageblock", "claims part of a pageblock", "drains", "raises BOOSTED"];
+
         // Below 51200 frames no HighAtomic reserve is allowed (1 % is less than a pageblock).
         public static readonly Shape[] All =
         [
-            new(0, 8 * 512, 1, 1, 4, 4),
-            new(0, 8 * 512, 2, 7, 28, 300) { Grouping = false },
-            new(512, (9 * 512) + 100, 2, 3, 12, 100),
-            new(300, 5000, 1, 15, 60, 60) { HoleEvery = 700 },
-            new(1024, 1024 + (20 * 512), 3, 31, 124, 900) { Threshold = 20, KeepsBatch = true },
-            new(0, 52224, 2, 7, 28, 600) { Threshold = 6, BoostFactor = 0 },
+            new(0, 8 * 512, 1, 1, 4, 4) { Expects = [.. s_small, "steals"] },
+            new(0, 8 * 512, 2, 7, 28, 300) { Expects = ["claims a pageblock", "drains"], Grouping = false },
+            new(512, (9 * 512) + 100, 2, 3, 12, 100) { Expects = [.. s_small, "steals"] },
+            new(300, 5000, 1, 15, 60, 60) { Expects = s_small, HoleEvery = 700 },
+            new(1024, 1024 + (20 * 512), 3, 31, 124, 900)
+            {
+                Expects = [.. s_small, "steals"], Threshold = 20, KeepsBatch = true,
+            },
+            new(0, 52224, 2, 7, 28, 600)
+            {
+                Expects = ["steals", "drains", "reserves", "claims part of a pageblock"],
+                Threshold = 6,
+                BoostFactor = 0,
+                MeanOrder = 5,
+            },
         ];
+
+        /// <summary>What a run must have met to mean anything.</summary>
+        public required string[] Expects { get; init; }
 
         public bool Grouping { get; init; } = true;
 
         public bool KeepsBatch { get; init; }
 
         public ulong HoleEvery { get; init; }
+
+        /// <summary>The usual order of a request: large zones must fill up, too.</summary>
+        public int MeanOrder { get; init; }
 
         public int Threshold { get; init; }
 
@@ -80,6 +99,9 @@ public sealed class ZoneModelTests
         private readonly ZoneModel _model;
         private readonly List<(ulong Pfn, int Order)> _live = [];
         private bool _growing = true;
+        private int _failed;
+        private int _full;
+        private Migratetype _favourite = Migratetype.Unmovable;
 
         public Pair(Shape shape, int seed)
         {
@@ -88,6 +110,8 @@ public sealed class ZoneModelTests
             _real = new BareZone(shape.Start, shape.End, shape.Cpus);
             _model = new ZoneModel(shape.Start, shape.End, shape.Cpus);
         }
+
+        public HashSet<string> Seen { get; } = new(StringComparer.Ordinal);
 
         public ulong Managed => (ulong)_model.Managed;
 
@@ -135,12 +159,23 @@ public sealed class ZoneModelTests
 
         public string Step(int step)
         {
-            // Waves: from nearly empty to nearly full and back, so that every fallback has its day.
-            if (step % 500 == 0)
-                _growing = !_growing || step == 0;
+            // Waves: until requests fail, then back to a third, with another favourite type each time. Types run short at
+            // different moments, so that every fallback has its day.
+            if (_growing && _failed > 10)
+            {
+                _growing = false;
+                _full = _live.Count;
+            }
+            else if (!_growing && _live.Count <= _full / 3)
+            {
+                _growing = true;
+                _failed = 0;
+                _favourite = (Migratetype)_random.Next(3);
+            }
+
             int cpu = _random.Next(_shape.Cpus);
             int roll = _random.Next(1000);
-            if (roll < (_growing ? 600 : 300))
+            if (roll < (_growing ? 800 : 300))
                 return Alloc(cpu);
             if (roll < 940)
                 return Free(cpu);
@@ -165,6 +200,21 @@ public sealed class ZoneModelTests
         public unsafe void Compare(string when)
         {
             Assert.True(_model.Events.SequenceEqual(_real.Trace.Events, StringComparer.Ordinal), when + ": " + EventsDiffer());
+            foreach (ExtfragEvent fallback in _real.Trace.Fallbacks)
+            {
+                Seen.Add(
+                    !fallback.ChangeOwnership ? "steals"
+                    : fallback.Fragmenting ? "claims part of a pageblock"
+                    : "claims a pageblock");
+            }
+
+            if (_real.Trace.Events.Exists(text => text.StartsWith("drain", StringComparison.Ordinal)))
+                Seen.Add("drains");
+            if (_model.ReservedHighAtomic > 0)
+                Seen.Add("reserves");
+            if (_model.BoostedWatermark)
+                Seen.Add("raises BOOSTED");
+            _real.Trace.Fallbacks.Clear();
             _model.Events.Clear();
             _real.Trace.Events.Clear();
             for (int order = 0; order <= PageOrder.Max; order++)
@@ -205,8 +255,15 @@ public sealed class ZoneModelTests
 
         private unsafe string Alloc(int cpu)
         {
-            int order = _random.Next(10) switch { < 6 => 0, < 9 => _random.Next(5), _ => _random.Next(11) };
-            var type = (Migratetype)(_shape.Grouping ? _random.Next(3) : 0);
+            int order = Math.Min(10, _shape.MeanOrder + _random.Next(10) switch
+            {
+                < 6 => 0,
+                < 9 => _random.Next(4),
+                _ => _random.Next(-_shape.MeanOrder, 11),
+            });
+            Migratetype type = !_shape.Grouping ? Migratetype.Unmovable
+                : _random.Next(3) == 0 ? (Migratetype)_random.Next(3)
+                : _favourite;
             AllocFlags flags = _random.Next(8) switch
             {
                 0 => AllocFlags.NoFragment | AllocFlags.Kswapd,
@@ -219,7 +276,10 @@ public sealed class ZoneModelTests
             Page* page = _real.Pages.Take(order, type, flags, cpu);
             Assert.True(expected == _real.PfnOf(page), $"{what}: {expected} expected, got {_real.PfnOf(page)}");
             if (expected is not { } pfn)
+            {
+                _failed++;
                 return what + ": nothing";
+            }
 
             if (_random.Next(4) == 0)
             {
