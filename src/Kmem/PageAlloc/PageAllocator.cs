@@ -270,6 +270,9 @@ internal sealed partial class PageAllocator : IDisposable
                 Zone zone = request.Zones[i];
                 if (_nodes.Length > 1)
                 {
+                    if (zone.Type > request.Highest)
+                        continue;       // another node's: the first zones of this one are behind First
+
                     // Mixing types at home is better than going to a remote node.
                     if (noFragment && zone.NodeId != request.Zones[request.First].NodeId)
                     {
