@@ -242,6 +242,12 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
             {
+                if (Pages.ZoneOf(pfn) != pages)
+                {
+                    pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;   // another node's, within this one's span
+                    continue;
+                }
+
                 Page* page = Map.PageOf(pfn);
                 if (page->Type == PageType.Buddy)
                 {
