@@ -166,9 +166,9 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         long used = 0;
         for (ulong pfn = zone.StartPfn; pfn < zone.EndPfn;)
         {
-            if (blocks.ZoneOf(pfn) != zone.Index)
+            if (!pages.HasMemory(zone, pfn))
             {
-                pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;       // another node's, within this one's span
+                pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
                 continue;
             }
 

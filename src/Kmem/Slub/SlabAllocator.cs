@@ -242,9 +242,9 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
             {
-                if (Pages.ZoneOf(pfn) != pages)
+                if (!Pages.HasMemory(pages.Zone, pfn))
                 {
-                    pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;   // another node's, within this one's span
+                    pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
                     continue;
                 }
 
