@@ -273,7 +273,7 @@ public sealed class ZoneModelTests
             };
             string what = string.Create(CultureInfo.InvariantCulture, $"cpu {cpu} takes order {order} {type} {flags}");
             ulong? expected = _model.Alloc(order, type, flags, cpu);
-            Page* page = _real.Pages.Take(order, type, flags, cpu);
+            Page* page = _real.Take(order, type, flags, cpu);
             Assert.True(expected == _real.PfnOf(page), $"{what}: {expected} expected, got {_real.PfnOf(page)}");
             if (expected is not { } pfn)
             {
@@ -315,7 +315,7 @@ public sealed class ZoneModelTests
                 return $"cpu {cpu} frees {pfn} of order {order} to the tail";
             }
 
-            _real.Pages.Give(_real.PageOf(pfn), order, cpu);
+            _real.Give(_real.PageOf(pfn), order, cpu);
             _model.FreePage(pfn, order, cpu);
             return $"cpu {cpu} frees {pfn} of order {order}";
         }
