@@ -143,7 +143,8 @@ public sealed partial class KmemCache
         return false;
     }
 
-    private unsafe bool FreeRcuToSheaf(void* obj)
+    /// <summary>The same for an object that is marked free already.</summary>
+    internal unsafe bool FreeRcuToSheaf(void* obj)
     {
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
@@ -485,7 +486,7 @@ public sealed partial class KmemCache
         Gfp plain = gfp & ~(Gfp.Dma | Gfp.Reclaimable | Gfp.Account | Gfp.NoFail);
         var sheaf = (Sheaf*)_slabs.AllocMetadata((nuint)(Sheaf.HeaderBytes + (capacity * sizeof(nint))), plain | Gfp.Zero);
         if (sheaf != null)
-            sheaf->Capacity = capacity;
+            *sheaf = new Sheaf { Capacity = capacity };
         return sheaf;
     }
 

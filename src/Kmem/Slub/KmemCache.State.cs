@@ -42,6 +42,37 @@ public sealed partial class KmemCache
             _nodes[node].AddLocked(_slabs.Map.PageOf(pfn), tail: true);
     }
 
+    /// <summary>Writes a sheaf into the kmalloc block that it is; its objects are free.</summary>
+    internal unsafe nint RestoreSheaf(ulong kernelAddress, ReadOnlySpan<ulong> objects)
+    {
+        var sheaf = (Sheaf*)_slabs.PointerOf(kernelAddress);
+        *sheaf = default;
+        sheaf->Capacity = Math.Max(_sheafCapacity, objects.Length);
+        foreach (ulong address in objects)
+        {
+            void* obj = _slabs.PointerOf(address);
+            TryMarkFree(obj);
+            Sheaf.Push(sheaf, obj);
+        }
+
+        return (nint)sheaf;
+    }
+
+    internal unsafe void RestoreSheavesOf(int cpu, nint main, nint spare, nint rcuFree)
+    {
+        (_cpu + cpu)->Main = (Sheaf*)main;
+        (_cpu + cpu)->Spare = (Sheaf*)spare;
+        (_cpu + cpu)->RcuFree = (Sheaf*)rcuFree;
+    }
+
+    internal unsafe void RestoreInBarn(nint sheaf, bool full)
+    {
+        if (full)
+            _nodes[0].Barn!.PutFull((Sheaf*)sheaf);
+        else
+            _nodes[0].Barn!.PutEmpty((Sheaf*)sheaf);
+    }
+
     private unsafe void LinkFree(Page* slab, ReadOnlySpan<int> freelist)
     {
         for (int i = 0; i < freelist.Length; i++)

@@ -69,6 +69,12 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
+    public Func<Gfp, int, int, nint>? PageSource { get; set; }
+
+    /// <summary>Where slabs' pages go if not to the page allocator.</summary>
+    public Action<nint, int>? PageSink { get; set; }
+
     /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
     public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
 
@@ -135,6 +141,9 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
     public unsafe ulong KernelAddress(void* address) =>
         AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+
+    /// <summary>The other way round: the pointer to an address of the direct map.</summary>
+    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - AddressMap.PageOffset);
 
     public unsafe ulong KernelPageAddress(Page* page) =>
         AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
