@@ -96,11 +96,16 @@ public sealed partial class Machine
 
     /// <summary>Frees a block when every reader that may see it now is done (kfree_rcu); see <see cref="RcuRead"/>.</summary>
     /// <param name="pointer">A block, or null.</param>
+    /// <exception cref="KernelBugException">
+    /// No allocation begins there. A block that was handed in twice is found when it is freed, and only reported in the
+    /// log: there is no caller any more.
+    /// </exception>
     public unsafe void KfreeRcu(void* pointer)
     {
         if ((nuint)pointer <= KmallocAllocator.ZeroSizePointer)
             return;
 
+        _ = _kmalloc.SizeOf(pointer, "kfree_rcu");
         var block = (nint)pointer;
         _slabs.Rcu.Call(() => _kmalloc.Free((void*)block));
     }

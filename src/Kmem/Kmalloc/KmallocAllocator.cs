@@ -72,7 +72,7 @@ internal sealed class KmallocAllocator
     }
 
     /// <summary>Bytes that may be used at an address from <see cref="Alloc"/> (ksize).</summary>
-    public unsafe nuint SizeOf(void* pointer)
+    public unsafe nuint SizeOf(void* pointer, string operation = "ksize")
     {
         if ((nuint)pointer <= ZeroSizePointer)
             return 0;
@@ -90,7 +90,7 @@ internal sealed class KmallocAllocator
 
         Page* large = _slabs.LargeBlockAt(pointer);
         if (large == null)
-            _slabs.ThrowNotASlab(pointer, "ksize");
+            _slabs.ThrowNotASlab(pointer, operation);
         return SlabAllocator.LargeSize(large);
     }
 
@@ -169,7 +169,7 @@ internal sealed class KmallocAllocator
         if (size > _limit)
         {
             if ((gfp & Gfp.NoWarn) == 0)
-                _slabs.WarnOnce($"WARNING: kmalloc of {size} bytes: the largest size is {_limit}");
+                _slabs.WarnOnce("kmalloc size", $"WARNING: kmalloc of {size} bytes: the largest size is {_limit}");
             return null;
         }
 
