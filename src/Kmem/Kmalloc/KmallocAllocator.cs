@@ -183,13 +183,15 @@ internal sealed class KmallocAllocator
     private KmemCache Create(KmallocType type, int index, bool memcg)
     {
         int size = KmallocClasses.SizeOf(index);
-        return _slabs.Create(
+        KmemCache cache = _slabs.Create(
             KmallocClasses.NameOf(type, index),
             size,
             SlabGeometry.KmallocAlignmentOf(size),
             KmallocClasses.CreationFlags(type, memcg),
             new CacheTraits(null, 0, size),
             freePointerOffset: null);
+        cache.IsBuiltIn = true;
+        return cache;
     }
 
     private static int Slot(KmallocType type, int index) => ((int)type * KmallocClasses.Count) + index;

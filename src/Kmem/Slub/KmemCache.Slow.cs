@@ -24,6 +24,9 @@ public sealed partial class KmemCache
 
         if (freelist == null)
         {
+            if (IsClosed)
+                ThrowClosed(task);
+
             // A named node is first tried strictly and without effort, then like any other request.
             if (node >= 0 && (gfp & Gfp.ThisNode) == 0)
                 freelist = TakeFromNodeOrNew(task, ref cpu, ref c, Gfp.NoWait | Gfp.ThisNode, node, gfp);
@@ -124,6 +127,9 @@ public sealed partial class KmemCache
             c = _cpu + cpu;
             if (slab == null)
                 return null;
+
+            if (IsClosed)
+                ThrowClosed(task, slab);
 
             CountNewSlab(slab);
         }

@@ -30,6 +30,7 @@ internal sealed partial class SlabAllocator : IDisposable
     private const int KmemCacheNodeSize = 72;
     private const int KmemCacheSize = 224;
     private const int TagShift = 4;
+    private const int BootRefCount = -1;   // nobody joins them
 
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
@@ -56,6 +57,8 @@ internal sealed partial class SlabAllocator : IDisposable
         _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
+        _bootNode.RefCount = BootRefCount;
+        _bootCache.RefCount = BootRefCount;
         Describe(_bootNode);
         Describe(_bootCache);
     }
@@ -178,11 +181,16 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public void Destroy(KmemCache cache)
     {
+        if (cache.IsConstructing)
+            Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): called from the cache's own constructor");
+
         Rcu.Barrier();
         lock (_mutex)
         {
-            if (_byId[cache.Id] != cache || cache.RefCount < 0)
-                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache is gone already, or is a boot cache");
+            if (_byId[cache.Id] != cache || cache.IsClosed)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache was destroyed before");
+            if (cache.IsBuiltIn || cache.RefCount < 0)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the machine needs this cache itself");
 
             if (cache.RefCount > 1)
             {
@@ -190,9 +198,13 @@ internal sealed partial class SlabAllocator : IDisposable
                 return;
             }
 
+            cache.Close();
             cache.Shrink();
             if (cache.SlabCount > 0)
+            {
+                cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
+            }
 
             _caches.Remove(cache);
             _aliases.RemoveAll(alias => alias.Cache == cache);
@@ -203,7 +215,6 @@ internal sealed partial class SlabAllocator : IDisposable
         Rcu.Barrier();
         lock (_mutex)
             _byId[cache.Id] = null;
-        cache.Release();
     }
 
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
@@ -254,7 +265,7 @@ internal sealed partial class SlabAllocator : IDisposable
     public void Dispose()
     {
         foreach (KmemCache cache in _caches)
-            cache.Release();
+            cache.Abandon();
         _caches.Clear();
         Live.Dispose();
     }
