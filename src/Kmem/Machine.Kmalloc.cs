@@ -195,7 +195,8 @@ public sealed partial class Machine
     public unsafe Mempool CreateMempool(int minimum, KmemCache cache)
     {
         ArgumentNullException.ThrowIfNull(cache);
-        return new Mempool(minimum, gfp => (nint)cache.Alloc(gfp), element => cache.Free((void*)element));
+        return new Mempool(
+            minimum, gfp => (nint)cache.Alloc(gfp), element => cache.Free((void*)element), CheckContext);
     }
 
     /// <summary>Creates a pool of kmalloc blocks (mempool_create_kmalloc_pool).</summary>
@@ -204,5 +205,7 @@ public sealed partial class Machine
     /// <returns>The pool, its reserve filled.</returns>
     /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
     public unsafe Mempool CreateMempool(int minimum, nuint size) =>
-        new(minimum, gfp => (nint)Kmalloc(size, gfp), element => Kfree((void*)element));
+        new(minimum, gfp => (nint)Kmalloc(size, gfp), element => Kfree((void*)element), CheckContext);
+
+    private unsafe void CheckContext(Gfp gfp) => _pages.CheckContext(gfp, _cpus.Current);
 }
