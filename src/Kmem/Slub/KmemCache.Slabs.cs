@@ -171,13 +171,17 @@ public sealed partial class KmemCache
         _slabs.Pages.FreeFrozen(slab, order);
     }
 
-    /// <summary>A free list's next object; a link that leaves the slab ends the list, with a report.</summary>
-    private unsafe void* NextChecked(void* obj)
+    /// <summary>
+    /// A free list's next object; a link that leaves the slab ends the list, with a report. Only for a list that nobody
+    /// else can reach.
+    /// </summary>
+    private unsafe void* NextChecked(Page* slab, void* obj)
     {
         void* next = FreePointer(obj);
         if (IsSameSlabOrNull(obj, next))
             return next;
 
+        slab->Flags |= PageFlags.SlabCorrupt;
         _slabs.Log.Write(CorruptReport(obj, next));
         SetFreePointer(obj, null);
         return null;
@@ -189,6 +193,7 @@ public sealed partial class KmemCache
     {
         // The rest of the list is lost: nobody knows where it is. The objects on it count as in use from now on.
         c->Freelist = null;
+        c->Slab->Flags |= PageFlags.SlabCorrupt;
         _cpus.Leave(task);
         _slabs.Pages.ThrowBug(CorruptReport(obj, next));
     }

@@ -162,7 +162,7 @@ public sealed partial class KmemCache
         void* tail = null;
         int count = 0;
         int objects = SlabState.Read(slab).Objects;
-        for (void* obj = freelist; obj != null && count < objects; obj = NextChecked(obj))
+        for (void* obj = freelist; obj != null && count < objects; obj = NextChecked(slab, obj))
         {
             tail = obj;
             count++;
