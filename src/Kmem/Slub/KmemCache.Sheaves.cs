@@ -497,6 +497,23 @@ public sealed partial class KmemCache
         _slabs.FreeMetadata((nint)sheaf);
     }
 
+    /// <summary>Lets the grace periods of objects begin that still gather on CPUs (kvfree_rcu_barrier_on_cache).</summary>
+    internal unsafe void FlushRcuSheaves()
+    {
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
+        {
+            _cpus.AcquireRemote(cpu);
+            Sheaf* sheaf = (_cpu + cpu)->RcuFree;
+            (_cpu + cpu)->RcuFree = null;
+            _cpus.ReleaseRemote(cpu);
+            if (sheaf != null)
+            {
+                sheaf->Node = _slabs.NodeOfCpu(cpu);
+                _slabs.Rcu.Call(new RcuSheafFree(this, (nint)sheaf).Run);
+            }
+        }
+    }
+
     /// <summary>Gives all sheaves of a CPU back, except its main one, which is kept empty. Outside a section.</summary>
     private unsafe void FlushSheavesOf(int cpu)
     {

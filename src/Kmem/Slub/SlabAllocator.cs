@@ -30,6 +30,7 @@ internal sealed partial class SlabAllocator : IDisposable
     private const int KmemCacheNodeSize = 72;
     private const int KmemCacheSize = 224;
     private const int TagShift = 4;
+    private const int BootRefCount = -1;   // nobody joins them
 
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
@@ -214,11 +215,17 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public void Destroy(KmemCache cache)
     {
+        if (cache.IsConstructing)
+            Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): called from the cache's own constructor");
+
+        cache.FlushRcuSheaves();
         Rcu.Barrier();
         lock (_mutex)
         {
-            if (_byId[cache.Id] != cache || cache.RefCount < 0)
-                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache is gone already, or is a boot cache");
+            if (_byId[cache.Id] != cache || cache.IsClosed)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache was destroyed before");
+            if (cache.IsBuiltIn || cache.RefCount < 0)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the machine needs this cache itself");
 
             if (cache.RefCount > 1)
             {
@@ -226,9 +233,13 @@ internal sealed partial class SlabAllocator : IDisposable
                 return;
             }
 
+            cache.Close();
             cache.Shrink();
             if (cache.SlabCount > 0)
+            {
+                cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
+            }
 
             cache.FreeMainSheaves();
             _caches.Remove(cache);
@@ -240,7 +251,6 @@ internal sealed partial class SlabAllocator : IDisposable
         Rcu.Barrier();
         lock (_mutex)
             _byId[cache.Id] = null;
-        cache.Release();
     }
 
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
@@ -291,7 +301,7 @@ internal sealed partial class SlabAllocator : IDisposable
     public void Dispose()
     {
         foreach (KmemCache cache in _caches)
-            cache.Release();
+            cache.Abandon();
         _caches.Clear();
         Live.Dispose();
     }
