@@ -235,6 +235,8 @@ internal sealed partial class SlabAllocator : IDisposable
 
             cache.Close();
             cache.Shrink();
+            if (cache.SheafCapacity > 0)
+                cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
             if (cache.SlabCount > 0)
             {
                 cache.Reopen();
