@@ -205,6 +205,7 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         Dictionary<nint, int> cpuFree = FreeOnCpus(cache, onLists);
+        CountInSheaves(cache, cpuFree);
         long slabCount = 0;
         long objects = 0;
         slabs.ForEachSlab(cache, slab =>
@@ -250,6 +251,23 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         return free;
+    }
+
+    /// <summary>Objects in sheaves are neither live nor on a free list: they count with those on a CPU.</summary>
+    private unsafe void CountInSheaves(KmemCache cache, Dictionary<nint, int> free)
+    {
+        foreach (nint sheaf in cache.AllSheaves())
+        {
+            foreach (nint obj in Sheaf.Objects((Sheaf*)sheaf))
+            {
+                Page* slab = slabs.SlabOf((void*)obj);
+                Expect(
+                    slab != null && slabs.CacheOf(slab) == cache && !cache.IsLive((void*)obj),
+                    "SHEAF-01",
+                    $"{cache.Name}: 0x{obj:x} in a sheaf is not a free object of the cache");
+                free[(nint)slab] = free.GetValueOrDefault((nint)slab) + 1;
+            }
+        }
     }
 
     private unsafe void CheckSlab(KmemCache cache, Page* slab, int onCpu, bool onList)

@@ -224,6 +224,15 @@ internal sealed partial class PageAllocator : IDisposable
         return reported;
     }
 
+    /// <summary>Makes frames that are on no list a block in use.</summary>
+    public unsafe void RestoreAllocated(Page* page, int order, bool compound)
+    {
+        page->Flags &= PageFlags.Lru;
+        page->AllocatedOrderPlusOne = (byte)(order + 1);
+        if (compound && order > 0)
+            PrepareCompound(page, order);
+    }
+
     public void Dispose()
     {
         foreach (ZonePages zone in Zones)

@@ -18,7 +18,12 @@ public sealed partial class KmemCache
     {
         FlushAll();
         foreach (KmemCacheNode node in _nodes)
+        {
+            if (node.Barn != null)
+                EmptyBarn(this, node.Barn);
             ShrinkNode(node);
+        }
+
         return SlabCount > 0;
     }
 
@@ -37,6 +42,8 @@ public sealed partial class KmemCache
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
             KmemCacheCpu* c = _cpu + cpu;
+            if (c->Main != null)
+                FlushSheavesOf(cpu);
             if (c->Slab == null && c->Partial == null)
                 continue;
 
@@ -44,7 +51,9 @@ public sealed partial class KmemCache
             Page* slab = c->Slab;
             void* freelist = c->Freelist;
             Page* chain = c->Partial;
-            *c = default;
+            c->Slab = null;
+            c->Freelist = null;
+            c->Partial = null;
             _cpus.ReleaseRemote(cpu);
 
             if (slab != null)
@@ -85,6 +94,18 @@ public sealed partial class KmemCache
     internal unsafe void* NextFree(void* obj) => FreePointer(obj);
 
     internal unsafe void* ObjectOf(Page* slab, int index) => ObjectAt(slab, index);
+
+    /// <summary>Frees the CPUs' main sheaves; the cache is empty and goes away.</summary>
+    internal unsafe void FreeMainSheaves()
+    {
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            Sheaf* main = (_cpu + cpu)->Main;
+            (_cpu + cpu)->Main = null;
+            if (main != null)
+                FreeSheaf(main);
+        }
+    }
 
     /// <summary>Frees the native memory; no slab may be left.</summary>
     internal unsafe void Release()

@@ -36,8 +36,8 @@ internal sealed partial class SlabAllocator : IDisposable
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private KmemCache?[] _byId = new KmemCache?[256];
-    private readonly KmemCache? _bootNode;
-    private readonly KmemCache? _bootCache;
+    private KmemCache? _bootNode;
+    private KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 
@@ -51,13 +51,6 @@ internal sealed partial class SlabAllocator : IDisposable
         _nodeOfCpu = nodeOfCpu;
         _random = options.Seed | 1;
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
-
-        // The descriptors of caches come from caches themselves; these two are there before all others.
-        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        _bootCache = CreateBoot(
-            "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        Describe(_bootNode);
-        Describe(_bootCache);
     }
 
     public PageAllocator Pages { get; }
@@ -76,6 +69,12 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
+    public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
+
+    /// <summary>Where they go.</summary>
+    public Action<nint> FreeMetadata { get; set; } = _ => { };
+
     /// <summary>A copy of the list of caches, newest first, as /proc/slabinfo shows it.</summary>
     public IReadOnlyList<KmemCache> Caches
     {
@@ -83,6 +82,33 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
+        }
+    }
+
+    /// <summary>
+    /// Creates the caches that the descriptors of all caches come from, these two included (kmem_cache_init).
+    /// </summary>
+    public void Start()
+    {
+        CacheTraits plain = default;
+        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
+        _bootCache = CreateBoot(
+            "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
+        _bootNode.RefCount = _bootCache.RefCount = -1; // nobody joins them, nobody destroys them
+        Describe(_bootNode);
+        Describe(_bootCache);
+    }
+
+    /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, int sheafCapacity)
+    {
+        lock (_mutex)
+        {
+            int id = FreeId();
+            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(SheafCapacity: sheafCapacity)) { RefCount = refCount };
+            _byId[id] = cache;
+            _caches.Add(cache);
+            return cache;
         }
     }
 
@@ -162,6 +188,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
             KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
             Describe(cache);
+            cache.StartSheaves();
             return cache;
         }
     }
@@ -194,6 +221,7 @@ internal sealed partial class SlabAllocator : IDisposable
             if (cache.SlabCount > 0)
                 Pages.ThrowBug(cache.LeftoverReport());
 
+            cache.FreeMainSheaves();
             _caches.Remove(cache);
             _aliases.RemoveAll(alias => alias.Cache == cache);
             FreeDescriptors(cache);
@@ -323,7 +351,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>
     private KmemCache? FindMergeable(int size, int align, SlabFlags flags, CacheTraits traits)
     {
-        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
+        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || traits.SheafCapacity != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
             return null;
 
         int aligned = SlabGeometry.AlignmentOf(flags, align, size, Options.CacheLineSize);
@@ -346,7 +374,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>Whether others may be merged into a cache; such caches have a ":" name in sysfs.</summary>
     public bool IsMergeable(KmemCache cache) =>
-        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.RefCount >= 0
+        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.SheafCapacity == 0 && cache.RefCount >= 0
         && (cache.Flags & SlabFlagMask.NeverMerge) == 0;
 
     private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;
