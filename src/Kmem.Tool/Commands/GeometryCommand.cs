@@ -159,7 +159,7 @@ internal sealed class GeometryCommand : Command, IHasExamples
             throw new ToolException(e.Message.TrimEnd('.'), e);
         }
 
-        var cache = new CacheReport(request, geometry);
+        var cache = new CacheLayout(request, geometry);
         TextWriter output = parsed.InvocationConfiguration.Output;
         if (parsed.GetValue(_json)) Json.Write(output, CacheJson.Of(cache), JsonTypes.Readable.CacheJson);
         else Screen.Draw(output, console => CacheText.Write(console, cache));

@@ -6,7 +6,7 @@ namespace Kmem.Tool.Output;
 /// <summary>The text of <c>kmem geometry --size</c>: the numbers, then a picture of a slab and of a slot.</summary>
 internal static class CacheText
 {
-    internal static void Write(IAnsiConsole console, CacheReport cache)
+    internal static void Write(IAnsiConsole console, CacheLayout cache)
     {
         console.Write(Numbers(cache));
         foreach (string line in SlabPicture.Draw(cache.Geometry)) console.WriteLine(line);
@@ -14,7 +14,7 @@ internal static class CacheText
         console.Paragraph(Sentence(cache));
     }
 
-    private static Table Numbers(CacheReport cache)
+    private static Table Numbers(CacheLayout cache)
     {
         SlabGeometry g = cache.Geometry;
         Table table = Screen.Table("cache", ">value", "");
@@ -36,7 +36,7 @@ internal static class CacheText
         return table;
     }
 
-    private static string Sentence(CacheReport cache)
+    private static string Sentence(CacheLayout cache)
     {
         SlabGeometry g = cache.Geometry;
         int overhead = cache.SlabBytes - (g.ObjectsPerSlab * g.ObjectSize);

@@ -23,7 +23,7 @@ internal sealed record CacheJson(
     int Order, int SlabBytes, int Objects, int Waste, double WastePercent, int MinOrder, int MinObjects,
     int MinPartial, int CpuPartial, int CpuPartialSlabs, string? SysfsName, int Cpus)
 {
-    internal static CacheJson Of(CacheReport cache)
+    internal static CacheJson Of(CacheLayout cache)
     {
         SlabGeometry g = cache.Geometry;
         return new CacheJson(

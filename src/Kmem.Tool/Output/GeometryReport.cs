@@ -41,7 +41,7 @@ internal sealed record GeometryReport(int Cpus, GeometryComparison Comparison, I
 }
 
 /// <summary>One cache: what was asked for and what came out.</summary>
-internal sealed record CacheReport(SlabGeometryRequest Request, SlabGeometry Geometry)
+internal sealed record CacheLayout(SlabGeometryRequest Request, SlabGeometry Geometry)
 {
     internal int SlabBytes => 4096 << Geometry.Order;
 
