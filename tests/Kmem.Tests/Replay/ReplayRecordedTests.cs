@@ -17,7 +17,7 @@ public sealed partial class ReplayRecordedTests
     {
         byte[] text = TraceText.Gunzip(s_traces[trace]);
         var model = ReplayModel.Of(Encoding.UTF8.GetString(text));
-        using ReplayResult result = TraceWriter.Run(text, new ReplayOptions());
+        using ReplayResult result = TraceWriter.Run(text);
         ReplayReport r = result.Report;
         TraceWriter.CheckWhole(result);
 
@@ -46,7 +46,7 @@ public sealed partial class ReplayRecordedTests
     {
         byte[] text = TraceText.Gunzip(s_traces[trace]);
         var model = ReplayModel.Of(Encoding.UTF8.GetString(text));
-        using ReplayResult result = TraceWriter.Run(text, new ReplayOptions());
+        using ReplayResult result = TraceWriter.Run(text);
         Assert.Equal(
             model.Caches.Where(cache => cache.Name.Length > 0),
             result.Report.Caches
