@@ -197,6 +197,28 @@ public sealed class ReplayTests
                 .Select(cache => (cache.Name, cache.SlotSize, cache.ObjectsPerSlab, (long)cache.Order)).Order());
     }
 
+    [Theory]
+    [InlineData(200, 200, 8, SlabFlags.None)]
+    [InlineData(200, 256, 64, SlabFlags.HwcacheAlign)]
+    [InlineData(96, 104, 8, SlabFlags.TypesafeByRcu)]
+    [InlineData(192, 256, 64, SlabFlags.HwcacheAlign | SlabFlags.TypesafeByRcu)]
+    [InlineData(600, 608, 8, SlabFlags.TypesafeByRcu)]
+    [InlineData(601, 608, 8, SlabFlags.None)]
+    [InlineData(40, 48, 8, SlabFlags.TypesafeByRcu)]
+    [InlineData(600, 1024, 512, SlabFlags.None)]
+    [InlineData(4096, 4608, 512, SlabFlags.TypesafeByRcu)]
+    [InlineData(600, 8192, 8, SlabFlags.None)]              // by no rule: the plain way, and a mismatch
+    public void TheFirstWayOfCreationThatGivesTheSlotIsTaken(int size, int slot, int align, SlabFlags flags)
+    {
+        using ReplayResult result = new TraceWriter().CacheAlloc("thing", A, size, slot).Run();
+        TraceWriter.CheckWhole(result);
+        KmemCache cache = result.Machine.Caches.Single(cache => cache.Name == "thing");
+        Assert.Equal((size, align), (cache.ObjectSize, cache.Geometry.Align));
+        Assert.Equal(flags, cache.Flags & (SlabFlags.HwcacheAlign | SlabFlags.TypesafeByRcu));
+        Assert.Equal(cache.SlotSize == slot ? 1 : 0, result.Report.CacheEqual);
+        Assert.Equal(slot != 8192, cache.SlotSize == slot);
+    }
+
     [Fact]
     public void KernelsThatPrintNoNamesGetACachePerShape()
     {
