@@ -40,23 +40,19 @@ internal struct DirectMap()
     /// An object was allocated after a block: if it can lie in that block, that tells the base. By chance that happens
     /// once in 2¹⁸ pairs, so a base that is not the usual one needs a second witness.
     /// </summary>
-    /// <returns>Whether the base has changed.</returns>
-    public bool Witness(ulong address, ulong pfn, int order)
+    public void Witness(ulong address, ulong pfn, int order)
     {
         ulong difference = address - (pfn << Pfn.PageShift);
         ulong candidate = difference & ~(BaseStep - 1);
         if (difference - candidate >= (ulong)Pfn.PageSize << order || !IsAddress(candidate))
-            return false;
+            return;
 
-        bool changed = candidate != _base;
-        if (changed && candidate != _candidate)
+        if (candidate == _base || candidate == _candidate)
         {
-            _candidate = candidate;
-            return false;
+            _base = candidate;
+            IsVerified = true;
         }
 
-        _base = candidate;
-        IsVerified = true;
-        return changed;
+        _candidate = candidate;
     }
 }

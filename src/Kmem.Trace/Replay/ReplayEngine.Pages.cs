@@ -16,8 +16,6 @@ namespace Kmem.Tracing;
 /// </content>
 internal sealed partial class ReplayEngine
 {
-    private const int CheckedCount = 1 << 14;
-
     /// <summary>Physical addresses have at most 52 bits.</summary>
     private const ulong MaxPfn = 1UL << 40;
 
@@ -33,8 +31,7 @@ internal sealed partial class ReplayEngine
 
     private readonly AddressTable<Block> _blocks = new(1 << 12);
     private readonly int[] _blocksOfOrder = new int[PageOrder.Count];
-    private readonly ulong[] _checked = new ulong[CheckedCount];    // frames known to be in no block that we allocated
-    private readonly LastPage[] _lastPage;                          // by CPU
+    private readonly LastPage[] _lastPage;      // by CPU
     private DirectMap _directMap = new();
     private long _pageAllocs;
     private long _pageFrees;
@@ -141,57 +138,39 @@ internal sealed partial class ReplayEngine
         && (gfp & (Gfp.Reclaim | Gfp.IO)) != (Gfp.KswapdReclaim | Gfp.IO);
 
     /// <summary>Before an object is given out: if it lies in a block that we allocated, that block is a slab.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void RecogniseSlab(in TraceEvent e, int cpu)
     {
+        bool large = e.BytesAlloc > KmallocClasses.MaxCacheSize && e.Kind == TraceEventKind.Kmalloc;
         if (DirectMap.IsAddress(e.Ptr))
         {
-            ulong pfn = _directMap.PfnOf(e.Ptr);
-            if (_checked[pfn & (CheckedCount - 1)] != pfn)
-                RecogniseSlabSlow(e, cpu);
-        }
-        else if (e.BytesAlloc > KmallocClasses.MaxCacheSize)
-        {
-            RecogniseLarge(e, cpu);
-        }
-    }
+            if (!_directMap.IsVerified)
+                Witness(e, cpu);
 
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    private void RecogniseSlabSlow(in TraceEvent e, int cpu)
-    {
-        LastPage last = _lastPage[cpu];
-        if (!_directMap.IsVerified && last.Pfn != 0 && last.Pid == e.Pid
-            && _directMap.Witness(e.Ptr, last.Pfn, last.Order))
-        {
-            Array.Clear(_checked);
-        }
-
-        ulong pfn = _directMap.PfnOf(e.Ptr);
-        ref Block block = ref FindCovering(pfn, out ulong head);
-        if (!Unsafe.IsNullRef(ref block))
-        {
-            bool large = e.Kind == TraceEventKind.Kmalloc && e.BytesAlloc > KmallocClasses.MaxCacheSize;
-            TakeBack(ref block, large);
-            if (block.Slot == 0 && e.BytesAlloc is > 0 and <= (ulong)PageOrder.MaxBlockPages * Pfn.PageSize)
+            ref Block block = ref FindCovering(_directMap.PfnOf(e.Ptr), out ulong head);
+            if (!Unsafe.IsNullRef(ref block))
             {
-                block.Slot = (uint)e.BytesAlloc;
-                block.FirstSlot = (uint)((e.Ptr - _directMap.AddressOf(head)) % e.BytesAlloc);
+                if (block.Slot == 0)
+                    TakeBack(ref block, head, e, large);
+                return;
             }
         }
-        else if (!_directMap.IsVerified && e.BytesAlloc > KmallocClasses.MaxCacheSize)
-        {
-            RecogniseLarge(e, cpu);
-        }
 
-        _checked[pfn & (CheckedCount - 1)] = pfn;
+        if (large && !_directMap.IsVerified)
+            RecogniseLarge(e, cpu);
+    }
+
+    private void Witness(in TraceEvent e, int cpu)
+    {
+        ref LastPage last = ref _lastPage[cpu];
+        if (last.Pfn != 0 && last.Pid == e.Pid)
+            _directMap.Witness(e.Ptr, last.Pfn, last.Order);
     }
 
     /// <summary>Without addresses: the page event right before, if it is of the same size and task.</summary>
-    [MethodImpl(MethodImplOptions.NoInlining)]
     private void RecogniseLarge(in TraceEvent e, int cpu)
     {
         ref LastPage last = ref _lastPage[cpu];
-        if (e.Kind != TraceEventKind.Kmalloc || last.Pfn == 0 || last.IsSlab || last.Pid != e.Pid
+        if (last.Pfn == 0 || last.IsSlab || last.Pid != e.Pid
             || (last.Gfp & (uint)Gfp.Comp) == 0 || (ulong)Pfn.PageSize << last.Order != e.BytesAlloc)
         {
             return;
@@ -201,6 +180,17 @@ internal sealed partial class ReplayEngine
         if (!Unsafe.IsNullRef(ref block) && block.Order == last.Order)
             TakeBack(ref block, large: true);
         last = default;
+    }
+
+    /// <summary>An object lies in a block: it is a slab's. Where its slots are tells which objects leave with it.</summary>
+    private void TakeBack(ref Block block, ulong head, in TraceEvent e, bool large)
+    {
+        TakeBack(ref block, large);
+        if (e.BytesAlloc is > 0 and <= (ulong)PageOrder.MaxBlockPages * Pfn.PageSize)
+        {
+            block.Slot = (uint)e.BytesAlloc;
+            block.FirstSlot = (uint)((e.Ptr - _directMap.AddressOf(head)) % e.BytesAlloc);
+        }
     }
 
     /// <summary>A block that we allocated turns out to be the slab's or kmalloc's own: as if we had not.</summary>
@@ -256,12 +246,9 @@ internal sealed partial class ReplayEngine
             Drop(head);
         }
 
-        for (ulong frame = pfn; frame < pfn + (1UL << order); frame++)
+        for (ulong frame = pfn + 1; frame < pfn + (1UL << order); frame++)
         {
-            ref ulong known = ref _checked[frame & (CheckedCount - 1)];
-            if (known == frame)
-                known = 0;
-            if (frame != pfn && !Unsafe.IsNullRef(ref _blocks.Find(frame)))
+            if (!Unsafe.IsNullRef(ref _blocks.Find(frame)))
             {
                 _missedFrees++;
                 Drop(frame);
