@@ -83,7 +83,7 @@ public sealed class StatePrediction
         foreach (RecordedEvent recorded in events)
             prediction.Execute(recorded);
         prediction.Events = events.Count;
-        prediction.Differences = StateComparison.Compare(after, StateWriter.Write(machine, after));
+        prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
         return prediction;

@@ -42,7 +42,7 @@ public sealed class StatePredictionTests
         MachineState state = MachineState.Read(Path.Combine(Folder(phase), "state-t0.json.gz"));
         using Machine machine = Machine.FromState(state, new MachineOptions());
 
-        Assert.Empty(StateComparison.Compare(state, StateWriter.Write(machine, state)));
+        Assert.Empty(StateComparison.Compare(state, machine.WriteState(state)));
     }
 
     [Fact]
