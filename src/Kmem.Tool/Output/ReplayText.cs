@@ -17,7 +17,7 @@ internal static class ReplayText
     {
         console.WriteLine($"{N(report.Events)} events on {report.Profile}, "
             + $"{Count(report.Cpus, "CPU")}, {ByteSize.Format(report.RamBytes)} of RAM, "
-            + $"in {F(report.Elapsed.TotalSeconds, "0.00")} s: {F(report.EventsPerSecond / 1e6, "0.0")} million a second");
+            + $"in {F(report.Elapsed.TotalSeconds, "0.00")} s: {Rate(report.EventsPerSecond)} a second");
         WriteEvents(console, report);
         WriteDamage(console, report);
         WriteSlots(console, report);
@@ -41,12 +41,13 @@ internal static class ReplayText
         if (report.Violations > 0) troubles.Add($"{Count(report.Violations, "rule")} of the allocator broken");
         if (troubles.Count > 0) return $"This needs a look: {string.Join(", ", troubles)}.";
 
+        string skipped = report.DamagedLines == 0 ? "" : $" {Count(report.DamagedLines, "damaged line")} skipped.";
         string compared = report.BytesAllocChecked == 0
             ? "No request named a slot size to compare with"
             : $"All {N(report.BytesAllocChecked)} requests that name a slot size got the kernel's";
         return $"{compared}; no allocation failed, no rule was broken, and at the end "
             + $"{Count(report.LiveObjects, "object")} ({Bytes(report.LiveBytes)}) and {Count(report.LivePages, "page")} "
-            + "of the recording were in use.";
+            + $"of the recording were in use.{skipped}";
     }
 
     private static void WriteEvents(IAnsiConsole console, ReplayReport report)
@@ -173,6 +174,10 @@ internal static class ReplayText
     private static string Count(long count, string what) => count == 1 ? $"1 {what}" : $"{N(count)} {what}s";
 
     private static string N(long number) => number.ToString("N0", CultureInfo.InvariantCulture);
+
+    private static string Rate(double perSecond) => perSecond >= 1e6
+        ? $"{F(perSecond / 1e6, "0.0")} million"
+        : N((long)(perSecond / 1000) * 1000);
 
     private static string F(double number, string format) => number.ToString(format, CultureInfo.InvariantCulture);
 }
