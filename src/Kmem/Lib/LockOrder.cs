@@ -17,14 +17,14 @@ internal enum LockRank : byte
     /// <summary>The state of one CPU, when threads share it or another CPU works on it.</summary>
     CpuSection = 3,
 
+    /// <summary>A node's full and empty sheaves of a cache.</summary>
+    Barn = 4,
+
     /// <summary>The partial list of a node of a cache (list_lock).</summary>
-    NodeList = 4,
+    NodeList = 5,
 
     /// <summary>The free lists of a zone (zone->lock).</summary>
-    Zone = 5,
-
-    /// <summary>A mempool's reserve.</summary>
-    Mempool = 6,
+    Zone = 6,
 }
 
 /// <summary>Checks <see cref="LockRank"/> per thread, in debug builds.</summary>

@@ -127,6 +127,10 @@ internal sealed partial class Buddy : IDisposable
         return null;
     }
 
+    /// <summary>Appends a free block to its list; counters are set by <see cref="Zone"/>.Restore.</summary>
+    public unsafe void Restore(ulong pfn, int order, Migratetype type) =>
+        AddLocked(_map.PageOf(pfn), order, type, tail: true);
+
     /// <summary>Whether a free block of exactly this order starts at this frame of this zone.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe bool IsFreeBlock(Page* page, ulong pfn, int order) =>

@@ -32,10 +32,6 @@ internal struct PerCpuPages
     public int AllocFactor;
     public int FreeCount;
 
-    /// <summary>Non-zero: the code that this one interrupted holds the lists; everything goes to the buddy system.</summary>
-    public int Locked;
-    private readonly int _pad;
-
     // Statistics of the zone on this CPU, in frames (vmstat) or allocations (numa_*).
     public long PgAlloc;
     public long PgFree;

@@ -203,7 +203,7 @@ public sealed class ProcFs
             Order = (uint)geometry.Order,
             MinPartial = (ulong)cache.MinPartial,
             CpuPartial = (uint)cache.CpuPartial,
-            SheafCapacity = 0,
+            SheafCapacity = (uint)cache.SheafCapacity,
             Ctor = cache.HasConstructor ? "constructor" : "",
             Aliases = (uint)cache.Aliases,
             Usersize = (uint)cache.UserSize,

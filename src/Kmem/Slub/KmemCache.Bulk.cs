@@ -20,46 +20,83 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
+        int filled = _sheafCapacity == 0 ? 0 : AllocBulkFromSheaves(task, objects);
+        bool complete = false;
+        try
+        {
+            complete = TryFill(task, gfp, objects, ref filled);
+        }
+        finally
+        {
+            // Out of memory, or the constructor threw, or a free list turned out to be corrupt: nothing is lost.
+            if (!complete)
+            {
+                FreeToSlabs(objects[..filled]);
+                objects[..filled].Clear();
+            }
+        }
+
+        if (!complete)
+            return 0;
+
+        foreach (nint obj in objects)
+        {
+            MarkLive((void*)obj);
+            if ((gfp & Gfp.Zero) != 0)
+                new Span<byte>((void*)obj, _objectSize).Clear();
+            if (_slabs.Trace != null)
+                TraceAlloc((void*)obj, (nuint)_objectSize, gfp, -1, traceAsKmalloc: false);
+        }
+
+        return filled;
+    }
+
+    private unsafe bool TryFill(CpuTask* task, Gfp gfp, Span<nint> objects, ref int filled)
+    {
+        while (filled < objects.Length)
+        {
+            void* obj = AllocFromSlabs(task, gfp, -1);
+            if (obj == null)
+                return false;
+
+            objects[filled++] = (nint)obj;
+        }
+
+        return true;
+    }
+
+    /// <summary>Block copies out of full sheaves, as long as there are any; each block in array order.</summary>
+    private unsafe int AllocBulkFromSheaves(CpuTask* task, Span<nint> objects)
+    {
         int filled = 0;
         while (filled < objects.Length)
         {
             int cpu = _cpus.Enter(task);
             KmemCacheCpu* c = _cpu + cpu;
-            void* obj = c->Freelist;
-            while (obj != null && filled < objects.Length)
+            if (c->Main->Size == 0)
             {
-                void* next = FreePointer(obj);
-                if (!IsSameSlabOrNull(obj, next))
-                    ThrowCorruptFreelist(task, c, obj, next);
-                c->Freelist = next;
-                MarkLive(obj);
-                objects[filled++] = (nint)obj;
-                obj = next;
+                if (c->Spare != null && c->Spare->Size > 0)
+                {
+                    SwapSheaves(c);
+                }
+                else
+                {
+                    Sheaf* full = BarnOf(cpu).ExchangeForFull(c->Main);
+                    if (full == null)
+                    {
+                        _cpus.Leave(task);
+                        break;
+                    }
+
+                    c->Main = full;
+                }
             }
 
-            if (filled == objects.Length)
-            {
-                _cpus.Leave(task);
-                break;
-            }
-
-            obj = AllocSlow(task, cpu, gfp, -1);
-            if (obj == null)
-            {
-                FreeBulk(objects[..filled]);
-                objects[..filled].Clear();
-                return 0;
-            }
-
-            objects[filled++] = (nint)obj;
-        }
-
-        for (int i = 0; i < filled; i++)
-        {
-            if ((gfp & Gfp.Zero) != 0)
-                new Span<byte>((void*)objects[i], _objectSize).Clear();
-            if (_slabs.Trace != null)
-                TraceAlloc((void*)objects[i], (nuint)_objectSize, gfp, -1, traceAsKmalloc: false);
+            int count = Math.Min(objects.Length - filled, c->Main->Size);
+            c->Main->Size -= count;
+            new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count).CopyTo(objects[filled..]);
+            filled += count;
+            _cpus.Leave(task);
         }
 
         return filled;
@@ -70,7 +107,68 @@ public sealed partial class KmemCache
     /// <exception cref="KernelBugException">
     /// One of them is not an allocated object. The others may or may not have been freed; none is lost.
     /// </exception>
-    public unsafe void FreeBulk(Span<nint> objects) => _slabs.FreeBulk(this, objects);
+    public unsafe void FreeBulk(Span<nint> objects)
+    {
+        if (_sheafCapacity == 0)
+            _slabs.FreeBulk(this, objects);
+        else
+            FreeBulkToSheaves(objects);
+    }
+
+    /// <summary>Appends to main sheaves as long as there is room; the rest goes to the slabs.</summary>
+    private unsafe void FreeBulkToSheaves(Span<nint> objects)
+    {
+        for (int i = 0; i < objects.Length; i++)
+        {
+            var obj = (void*)objects[i];
+            Page* slab = _slabs.SlabOf(obj);
+            if (slab == null)
+                _slabs.ThrowNotASlab(obj, $"kmem_cache_free_bulk({Name})");
+            if (_slabs.CacheOf(slab) != this || !TryMarkFree(obj))
+            {
+                // What was looked at before is free, and must not be lost.
+                FreeToSlabs(objects[..i]);
+                _slabs.ThrowBadFree(_slabs.CacheOf(slab), slab, obj);
+            }
+        }
+
+        CpuTask* task = _cpus.Current;
+        while (objects.Length > 0)
+        {
+            int cpu = _cpus.Enter(task);
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Main->IsFull && !TryMakeRoom(c, BarnOf(cpu)))
+            {
+                _cpus.Leave(task);
+                FreeToSlabs(objects);
+                return;
+            }
+
+            int count = Math.Min(objects.Length, (int)c->Main->Capacity - c->Main->Size);
+            objects[..count].CopyTo(new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count));
+            c->Main->Size += count;
+            objects = objects[count..];
+            _cpus.Leave(task);
+        }
+    }
+
+    /// <summary>Room in the main sheaf without allocating or flushing.</summary>
+    private static unsafe bool TryMakeRoom(KmemCacheCpu* c, Barn barn)
+    {
+        if (c->Spare != null && !c->Spare->IsFull)
+        {
+            SwapSheaves(c);
+            return true;
+        }
+
+        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Main, out _);
+        if (empty == null)
+            return false;
+        if (c->Spare == null)
+            c->Spare = c->Main;
+        c->Main = empty;
+        return true;
+    }
 
     /// <summary>
     /// Takes the last object of an array and all others of its slab that are near enough, links them and frees the chain

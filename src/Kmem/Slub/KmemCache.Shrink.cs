@@ -1,5 +1,6 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Runtime.CompilerServices;
 using System.Text;
-using System.Runtime.InteropServices;
 
 namespace Kmem;
 
@@ -18,7 +19,12 @@ public sealed partial class KmemCache
     {
         FlushAll();
         foreach (KmemCacheNode node in _nodes)
+        {
+            if (node.Barn != null)
+                EmptyBarn(this, node.Barn);
             ShrinkNode(node);
+        }
+
         return SlabCount > 0;
     }
 
@@ -36,15 +42,20 @@ public sealed partial class KmemCache
     {
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
+            // A closing cache is waited for on every CPU: whoever was inside a section is through it afterwards.
             KmemCacheCpu* c = _cpu + cpu;
-            if (c->Slab == null && c->Partial == null)
+            if (c->Main != null)
+                FlushSheavesOf(cpu);
+            if (c->Slab == null && c->Partial == null && !IsClosed)
                 continue;
 
             _cpus.AcquireRemote(cpu);
             Page* slab = c->Slab;
             void* freelist = c->Freelist;
             Page* chain = c->Partial;
-            *c = default;
+            c->Slab = null;
+            c->Freelist = null;
+            c->Partial = null;
             _cpus.ReleaseRemote(cpu);
 
             if (slab != null)
@@ -86,12 +97,41 @@ public sealed partial class KmemCache
 
     internal unsafe void* ObjectOf(Page* slab, int index) => ObjectAt(slab, index);
 
-    /// <summary>Frees the native memory; no slab may be left.</summary>
-    internal unsafe void Release()
+    /// <summary>Frees the CPUs' main sheaves; the cache is empty and goes away.</summary>
+    internal unsafe void FreeMainSheaves()
     {
-        foreach (KmemCacheNode node in _nodes)
-            node.Dispose();
-        NativeMemory.AlignedFree(_cpu);
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            Sheaf* main = (_cpu + cpu)->Main;
+            (_cpu + cpu)->Main = null;
+            if (main != null)
+                FreeSheaf(main);
+        }
+    }
+
+    /// <summary>
+    /// From here on no CPU gets another slab: a request that needs one is refused. What is on free lists still serves.
+    /// </summary>
+    internal void Close() => Volatile.Write(ref _closed, true);
+
+    /// <summary>The cache was not destroyed after all.</summary>
+    internal void Reopen() => Volatile.Write(ref _closed, false);
+
+    /// <summary>The machine is gone: nothing can be allocated any more.</summary>
+    internal unsafe void Abandon()
+    {
+        Close();
+        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
+    }
+
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void ThrowClosed(CpuTask* task, Page* unusedSlab = null)
+    {
+        _cpus.Leave(task);
+        if (unusedSlab != null)
+            ReleasePages(unusedSlab);
+        _slabs.Pages.ThrowBug($"BUG: kmem_cache_alloc({Name}): the cache is being destroyed, or is gone");
     }
 
     /// <summary>The objects still allocated, as the kernel lists them when a cache is destroyed too early.</summary>

@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>A cache's slabs on one node: the list of the partly used ones, and counts (struct kmem_cache_node).</summary>
-internal sealed class KmemCacheNode : IDisposable
+internal sealed class KmemCacheNode
 {
     private readonly unsafe ListHead* _partial;
     private long _slabs;
@@ -26,6 +26,9 @@ internal sealed class KmemCacheNode : IDisposable
     public long NrSlabs => Volatile.Read(ref _slabs);
 
     public long TotalObjects => Volatile.Read(ref _objects);
+
+    /// <summary>The node's sheaves, if the cache has them.</summary>
+    public Barn? Barn { get; init; }
 
     /// <summary>The object of kmem_cache_node that stands for this node's part of the cache.</summary>
     public nint Descriptor { get; set; }
@@ -79,7 +82,7 @@ internal sealed class KmemCacheNode : IDisposable
         return free;
     }
 
-    public unsafe void Dispose() => NativeMemory.Free(_partial);
+    unsafe ~KmemCacheNode() => NativeMemory.Free(_partial);
 }
 
 /// <summary>A cache's state on one CPU (struct kmem_cache_cpu); touched only inside a section of that CPU.</summary>
@@ -94,4 +97,13 @@ internal struct KmemCacheCpu
 
     /// <summary>Chain of partial slabs kept for this CPU, through CpuPartialNext; the first one knows the length.</summary>
     public unsafe Page* Partial;
+
+    /// <summary>The sheaf that objects are popped from and pushed to; only in caches with sheaves.</summary>
+    public unsafe Sheaf* Main;
+
+    /// <summary>An empty or full sheaf, or null.</summary>
+    public unsafe Sheaf* Spare;
+
+    /// <summary>The sheaf that collects objects to be freed after a grace period, or null.</summary>
+    public unsafe Sheaf* RcuFree;
 }

@@ -30,14 +30,15 @@ internal sealed partial class SlabAllocator : IDisposable
     private const int KmemCacheNodeSize = 72;
     private const int KmemCacheSize = 224;
     private const int TagShift = 4;
+    private const int BootRefCount = -1;   // nobody joins them
 
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private KmemCache?[] _byId = new KmemCache?[256];
-    private readonly KmemCache? _bootNode;
-    private readonly KmemCache? _bootCache;
+    private KmemCache? _bootNode;
+    private KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 
@@ -51,13 +52,6 @@ internal sealed partial class SlabAllocator : IDisposable
         _nodeOfCpu = nodeOfCpu;
         _random = options.Seed | 1;
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
-
-        // The descriptors of caches come from caches themselves; these two are there before all others.
-        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        _bootCache = CreateBoot(
-            "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        Describe(_bootNode);
-        Describe(_bootCache);
     }
 
     public PageAllocator Pages { get; }
@@ -76,6 +70,18 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
+    public Func<Gfp, int, int, nint>? PageSource { get; set; }
+
+    /// <summary>Where slabs' pages go if not to the page allocator.</summary>
+    public Action<nint, int>? PageSink { get; set; }
+
+    /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
+    public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
+
+    /// <summary>Where they go.</summary>
+    public Action<nint> FreeMetadata { get; set; } = _ => { };
+
     /// <summary>A copy of the list of caches, newest first, as /proc/slabinfo shows it.</summary>
     public IReadOnlyList<KmemCache> Caches
     {
@@ -83,6 +89,33 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
+        }
+    }
+
+    /// <summary>
+    /// Creates the caches that the descriptors of all caches come from, these two included (kmem_cache_init).
+    /// </summary>
+    public void Start()
+    {
+        CacheTraits plain = default;
+        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
+        _bootCache = CreateBoot(
+            "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
+        _bootNode.RefCount = _bootCache.RefCount = -1; // nobody joins them, nobody destroys them
+        Describe(_bootNode);
+        Describe(_bootCache);
+    }
+
+    /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, int sheafCapacity)
+    {
+        lock (_mutex)
+        {
+            int id = FreeId();
+            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(SheafCapacity: sheafCapacity)) { RefCount = refCount };
+            _byId[id] = cache;
+            _caches.Add(cache);
+            return cache;
         }
     }
 
@@ -109,6 +142,9 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
     public unsafe ulong KernelAddress(void* address) =>
         AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+
+    /// <summary>The other way round: the pointer to an address of the direct map.</summary>
+    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - AddressMap.PageOffset);
 
     public unsafe ulong KernelPageAddress(Page* page) =>
         AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
@@ -162,6 +198,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
             KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
             Describe(cache);
+            cache.StartSheaves();
             return cache;
         }
     }
@@ -178,11 +215,17 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public void Destroy(KmemCache cache)
     {
+        if (cache.IsConstructing)
+            Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): called from the cache's own constructor");
+
+        cache.FlushRcuSheaves();
         Rcu.Barrier();
         lock (_mutex)
         {
-            if (_byId[cache.Id] != cache || cache.RefCount < 0)
-                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache is gone already, or is a boot cache");
+            if (_byId[cache.Id] != cache || cache.IsClosed)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache was destroyed before");
+            if (cache.IsBuiltIn || cache.RefCount < 0)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the machine needs this cache itself");
 
             if (cache.RefCount > 1)
             {
@@ -190,10 +233,17 @@ internal sealed partial class SlabAllocator : IDisposable
                 return;
             }
 
+            cache.Close();
             cache.Shrink();
+            if (cache.SheafCapacity > 0)
+                cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
             if (cache.SlabCount > 0)
+            {
+                cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
+            }
 
+            cache.FreeMainSheaves();
             _caches.Remove(cache);
             _aliases.RemoveAll(alias => alias.Cache == cache);
             FreeDescriptors(cache);
@@ -203,7 +253,6 @@ internal sealed partial class SlabAllocator : IDisposable
         Rcu.Barrier();
         lock (_mutex)
             _byId[cache.Id] = null;
-        cache.Release();
     }
 
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
@@ -254,7 +303,7 @@ internal sealed partial class SlabAllocator : IDisposable
     public void Dispose()
     {
         foreach (KmemCache cache in _caches)
-            cache.Release();
+            cache.Abandon();
         _caches.Clear();
         Live.Dispose();
     }
@@ -323,7 +372,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>
     private KmemCache? FindMergeable(int size, int align, SlabFlags flags, CacheTraits traits)
     {
-        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
+        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || traits.SheafCapacity != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
             return null;
 
         int aligned = SlabGeometry.AlignmentOf(flags, align, size, Options.CacheLineSize);
@@ -346,7 +395,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>Whether others may be merged into a cache; such caches have a ":" name in sysfs.</summary>
     public bool IsMergeable(KmemCache cache) =>
-        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.RefCount >= 0
+        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.SheafCapacity == 0 && cache.RefCount >= 0
         && (cache.Flags & SlabFlagMask.NeverMerge) == 0;
 
     private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;
