@@ -45,7 +45,7 @@ public sealed partial class ReplayTests
         Assert.StartsWith("44,331 events on linux-6.18, 2 CPUs, 16 GiB of RAM", outcome.Output, StringComparison.Ordinal);
         Assert.Matches(@"kmalloc +(\d+) +\1 +100 %", outcome.Output.Replace(",", "", StringComparison.Ordinal));
         Assert.Contains("DMA32", outcome.Output, StringComparison.Ordinal);
-        Assert.Contains("extfrag index", outcome.Output, StringComparison.Ordinal);
+        Assert.Contains("extfrag   ", outcome.Output, StringComparison.Ordinal);
         Assert.Matches(@"(?m)^4 of \d+ caches", outcome.Output);
         Assert.Matches(@"All [\d,]+ requests that name a slot size got the kernel's; no allocation failed",
             outcome.Output.ReplaceLineEndings(" "));

@@ -124,16 +124,20 @@ internal static class ReplayText
         if (report.Zones.Count == 0) return;
         bool manyNodes = report.Zones.Any(zone => zone.Node != report.Zones[0].Node);
         Table table = Screen.Table(["zone", "", .. Enumerable.Range(0, PageOrder.Count).Select(order => $">{order}")]);
-        foreach (TableColumn column in table.Columns) column.Padding = new Padding(1, 0, 0, 0);
+        for (int i = 0; i < table.Columns.Count; i++)
+        {
+            table.Columns[i].NoWrap = true;
+            table.Columns[i].Padding = new Padding(i < 2 ? 1 : 0, 0, 0, 0);     // eleven orders, in 80 columns
+        }
         foreach (ZoneReport zone in report.Zones)
         {
             string name = manyNodes ? $"{zone.Node} {zone.Name}" : zone.Name;
-            table.Row([name, "free blocks", .. zone.FreeBlocks.Select(count => $"{count}")]);
-            table.Row(["", "extfrag index", .. zone.ExtfragIndex.Select(i => i < 0 ? "-" : F(i, "0.00"))]);
+            table.Row([name, "blocks", .. zone.FreeBlocks.Select(count => $"{count}")]);
+            table.Row(["", "extfrag", .. zone.ExtfragIndex.Select(i => i < 0 ? "-" : F(i, "0.00"))]);
             table.Row(["", "unusable", .. zone.UnusableIndex.Select(i => F(i, "0.00"))]);
         }
         console.Write(table);
-        console.Paragraph("Free blocks of 2^order pages. Extfrag index: why an allocation would fail, towards 0 for lack of "
+        console.Paragraph("Blocks: free blocks of 2^order pages. Extfrag: why an allocation would fail, towards 0 for lack of "
             + "memory, towards 1 for fragmentation; - if it would not. Unusable: part of the free memory in smaller blocks. "
             + "Beside them, the CPUs' own lists hold "
             + $"{Count(report.Zones.Sum(zone => zone.PcpFrames), "page")}.");
