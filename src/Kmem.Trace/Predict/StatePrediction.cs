@@ -241,8 +241,9 @@ public sealed class StatePrediction
         PageAllocsExact += came == expected ? 1 : 0;
         if (came != expected && page != null)
         {
-            _machine.Pages.Exchange(came, expected, order);
             page = _machine.Map.PageOf(expected);
+            FreeForgottenSlab(Page.HeadOf(page));
+            _machine.Pages.Exchange(came, expected, order);
         }
 
         if (_current.WantsSlab)
@@ -250,6 +251,18 @@ public sealed class StatePrediction
             _current.SlabPages.Enqueue((nint)page);
             _current.WantsSlab = false;
         }
+    }
+
+    /// <summary>The kernel gives out the pages of what is a slab here: it must have freed that slab.</summary>
+    private unsafe void FreeForgottenSlab(Page* head)
+    {
+        if (head->Type != PageType.Slab)
+            return;
+
+        int order = PageAllocator.CompoundOrder(head);
+        _machine.Slabs.CacheOf(head).Forget(head);
+        _pagesToFree.Remove((nint)head);
+        _machine.Pages.FreeFrozen(head, order);
     }
 
     /// <summary>One page of a bulk request; the zone is chosen before the first one.</summary>
@@ -275,7 +288,7 @@ public sealed class StatePrediction
         if (!_pagesToFree.Remove((nint)page) && page->Type == PageType.Slab)
         {
             // A discarded slab whose readers are done: it goes back now.
-            _machine.Slabs.CacheOf(page).ReleasePages(page);
+            _machine.Slabs.CacheOf(page).Forget(page);
             _pagesToFree.Remove((nint)page);
         }
 

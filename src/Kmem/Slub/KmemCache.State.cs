@@ -133,6 +133,38 @@ public sealed partial class KmemCache
         return true;
     }
 
+    /// <summary>
+    /// Gives up a slab that the recorded kernel freed at this moment, wherever it is here. One that waits for the end of a
+    /// grace period is on no list any more.
+    /// </summary>
+    internal unsafe void Forget(Page* slab)
+    {
+        bool held = SlabState.Read(slab) is { HasFree: true } && (slab->Flags & PageFlags.SlabOnPartialList) != 0;
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Slab == slab)
+            {
+                c->Slab = null;
+                c->Freelist = null;
+                held = true;
+            }
+
+            for (Page* link = c->Partial; link != null && !held; link = link->CpuPartialNext)
+                held = link == slab;
+        }
+
+        if (held)
+        {
+            TakeOffLists(slab);
+            CountNewSlab(slab, -1);
+        }
+
+        for (int i = 0; i < SlabState.Read(slab).Objects; i++)
+            TryMarkFree(ObjectAt(slab, i));
+        ReleasePages(slab);
+    }
+
     /// <summary>A slab that became full belongs on no list.</summary>
     private unsafe void TakeOffLists(Page* slab)
     {
