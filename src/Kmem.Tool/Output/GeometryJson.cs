@@ -2,7 +2,8 @@ namespace Kmem.Tool.Output;
 
 /// <summary>JSON of <c>kmem geometry --table</c>.</summary>
 internal sealed record GeometryTableJson(
-    int Rows, int Equal, int Cpus, IReadOnlyList<DifferenceJson> Different, IReadOnlyList<string> Explained, string? Note)
+    int Rows, int Equal, int Cpus, IReadOnlyList<DifferenceJson> Different, IReadOnlyList<string> Explained,
+    IReadOnlyList<string> Assumed, string? Note)
 {
     internal static GeometryTableJson Of(GeometryReport report) => new(
         report.Comparison.Rows,
@@ -11,6 +12,7 @@ internal sealed record GeometryTableJson(
         [.. report.Comparison.Different.Select(it =>
             new DifferenceJson(it.Name, it.Field, it.Expected, it.Computed, it.Error))],
         report.Explained,
+        report.Assumed,
         report.Note);
 }
 

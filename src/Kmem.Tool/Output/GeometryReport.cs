@@ -6,7 +6,9 @@ namespace Kmem.Tool.Output;
 /// <param name="Explained">
 /// Caches that differ only because a word of input is missing: with an explicit free-pointer offset they are equal.
 /// </param>
-internal sealed record GeometryReport(int Cpus, GeometryComparison Comparison, IReadOnlyList<string> Explained)
+/// <param name="Assumed">Caches for which the offset was assumed that Linux 6.18 gives them.</param>
+internal sealed record GeometryReport(
+    int Cpus, GeometryComparison Comparison, IReadOnlyList<string> Explained, IReadOnlyList<string> Assumed)
 {
     /// <summary>Names of the caches that differ, in the order of the table.</summary>
     internal IReadOnlyList<string> DifferentCaches { get; } =
@@ -26,17 +28,22 @@ internal sealed record GeometryReport(int Cpus, GeometryComparison Comparison, I
     /// <exception cref="ArgumentException"><paramref name="offsets"/> names a cache that is not in the table.</exception>
     internal static GeometryReport Compare(GeometryTable table, int cpus, IReadOnlyDictionary<string, int> offsets)
     {
+        var all = new Dictionary<string, int>(table.AssumedFreePointerOffsets(), StringComparer.Ordinal);
+        string[] assumptions = [.. all.Keys.Where(name => !offsets.ContainsKey(name))];
+        foreach ((string name, int offset) in offsets) all[name] = offset;
+        offsets = all;
         GeometryComparison comparison = table.Compare(cpus, offsets);
         string[] candidates = [.. comparison.Different
             .Where(it => it.Error is null && !offsets.ContainsKey(it.Name))
             .Select(it => it.Name).Distinct(StringComparer.Ordinal)];
-        if (candidates.Length == 0) return new GeometryReport(cpus, comparison, []);
+        if (candidates.Length == 0) return new GeometryReport(cpus, comparison, [], assumptions);
 
         // A cache that may not have such an offset (no RCU, a constructor) is refused here, and so stays different.
         var assumed = new Dictionary<string, int>(offsets, StringComparer.Ordinal);
         foreach (string name in candidates) assumed[name] = 0;
         HashSet<string> still = [.. table.Compare(cpus, assumed).Different.Select(it => it.Name)];
-        return new GeometryReport(cpus, comparison, [.. candidates.Where(name => !still.Contains(name))]);
+        return new GeometryReport(
+            cpus, comparison, [.. candidates.Where(name => !still.Contains(name))], assumptions);
     }
 }
 

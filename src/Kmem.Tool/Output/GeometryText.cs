@@ -21,6 +21,14 @@ internal static class GeometryText
             console.WriteLine();
         }
 
+        if (report.Assumed.Count > 0)
+        {
+            console.Paragraph(
+                $"{string.Join(", ", report.Assumed)}: taken with the free-pointer offset that Linux 6.18 gives it, which "
+                + "sysfs does not show; --freeptr or a column freeptr_offset says otherwise.");
+            console.WriteLine();
+        }
+
         string cpus = report.Cpus == 1 ? "1 CPU" : $"{report.Cpus} CPUs";
         string differ = report.DifferentCaches.Count == 1 ? "1 differs" : $"{report.DifferentCaches.Count} differ";
         bool all = report.Explained.Count == report.DifferentCaches.Count;

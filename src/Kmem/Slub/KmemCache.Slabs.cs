@@ -60,8 +60,8 @@ public sealed partial class KmemCache
         return slab;
     }
 
-    private unsafe void CountNewSlab(Page* slab) =>
-        _nodes[NodeOf(slab)].CountSlab(1, SlabState.Read(slab).Objects);
+    private unsafe void CountNewSlab(Page* slab, int sign = 1) =>
+        _nodes[NodeOf(slab)].CountSlab(sign, sign * SlabState.Read(slab).Objects);
 
     /// <summary>Links all objects in order of first use, and runs the constructor on each.</summary>
     /// <returns>Index of the first object.</returns>
