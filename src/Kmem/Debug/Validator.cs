@@ -166,6 +166,12 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         long used = 0;
         for (ulong pfn = zone.StartPfn; pfn < zone.EndPfn;)
         {
+            if (!pages.HasMemory(zone, pfn))
+            {
+                pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
+                continue;
+            }
+
             Page* page = map.PageOf(pfn);
             int order = page->Type == PageType.Buddy ? (int)page->Private
                 : page->AllocatedOrderPlusOne > 0 ? page->AllocatedOrderPlusOne - 1

@@ -94,6 +94,11 @@ internal sealed partial class PageAllocator : IDisposable
     public ZonePages ZoneOf(ulong pfn) => _zones[_blocks.ZoneOf(pfn)]!;
 
     /// <summary>
+    /// Whether a pageblock in a zone's span has memory of that zone: it may be a hole, or another node's.
+    /// </summary>
+    public bool HasMemory(Zone zone, ulong pfn) => _blocks.ZoneOf(pfn) == zone.Index && _blocks.IsPresent(pfn);
+
+    /// <summary>
     /// Allocates a block whose reference count stays 0 ("frozen"): what slabs and large kmalloc blocks are made of.
     /// </summary>
     /// <param name="gfp">What may be done to get it, and from which zones.</param>
@@ -271,6 +276,9 @@ internal sealed partial class PageAllocator : IDisposable
                 Zone zone = request.Zones[i];
                 if (_nodes.Length > 1)
                 {
+                    if (zone.Type > request.Highest)
+                        continue;       // another node's: the first zones of this one are behind First
+
                     // Mixing types at home is better than going to a remote node.
                     if (noFragment && zone.NodeId != request.Zones[request.First].NodeId)
                     {

@@ -255,7 +255,7 @@ public sealed class ProcFs
         var counts = new ulong[Migratetypes.Count];
         for (ulong pfn = zone.Zone.StartPfn; pfn < zone.Zone.EndPfn; pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1)
         {
-            if (_blocks.IsPresent(pfn))
+            if (_blocks.IsPresent(pfn) && _blocks.ZoneOf(pfn) == zone.Zone.Index)
                 counts[(int)_blocks.TypeOf(pfn)]++;
         }
 

@@ -263,6 +263,12 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
             {
+                if (!Pages.HasMemory(pages.Zone, pfn))
+                {
+                    pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
+                    continue;
+                }
+
                 Page* page = Map.PageOf(pfn);
                 if (page->Type == PageType.Buddy)
                 {
