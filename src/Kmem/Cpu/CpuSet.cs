@@ -65,6 +65,18 @@ internal sealed class CpuSet : IDisposable
 
     public int Count => _slots.Length;
 
+    /// <summary>Threads on the list; a few of them may be dead.</summary>
+    public int KnownThreads
+    {
+        get
+        {
+            _binding.Acquire();
+            int count = _tasks.Count;
+            _binding.Release();
+            return count;
+        }
+    }
+
     /// <summary>This thread as this machine sees it; created at first use.</summary>
     public unsafe CpuTask* Current
     {
