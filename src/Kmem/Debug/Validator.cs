@@ -293,8 +293,10 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             lostSome ? found <= state.Objects : found == state.Objects,
             "SLUB-11",
             $"{where}: {live} live + {free} free + {onCpu} on a CPU are not {state.Objects} objects");
+        bool waitsForReaders = state.InUse == 0
+            && (cache.Flags & SlabFlags.TypesafeByRcu) != 0 && slabs.Rcu.Pending > 0;
         Expect(
-            onList || !state.HasFree || state.Frozen,
+            onList || !state.HasFree || state.Frozen || waitsForReaders,
             "SLUB-12",
             $"{where}: has free objects and is on no list");
     }

@@ -433,8 +433,7 @@ internal sealed partial class PageAllocator : IDisposable
             Order = order;
             Highest = gfp.HighestZone();
             Migratetype = groupingDisabled ? Migratetype.Unmovable : gfp.ToMigratetype();
-            Zones = zonelist.Zones;
-            First = zonelist.FirstIndex(Highest);
+            Zones = zonelist.UpTo(Highest);
         }
 
         public Gfp Gfp { get; }
@@ -449,7 +448,7 @@ internal sealed partial class PageAllocator : IDisposable
 
         public Zone[] Zones { get; }
 
-        /// <summary>Index of the preferred zone; the length if there is none.</summary>
-        public int First { get; }
+        /// <summary>Index of the preferred zone; not below the length if there is none.</summary>
+        public int First => 0;
     }
 }

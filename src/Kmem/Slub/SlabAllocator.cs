@@ -255,6 +255,16 @@ internal sealed partial class SlabAllocator : IDisposable
             _byId[cache.Id] = null;
     }
 
+    /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
+    public void ShrinkAll()
+    {
+        lock (_mutex)
+        {
+            foreach (KmemCache cache in Enumerable.Reverse(_caches))
+                cache.Shrink();
+        }
+    }
+
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
     public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
     {
