@@ -48,6 +48,12 @@ internal static class Program
             await error.WriteLineAsync($"kmem: {e.Message}");
             return ExitCode.WrongUse;
         }
+        catch (IOException e)
+        {
+            // What concerns an input was said above, with its name.
+            await error.WriteLineAsync($"kmem: the output cannot be written: {e.Message}");
+            return ExitCode.WrongUse;
+        }
         catch (OperationCanceledException)
         {
             return ExitCode.Interrupted;

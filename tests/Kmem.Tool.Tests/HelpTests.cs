@@ -22,6 +22,15 @@ public sealed class HelpTests
     }
 
     [Fact]
+    public async Task AFullDiskUnderTheOutputIsOneLine()
+    {
+        var error = new StringWriter();
+        int exit = await Program.RunAsync(["geometry", "--size", "8", "--json"], new FullDisk(), error);
+        Assert.Equal((2, "kmem: the output cannot be written: No space left on device" + Environment.NewLine),
+            (exit, error.ToString()));
+    }
+
+    [Fact]
     public async Task EveryExampleParses()
     {
         string help = (await Tool.Run("--help")).Output;
@@ -35,5 +44,10 @@ public sealed class HelpTests
             Outcome outcome = await Tool.Run(args);
             Assert.DoesNotContain("--help", outcome.Error, StringComparison.Ordinal);
         }
+    }
+
+    private sealed class FullDisk : StringWriter
+    {
+        public override void WriteLine(string? value) => throw new IOException("No space left on device");
     }
 }

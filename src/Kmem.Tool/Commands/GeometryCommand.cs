@@ -121,7 +121,7 @@ internal sealed class GeometryCommand : Command, IHasExamples
         }
         catch (ArgumentException e)
         {
-            throw new ToolException($"--freeptr: {e.Message.Split(" (Parameter", 2)[0]}", e);
+            throw new ToolException($"--freeptr: {e.Message.Split(" (Parameter", 2)[0].TrimEnd('.')}", e);
         }
 
         TextWriter output = parsed.InvocationConfiguration.Output;

@@ -38,7 +38,7 @@ internal sealed class ReplayCommand : Command, IHasExamples
     private readonly Option<int?> _cpus = OptionValues.Number("--cpus", 1, 1024,
         "CPUs of the machine (default: those of the recording)");
 
-    private readonly Option<ulong?> _ram = OptionValues.Size("--ram", 1UL << 20, 1UL << 50,
+    private readonly Option<ulong?> _ram = OptionValues.Size("--ram", 2UL << 20, 4UL << 40,
         "RAM of the machine, such as 512M, 4G, 64GiB (default 16G); costs nothing until it is used");
 
     private readonly Option<string?> _proc = OptionValues.OneOf("--proc", "FILE",
@@ -125,10 +125,6 @@ internal sealed class ReplayCommand : Command, IHasExamples
         catch (IOException e)
         {
             throw new ToolException($"{name}: cannot be read any further: {e.Message}", e);
-        }
-        catch (ArgumentException e)
-        {
-            throw new ToolException(e.Message, e);
         }
     }
 

@@ -10,6 +10,8 @@ namespace Kmem.Tool.Output;
 /// </summary>
 internal static class ReplayProgress
 {
+    private static readonly TimeSpan s_period = TimeSpan.FromMilliseconds(40);
+
     /// <summary>Runs a replay.</summary>
     /// <param name="error">Where to show progress.</param>
     /// <param name="name">What the input is called.</param>
@@ -34,12 +36,17 @@ internal static class ReplayProgress
                 string what = Markup.Escape($"Replaying {Path.GetFileName(name)}");
                 ProgressTask task = context.AddTask(what, maxValue: size ?? 1);
                 task.IsIndeterminate = size is null;
-                return replay(events =>
-                {
-                    cancel.ThrowIfCancellationRequested();
-                    if (size is not null) task.Value = reader.InputPosition;
-                    task.Description = string.Create(CultureInfo.InvariantCulture, $"{what}, {events:N0} events");
-                });
+                // Looked at from outside: the replay calls back too seldom for a short recording. The numbers may be
+                // a moment old, which is good enough here.
+                using var look = new Timer(
+                    _ =>
+                    {
+                        if (size is not null) task.Value = reader.InputPosition;
+                        task.Description = string.Create(
+                            CultureInfo.InvariantCulture, $"{what}, {reader.Events:N0} events");
+                    },
+                    null, s_period, s_period);
+                return replay(_ => cancel.ThrowIfCancellationRequested());
             });
     }
 }

@@ -17,7 +17,7 @@ internal static class ReplayText
     {
         console.WriteLine($"{N(report.Events)} events on {report.Profile}, "
             + $"{Count(report.Cpus, "CPU")}, {ByteSize.Format(report.RamBytes)} of RAM, "
-            + $"in {F(report.Elapsed.TotalSeconds, "0.00")} s: {F(report.EventsPerSecond / 1e6, "0.0")} million a second");
+            + $"in {F(report.Elapsed.TotalSeconds, "0.00")} s: {Rate(report.EventsPerSecond)} a second");
         WriteEvents(console, report);
         WriteDamage(console, report);
         WriteSlots(console, report);
@@ -41,12 +41,13 @@ internal static class ReplayText
         if (report.Violations > 0) troubles.Add($"{Count(report.Violations, "rule")} of the allocator broken");
         if (troubles.Count > 0) return $"This needs a look: {string.Join(", ", troubles)}.";
 
+        string skipped = report.DamagedLines == 0 ? "" : $" {Count(report.DamagedLines, "damaged line")} skipped.";
         string compared = report.BytesAllocChecked == 0
             ? "No request named a slot size to compare with"
             : $"All {N(report.BytesAllocChecked)} requests that name a slot size got the kernel's";
         return $"{compared}; no allocation failed, no rule was broken, and at the end "
             + $"{Count(report.LiveObjects, "object")} ({Bytes(report.LiveBytes)}) and {Count(report.LivePages, "page")} "
-            + "of the recording were in use.";
+            + $"of the recording were in use.{skipped}";
     }
 
     private static void WriteEvents(IAnsiConsole console, ReplayReport report)
@@ -123,16 +124,20 @@ internal static class ReplayText
         if (report.Zones.Count == 0) return;
         bool manyNodes = report.Zones.Any(zone => zone.Node != report.Zones[0].Node);
         Table table = Screen.Table(["zone", "", .. Enumerable.Range(0, PageOrder.Count).Select(order => $">{order}")]);
-        foreach (TableColumn column in table.Columns) column.Padding = new Padding(1, 0, 0, 0);
+        for (int i = 0; i < table.Columns.Count; i++)
+        {
+            table.Columns[i].NoWrap = true;
+            table.Columns[i].Padding = new Padding(i < 2 ? 1 : 0, 0, 0, 0);     // eleven orders, in 80 columns
+        }
         foreach (ZoneReport zone in report.Zones)
         {
             string name = manyNodes ? $"{zone.Node} {zone.Name}" : zone.Name;
-            table.Row([name, "free blocks", .. zone.FreeBlocks.Select(count => $"{count}")]);
-            table.Row(["", "extfrag index", .. zone.ExtfragIndex.Select(i => i < 0 ? "-" : F(i, "0.00"))]);
+            table.Row([name, "blocks", .. zone.FreeBlocks.Select(count => $"{count}")]);
+            table.Row(["", "extfrag", .. zone.ExtfragIndex.Select(i => i < 0 ? "-" : F(i, "0.00"))]);
             table.Row(["", "unusable", .. zone.UnusableIndex.Select(i => F(i, "0.00"))]);
         }
         console.Write(table);
-        console.Paragraph("Free blocks of 2^order pages. Extfrag index: why an allocation would fail, towards 0 for lack of "
+        console.Paragraph("Blocks: free blocks of 2^order pages. Extfrag: why an allocation would fail, towards 0 for lack of "
             + "memory, towards 1 for fragmentation; - if it would not. Unusable: part of the free memory in smaller blocks. "
             + "Beside them, the CPUs' own lists hold "
             + $"{Count(report.Zones.Sum(zone => zone.PcpFrames), "page")}.");
@@ -173,6 +178,10 @@ internal static class ReplayText
     private static string Count(long count, string what) => count == 1 ? $"1 {what}" : $"{N(count)} {what}s";
 
     private static string N(long number) => number.ToString("N0", CultureInfo.InvariantCulture);
+
+    private static string Rate(double perSecond) => perSecond >= 1e6
+        ? $"{F(perSecond / 1e6, "0.0")} million"
+        : N((long)(perSecond / 1000) * 1000);
 
     private static string F(double number, string format) => number.ToString(format, CultureInfo.InvariantCulture);
 }

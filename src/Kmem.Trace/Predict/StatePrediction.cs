@@ -19,12 +19,16 @@ public sealed class StatePrediction
     private readonly Dictionary<string, string> _cacheByAddress = new(StringComparer.Ordinal);
     private readonly Dictionary<string, ContextState> _contexts = new(StringComparer.Ordinal);
     private readonly HashSet<nint> _pagesToFree = [];
+    private readonly List<RecordedEvent> _events;
     private ContextState _current = new();
     private RecordedEvent? _event;
+    private int _position;
+    private bool _inSteps;
 
-    private StatePrediction(Machine machine, MachineState state)
+    private StatePrediction(Machine machine, MachineState state, List<RecordedEvent> events)
     {
         _machine = machine;
+        _events = events;
         machine.Trace = _zones;
         foreach (KmemCache cache in machine.Slabs.Caches)
             _caches[cache.Name] = cache;
@@ -72,18 +76,22 @@ public sealed class StatePrediction
     /// <returns>The counts.</returns>
     /// <exception cref="InvalidDataException">A file is not what it should be; the message names it.</exception>
     /// <exception cref="IOException">A file cannot be read.</exception>
-    public static StatePrediction Run(string folder)
+    public static StatePrediction Run(string folder) => Run(folder, inSteps: false);
+
+    /// <param name="folder">The folder.</param>
+    /// <param name="inSteps">Let every operation that needs slabs wait in the middle, whether others act or not.</param>
+    internal static StatePrediction Run(string folder, bool inSteps)
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));
         MachineState after = MachineState.Read(Path.Combine(folder, "state-t1.json.gz"));
         List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"));
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
-        var prediction = new StatePrediction(machine, before);
-        foreach (RecordedEvent recorded in events)
-            prediction.Execute(recorded);
+        var prediction = new StatePrediction(machine, before, events) { _inSteps = inSteps };
+        for (prediction._position = 0; prediction._position < events.Count; prediction._position++)
+            prediction.Execute(events[prediction._position]);
         prediction.Events = events.Count;
-        prediction.Differences = StateComparison.Compare(after, StateWriter.Write(machine, after));
+        prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
         return prediction;
@@ -94,6 +102,16 @@ public sealed class StatePrediction
         _event = recorded;
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
+        if (_current.Fiber is { } fiber && ReferenceEquals(_current.Operation, recorded))
+        {
+            // It was begun when it asked for a slab; now it takes effect.
+            while (!fiber.IsDone)
+                fiber.Resume();
+            fiber.Dispose();
+            _current.Fiber = null;
+            return;
+        }
+
         switch (recorded.Name)
         {
             case "PA":
@@ -108,6 +126,20 @@ public sealed class StatePrediction
             case "LI":
                 MarkLru(recorded);
                 break;
+            case "CALL":
+                Call(recorded);
+                break;
+            default:
+                Operate(recorded);
+                break;
+        }
+    }
+
+    /// <summary>The operations on caches.</summary>
+    private void Operate(RecordedEvent recorded)
+    {
+        switch (recorded.Name)
+        {
             case "KA":
                 AllocObject(recorded);
                 break;
@@ -126,10 +158,54 @@ public sealed class StatePrediction
             case "KAB":
                 AllocBulk(recorded);
                 break;
-            case "SP" or "SR" or "SK" or "CALL":
+            case "SP" or "SR" or "SK":
                 SheafEvent(recorded);
                 break;
         }
+    }
+
+    /// <summary>
+    /// A cache needs a slab. If somebody else acts before the operation is done, it begins now and waits in the middle, as it
+    /// did in the kernel; else it runs in one piece when its own event comes.
+    /// </summary>
+    private void WantSlab(RecordedEvent recorded)
+    {
+        ContextState context = _current;
+        context.WantsSlab = true;
+        if (context.Fiber == null)
+        {
+            RecordedEvent? operation = FindOperation(context, out bool alone);
+            if (operation == null || alone)
+                return;
+
+            context.Operation = operation;
+            int cpu = recorded.Cpu;
+            context.Fiber = new Fiber(() =>
+            {
+                _machine.CpuSet.Pin(cpu);
+                Operate(operation);
+            });
+        }
+
+        // Up to the moment where it asks for the pages.
+        if (!context.Fiber.IsDone)
+            context.Fiber.Resume();
+    }
+
+    /// <summary>The next operation of a context that may need slabs, and whether only this context acts until then.</summary>
+    private RecordedEvent? FindOperation(ContextState context, out bool alone)
+    {
+        alone = !_inSteps;
+        for (int i = _position + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (ContextOf(next) != context)
+                alone = false;
+            else if (next.Name is "KA" or "KM" or "KAB" or "SP" or "SR")
+                return next;
+        }
+
+        return null;
     }
 
     private ContextState ContextOf(RecordedEvent recorded)
@@ -146,6 +222,8 @@ public sealed class StatePrediction
         int order = recorded.Int(1);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero; // nobody looks at the content
         string via = recorded.Args[4];
+        if (via == "pcp")
+            _zones.StartAgain();
         Page* page;
         if (via.StartsWith("bulk", StringComparison.Ordinal))
         {
@@ -159,8 +237,14 @@ public sealed class StatePrediction
 
         PageAllocs++;
         ulong came = page == null ? 0 : _machine.Map.PfnOf(page);
-        Compare(came == expected, () => $"frame 0x{came:x}");
+        Compare(came == expected, () => page == null ? "no frame" : $"frame {came}");
         PageAllocsExact += came == expected ? 1 : 0;
+        if (came != expected && page != null)
+        {
+            _machine.Pages.Exchange(came, expected, order);
+            page = _machine.Map.PageOf(expected);
+        }
+
         if (_current.WantsSlab)
         {
             _current.SlabPages.Enqueue((nint)page);
@@ -185,6 +269,7 @@ public sealed class StatePrediction
 
     private unsafe void FreePages(RecordedEvent recorded)
     {
+        _zones.StartAgain();
         Page* page = _machine.Map.PageOf(recorded.Number(0));
         int order = recorded.Int(1);
         if (!_pagesToFree.Remove((nint)page) && page->Type == PageType.Slab)
@@ -251,6 +336,8 @@ public sealed class StatePrediction
         SlabAllocs++;
         SlabAllocsExact += came == expected ? 1 : 0;
         Compare(came == expected, () => $"object {came:x16}");
+        if (came != expected && obj != null && _machine.Slabs.SlabOf(obj) is var slab && slab != null)
+            _machine.Slabs.CacheOf(slab).Exchange(obj, _machine.Slabs.PointerOf(expected));
         if (_current.SlabPages.Count > 0)
             Compare(false, () => "a slab page that this allocation did not need");
     }
@@ -308,9 +395,6 @@ public sealed class StatePrediction
             case "SK" when recorded.Args[2] == "1":
                 FreeRcu(recorded);
                 break;
-            case "CALL":
-                Call(recorded);
-                break;
         }
     }
 
@@ -331,7 +415,7 @@ public sealed class StatePrediction
         switch (recorded.Args[0])
         {
             case "allocate_slab":
-                _current.WantsSlab = true;
+                WantSlab(recorded);
                 break;
             case "kmem_cache_alloc_from_sheaf_noprof":
                 _current.Sheaf = (nint)_machine.Slabs.PointerOf(recorded.Hex(3));
@@ -354,7 +438,14 @@ public sealed class StatePrediction
     /// <summary>Called by a cache that needs a slab: the page was taken at its event, a moment ago.</summary>
     private unsafe nint TakeSlabPage(Gfp gfp, int order, int node)
     {
-        if (_current.SlabPages.TryDequeue(out nint page))
+        ContextState context = _current;
+        if (Fiber.Current is { } fiber)
+        {
+            // Taken at the event of the pages; what follows takes effect when the context acts again.
+            fiber.Pause();
+        }
+
+        if (context.SlabPages.TryDequeue(out nint page))
             return page;
 
         Compare(false, () => "a slab page that the kernel did not need");
@@ -373,6 +464,11 @@ public sealed class StatePrediction
         public Queue<nint> SlabPages { get; } = new();
 
         public bool WantsSlab { get; set; }
+
+        /// <summary>The operation in the middle of which the context is, if others act meanwhile.</summary>
+        public Fiber? Fiber { get; set; }
+
+        public RecordedEvent? Operation { get; set; }
 
         public nint Sheaf { get; set; }
 

@@ -8,6 +8,7 @@ internal sealed class ZoneEventCheck : ITrace
 {
     private readonly Queue<string> _came = new();
     private readonly Queue<string> _expected = new();
+    private bool _outOfStep;
 
     public long Expected { get; private set; }
 
@@ -16,8 +17,18 @@ internal sealed class ZoneEventCheck : ITrace
     /// <summary>The first pair that differs.</summary>
     public (string Expected, string Came)? First { get; private set; }
 
-    /// <summary>Events that only one side has.</summary>
-    public long Unmatched => _came.Count + _expected.Count;
+    /// <summary>
+    /// Between two requests: if the sides were out of step, both start again from here, so that one mistake counts once.
+    /// </summary>
+    public void StartAgain()
+    {
+        if (!_outOfStep)
+            return;
+
+        _came.Clear();
+        _expected.Clear();
+        _outOfStep = false;
+    }
 
     public void Expect(string zoneEvent)
     {
@@ -74,9 +85,13 @@ internal sealed class ZoneEventCheck : ITrace
             string expected = _expected.Dequeue();
             string came = _came.Dequeue();
             if (expected == came)
+            {
                 Exact++;
-            else
-                First ??= (expected, came);
+                continue;
+            }
+
+            First ??= (expected, came);
+            _outOfStep = true;
         }
     }
 }

@@ -8,17 +8,17 @@ namespace Kmem;
 internal static class StateWriter
 {
     /// <summary>The state of a machine.</summary>
-    /// <param name="machine">The machine.</param>
+    /// <param name="machine">What the machine is made of.</param>
     /// <param name="names">
     /// A state of the same machine, for what a machine does not keep: the addresses of cache descriptors, and which
     /// frames are on LRU lists.
     /// </param>
-    public static MachineState Write(Machine machine, MachineState? names = null) => new()
+    public static MachineState Write(MachineParts machine, MachineState? names = null) => new()
     {
-        NrCpu = machine.Cpus,
+        NrCpu = machine.Slabs.Cpus.Count,
         MinFreeKbytes = machine.MinFreeKbytes,
-        TotalreservePages = ZoneLayout.TotalReserve(machine.NodeList),
-        Zones = machine.NodeList[0].Zones.Where(zone => zone.IsPopulated)
+        TotalreservePages = ZoneLayout.TotalReserve(machine.Pages.Nodes),
+        Zones = machine.Pages.Nodes[0].Zones.Where(zone => zone.IsPopulated)
             .Select(zone => WriteZone(machine.Pages.Zones.First(pages => pages.Zone == zone), machine))
             .ToArray(),
         Caches = machine.Slabs.Caches.Select(cache => WriteCache(cache, machine, names)).ToArray(),
@@ -27,7 +27,7 @@ internal static class StateWriter
         LruPages = names?.LruPages ?? [],
     };
 
-    private static unsafe ZoneState WriteZone(ZonePages pages, Machine machine)
+    private static unsafe ZoneState WriteZone(ZonePages pages, MachineParts machine)
     {
         Zone zone = pages.Zone;
         (long global, _) = zone.FreePagesParts(0);
@@ -70,7 +70,7 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe PcpState WritePcp(PerCpuPages* pcp, int cpu, Machine machine)
+    private static unsafe PcpState WritePcp(PerCpuPages* pcp, int cpu, MachineParts machine)
     {
         var lists = new string[PerCpuPages.ListCount];
         for (int list = 0; list < lists.Length; list++)
@@ -90,20 +90,20 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe string Frames(ListHead* list, Machine machine)
+    private static unsafe string Frames(ListHead* list, MachineParts machine)
     {
         var text = new StringBuilder();
         for (ListHead* node = list->Next; node != list; node = node->Next)
         {
             if (text.Length > 0)
                 text.Append(' ');
-            text.Append(machine.Map.PfnOf(Page.FromLru(node)).ToString(CultureInfo.InvariantCulture));
+            text.Append(machine.Slabs.Map.PfnOf(Page.FromLru(node)).ToString(CultureInfo.InvariantCulture));
         }
 
         return text.ToString();
     }
 
-    private static unsafe CacheState WriteCache(KmemCache cache, Machine machine, MachineState? names)
+    private static unsafe CacheState WriteCache(KmemCache cache, MachineParts machine, MachineState? names)
     {
         SlabGeometry shape = cache.Geometry;
         KmemCacheNode node = cache.Nodes[0];
@@ -127,7 +127,7 @@ internal static class StateWriter
             CpuPartialSlabs = cache.CpuPartialSlabs,
             SheafCapacity = cache.SheafCapacity,
             Refcount = cache.RefCount,
-            Cpu = Enumerable.Range(0, machine.Cpus).Select(cpu => WriteCpu(cache, cpu, machine)).ToArray(),
+            Cpu = Enumerable.Range(0, machine.Slabs.Cpus.Count).Select(cpu => WriteCpu(cache, cpu, machine)).ToArray(),
             Node = new CacheNodeState
             {
                 NrPartial = node.NrPartial,
@@ -143,15 +143,15 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe CacheCpuState WriteCpu(KmemCache cache, int cpu, Machine machine)
+    private static unsafe CacheCpuState WriteCpu(KmemCache cache, int cpu, MachineParts machine)
     {
         KmemCacheCpu* c = cache.StateOf(cpu);
         var partial = new List<ulong>();
         for (Page* slab = c->Partial; slab != null; slab = slab->CpuPartialNext)
-            partial.Add(machine.Map.PfnOf(slab));
+            partial.Add(machine.Slabs.Map.PfnOf(slab));
         return new CacheCpuState
         {
-            Slab = c->Slab == null ? null : machine.Map.PfnOf(c->Slab),
+            Slab = c->Slab == null ? null : machine.Slabs.Map.PfnOf(c->Slab),
             Freelist = c->Slab == null ? [] : Indices(cache, c->Slab, c->Freelist, machine),
             Partial = partial,
             PartialSlabs = partial.Count,
@@ -164,34 +164,34 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe SheafState? WriteSheaf(nint sheaf, Machine machine) => sheaf == 0 ? null : new SheafState
+    private static unsafe SheafState? WriteSheaf(nint sheaf, MachineParts machine) => sheaf == 0 ? null : new SheafState
     {
         Addr = Address((void*)sheaf, machine),
         Size = ((Sheaf*)sheaf)->Size,
         Objects = Sheaf.Objects((Sheaf*)sheaf).ToArray().Select(obj => Address((void*)obj, machine)).ToArray(),
     };
 
-    private static unsafe string Address(void* pointer, Machine machine) =>
+    private static unsafe string Address(void* pointer, MachineParts machine) =>
         $"0x{machine.Slabs.KernelAddress(pointer):x16}";
 
-    private static unsafe List<ulong> Slabs(ListHead* list, Machine machine)
+    private static unsafe List<ulong> Slabs(ListHead* list, MachineParts machine)
     {
         var slabs = new List<ulong>();
         for (ListHead* node = list->Next; node != list; node = node->Next)
-            slabs.Add(machine.Map.PfnOf(Page.FromSlabList(node)));
+            slabs.Add(machine.Slabs.Map.PfnOf(Page.FromSlabList(node)));
         return slabs;
     }
 
-    private static unsafe int[] Indices(KmemCache cache, Page* slab, void* first, Machine machine)
+    private static unsafe int[] Indices(KmemCache cache, Page* slab, void* first, MachineParts machine)
     {
         var indices = new List<int>();
-        byte* start = machine.Map.AddressOf(slab);
+        byte* start = machine.Slabs.Map.AddressOf(slab);
         for (void* obj = first; obj != null; obj = cache.NextFree(obj))
             indices.Add((int)(((byte*)obj - start) / cache.SlotSize));
         return [.. indices];
     }
 
-    private static unsafe List<JsonElement[]> WriteSlabs(KmemCache cache, Machine machine)
+    private static unsafe List<JsonElement[]> WriteSlabs(KmemCache cache, MachineParts machine)
     {
         var slabs = new List<JsonElement[]>();
         machine.Slabs.ForEachSlab(cache, page =>
@@ -200,7 +200,7 @@ internal static class StateWriter
             SlabState state = SlabState.Read(slab);
             void* first = state.HasFree ? cache.ObjectOf(slab, state.FreeIndex) : null;
             bool onList = (slab->Flags & PageFlags.SlabOnPartialList) != 0;
-            string row = $"[{machine.Map.PfnOf(slab)},{PageAllocator.CompoundOrder(slab)},"
+            string row = $"[{machine.Slabs.Map.PfnOf(slab)},{PageAllocator.CompoundOrder(slab)},"
                 + $"{JsonSerializer.Serialize(cache.Name, MachineStateJson.Default.String)},{state.InUse},{state.Objects},"
                 + $"{(state.Frozen ? 1 : 0)},{(onList ? 1 : 0)},[{string.Join(',', Indices(cache, slab, first, machine))}]]";
             slabs.Add(JsonSerializer.Deserialize(row, MachineStateJson.Default.JsonElementArray)!);
@@ -208,3 +208,10 @@ internal static class StateWriter
         return slabs;
     }
 }
+
+/// <summary>What a machine's state is spread over.</summary>
+/// <param name="Pages">Free lists and per-CPU lists.</param>
+/// <param name="Slabs">Caches.</param>
+/// <param name="Blocks">Pageblocks.</param>
+/// <param name="MinFreeKbytes">vm.min_free_kbytes.</param>
+internal sealed record MachineParts(PageAllocator Pages, SlabAllocator Slabs, PageblockMap Blocks, int MinFreeKbytes);

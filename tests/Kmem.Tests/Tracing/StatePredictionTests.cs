@@ -9,13 +9,16 @@ namespace Kmem.Tests;
 public sealed class StatePredictionTests
 {
     [Theory]
-    [InlineData("00-slab", 152, 48, 12954)]
-    [InlineData("01-page", 10740, 1885, 0)]
-    [InlineData("03-fork", 5259, 0, 8662)]
-    [InlineData("09-tvm", 2517, 0, 1075)]
-    public void Every_result_of_a_recorded_phase_is_exact(string phase, int pages, int zoneEvents, int objects)
+    [InlineData("00-slab", 152, 48, 12954, false)]
+    [InlineData("00-slab", 152, 48, 12954, true)]
+    [InlineData("01-page", 10740, 1885, 0, false)]
+    [InlineData("03-fork", 5259, 0, 8662, false)]
+    [InlineData("03-fork", 5259, 0, 8662, true)]
+    [InlineData("09-tvm", 2517, 0, 1075, false)]
+    public void Every_result_of_a_recorded_phase_is_exact(
+        string phase, int pages, int zoneEvents, int objects, bool inSteps)
     {
-        StatePrediction prediction = StatePrediction.Run(Folder(phase));
+        StatePrediction prediction = StatePrediction.Run(Folder(phase), inSteps);
 
         Assert.Null(prediction.First);
         Assert.Equal((pages, pages), (prediction.PageAllocs, prediction.PageAllocsExact));
@@ -42,7 +45,7 @@ public sealed class StatePredictionTests
         MachineState state = MachineState.Read(Path.Combine(Folder(phase), "state-t0.json.gz"));
         using Machine machine = Machine.FromState(state, new MachineOptions());
 
-        Assert.Empty(StateComparison.Compare(state, StateWriter.Write(machine, state)));
+        Assert.Empty(StateComparison.Compare(state, machine.WriteState(state)));
     }
 
     [Fact]
@@ -65,8 +68,36 @@ public sealed class StatePredictionTests
             StatePrediction prediction = StatePrediction.Run(folder);
 
             Assert.Equal(0, prediction.PageAllocsExact);
-            Assert.Contains("PA 1 0 1 cca pcp: came frame", prediction.First, StringComparison.Ordinal);
+            Assert.Contains("PA 1 0 1 cca pcp: came frame ", prediction.First, StringComparison.Ordinal);
             Assert.NotEmpty(prediction.Differences);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    [Theory]
+    [InlineData("01-page")]
+    [InlineData("00-slab")]
+    public void After_a_wrong_answer_it_goes_on_from_the_right_one(string phase)
+    {
+        // One line of the recording is left out, so the machine's state is not the kernel's from there on.
+        string folder = Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}");
+        Directory.CreateDirectory(folder);
+        try
+        {
+            File.Copy(Path.Combine(Folder(phase), "state-t0.json.gz"), Path.Combine(folder, "state-t0.json.gz"));
+            File.Copy(Path.Combine(Folder(phase), "state-t1.json.gz"), Path.Combine(folder, "state-t1.json.gz"));
+            string[] lines = TestData.ReadGzip($"boot-1cpu/{phase}/events.tsv.gz").Split('\n');
+            int left = Array.FindIndex(lines, 500, line => line.Contains("\tPF\t") || line.Contains("\tKF\t"));
+            File.WriteAllLines(Path.Combine(folder, "events.tsv.gz"), lines.Where((line, i) => i != left && line.Length > 0));
+
+            StatePrediction prediction = StatePrediction.Run(folder);
+
+            Assert.NotNull(prediction.First);
+            Assert.InRange(prediction.PageAllocsExact, prediction.PageAllocs * 9 / 10, prediction.PageAllocs);
+            Assert.InRange(prediction.SlabAllocsExact, prediction.SlabAllocs * 9 / 10, prediction.SlabAllocs);
         }
         finally
         {
