@@ -40,7 +40,7 @@ internal sealed class ZonePages : IDisposable
     /// Takes a block: from the CPU's list if the order has one, refilling it if it is empty, else from the buddy system.
     /// </summary>
     /// <returns>The block, unprepared, or null.</returns>
-    public unsafe Page* Take(int order, Migratetype type, AllocFlags flags, int cpu, bool bypassPcp)
+    public unsafe Page* Take(int order, Migratetype type, AllocFlags flags, int cpu, bool bypassPcp = false)
     {
         if (PerCpuPages.IsPcpOrder(order) && !bypassPcp)
         {
@@ -62,7 +62,7 @@ internal sealed class ZonePages : IDisposable
         PopOrRefill(PcpOf(cpu), 0, type, flags, cpu);
 
     /// <summary>Gives a block back: onto the CPU's list if its order has one, which may then drain.</summary>
-    public unsafe void Give(Page* page, int order, int cpu, bool bypassPcp)
+    public unsafe void Give(Page* page, int order, int cpu, bool bypassPcp = false)
     {
         Migratetype type = _blocks.TypeOf(_map.PfnOf(page));
         if (!PerCpuPages.IsPcpOrder(order) || type == Migratetype.Isolate || bypassPcp)
