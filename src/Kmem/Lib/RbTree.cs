@@ -279,3 +279,40 @@ internal static class RbTree<TAugment>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static unsafe bool IsBlackOrNone(RbNode* node) => node == null || node->IsBlack;
 }
+
+/// <summary>Walking any tree, for checks and reports.</summary>
+internal static class RbWalk
+{
+    /// <summary>The leftmost node, or null.</summary>
+    public static unsafe RbNode* First(RbNode* root)
+    {
+        while (root != null && root->Left != null)
+            root = root->Left;
+        return root;
+    }
+
+    /// <summary>The next node in order, or null.</summary>
+    public static unsafe RbNode* Next(RbNode* node)
+    {
+        if (node->Right != null)
+            return First(node->Right);
+
+        RbNode* parent = node->Parent;
+        while (parent != null && parent->Right == node)
+        {
+            node = parent;
+            parent = node->Parent;
+        }
+
+        return parent;
+    }
+
+    /// <summary>Black nodes from the root to a node, both included.</summary>
+    public static unsafe int BlackDepth(RbNode* node)
+    {
+        int black = 0;
+        for (; node != null; node = node->Parent)
+            black += node->IsBlack ? 1 : 0;
+        return black;
+    }
+}

@@ -140,7 +140,9 @@ internal sealed partial class VmapAllocator
             VmapArea* block = Place(state.Start, state.End, state.Object, objectFor);
             block->Node = default;
             block->SubtreeMax = 0;
-            Require(byStart.TryAdd(state.Start, (nint)block), state.Start, "is there twice");
+            VmapArea* last = VmapTree.Last(tree);
+            Require(last == null || last->End <= state.Start, state.Start, "is out of order in the free tree");
+            byStart.Add(state.Start, (nint)block);
             ListHead.AddTail(&tree->List, &block->List);
         }
 

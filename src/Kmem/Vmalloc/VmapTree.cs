@@ -113,11 +113,15 @@ internal struct VmapTree
 
     public static unsafe VmapArea* First(VmapTree* tree) => Next(tree, &tree->List);
 
+    public static unsafe VmapArea* Last(VmapTree* tree) => Previous(tree, &tree->List);
+
     public static unsafe VmapArea* Next(VmapTree* tree, VmapArea* area) => Next(tree, &area->List);
 
-    public static unsafe VmapArea* Previous(VmapTree* tree, VmapArea* area)
+    public static unsafe VmapArea* Previous(VmapTree* tree, VmapArea* area) => Previous(tree, &area->List);
+
+    private static unsafe VmapArea* Previous(VmapTree* tree, ListHead* entry)
     {
-        ListHead* entry = area->List.Prev;
+        entry = entry->Prev;
         return entry == &tree->List ? null : VmapArea.FromList(entry);
     }
 
