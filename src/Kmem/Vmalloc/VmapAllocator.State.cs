@@ -63,6 +63,20 @@ internal sealed partial class VmapAllocator
         _lazyPages = lazy;
     }
 
+    /// <summary>The areas that a purge under way has set aside in a node; <see cref="Capture"/> leaves them out.</summary>
+    internal static unsafe List<VmapAreaState> CapturePurging(VmapNode node) => CaptureTree(node.Purging);
+
+    /// <summary>Puts them back after a <see cref="Restore"/>.</summary>
+    internal unsafe void RestorePurging(VmapNode node, List<VmapAreaState> areas)
+    {
+        foreach (VmapAreaState state in areas)
+        {
+            VmapArea* area = Place(state, objectFor: null);
+            ListHead.AddTail(&node.Purging->List, &area->List);
+            _lazyPages += (long)area->Pages;
+        }
+    }
+
     private static unsafe VmapNodeState CaptureNode(VmapNode node)
     {
         var state = new VmapNodeState { Busy = CaptureTree(node.Busy), Lazy = CaptureTree(node.Lazy) };
