@@ -6,22 +6,28 @@ namespace Kmem.Tracing;
 /// </summary>
 /// <remarks>
 /// <para>
-/// Three things are not visible in the two files and are inferred, by
+/// Four things are not visible in the two files and are inferred, by
 /// replaying the recording under different assumptions and keeping those under which most addresses come out right:
 /// </para>
 /// <list type="bullet">
 /// <item>the shape of the free tree at the snapshot; it matters only for alignments above a page;</item>
 /// <item>the vmap node of each area older than the trace; the first time that it is used again shows it;</item>
-/// <item>when the steps of a purge took effect, at most 1.5 ms before its event.</item>
+/// <item>when the steps of a purge took effect, at most 1.5 ms before its event;</item>
+/// <item>which of two allocations came first when a thread yielded between taking an address and its event.</item>
 /// </list>
 /// <para>The pools must be empty at the snapshot (writing 2 to /proc/sys/vm/drop_caches empties them).</para>
 /// </remarks>
 public static class VmapPrediction
 {
-    /// <summary>How many shapes of the free tree are tried if the first one is not right throughout.</summary>
-    private const int ShapesToTry = 32;
-
     private const int MostContradictions = 1000;
+
+    /// <summary>
+    /// Effort of the search for a shape of the free tree, if the first guess is not right throughout: so many events are
+    /// replayed (about 1 µs each), a quarter of them with shapes at random, the others with small changes to the best one.
+    /// </summary>
+    private const int EventsToReplay = 6_000_000;
+    private const int FewestShapes = 16;
+    private const int MostShapes = 400;
 
     /// <summary>Replays a recording.</summary>
     /// <param name="areas">/proc/vmallocinfo with real addresses, read between the trace's markers SNAP_BEGIN and SNAP_END.</param>
@@ -45,41 +51,65 @@ public static class VmapPrediction
         {
             DrainScheduler = static () => { },
         };
-        return Search(new VmapReplay(machine, vmap, recording, snapshot));
+        return Search(new VmapReplay(machine, vmap, recording, snapshot), recording, snapshot.FreeBlockCount);
     }
 
-    private static VmapPredictionResult Search(VmapReplay replay)
+    private static VmapPredictionResult Search(VmapReplay replay, VmapRecording recording, int blocks)
     {
+        // At boot blocks are inserted in order of address.
+        int[] order = Enumerable.Range(0, blocks).ToArray();
         var ids = new Dictionary<ulong, int>();
-        VmapPredictionResult best = InferNodeIds(replay, ids);
+        VmapPredictionResult best = InferNodeIds(replay, order, ids);
+        int first = best.Exact;
+        int most = Math.Clamp(EventsToReplay / Math.Max(1, recording.Events.Count), FewestShapes, MostShapes);
+        var random = new Random(1);
         int tried = 1;
-        for (; tried < ShapesToTry && best.Exact < best.Allocs; tried++)
+        for (; tried < most && best.Exact < best.Allocs; tried++)
         {
-            VmapPredictionResult result = replay.Run(new VmapHypothesis(tried, ids));
-            if (result.Exact > best.Exact)
-                best = result;
+            int[] guess = (int[])order.Clone();
+            if (tried < most / 4)
+                random.Shuffle(guess);
+            else
+                ShuffleNeighbours(guess, random);
+
+            VmapPredictionResult result = replay.Run(new VmapHypothesis(guess, ids));
+            if (result.Exact >= best.Exact)
+                (best, order) = (result, guess);
         }
 
         best.NodeIdsInferred = ids.Count;
         best.ShapesTried = tried;
+        best.ExactWithFirstShape = first;
         return best;
     }
 
-    /// <summary>Changes assumed node ids as long as an address contradicts one and the change makes things better.</summary>
-    private static VmapPredictionResult InferNodeIds(VmapReplay replay, Dictionary<ulong, int> ids)
+    /// <summary>
+    /// Changes the shape of a part of the tree: blocks that are near each other in memory change places in the order.
+    /// </summary>
+    private static void ShuffleNeighbours(int[] order, Random random)
+    {
+        int count = Math.Min(order.Length, random.Next(2, 40));
+        int first = random.Next(order.Length - count + 1);
+        int[] places = Enumerable.Range(0, order.Length)
+            .Where(at => order[at] >= first && order[at] < first + count).ToArray();
+        int[] blocks = places.Select(at => order[at]).ToArray();
+        random.Shuffle(blocks);
+        for (int i = 0; i < places.Length; i++)
+            order[places[i]] = blocks[i];
+    }
+
+    /// <summary>Changes assumed node ids as long as an address contradicts one.</summary>
+    private static VmapPredictionResult InferNodeIds(VmapReplay replay, int[] order, Dictionary<ulong, int> ids)
     {
         var seen = new HashSet<VmapContradiction>();
-        VmapPredictionResult best = replay.Run(new VmapHypothesis(0, ids));
-        for (int i = 0; i < MostContradictions; i++)
+        VmapPredictionResult result = replay.Run(new VmapHypothesis(order, ids));
+        while (replay.Contradiction is { } wrong && seen.Add(wrong) && seen.Count <= MostContradictions)
         {
-            if (replay.Contradiction is not { } wrong || !seen.Add(wrong))
-                break;
-
             ids[wrong.Start] = wrong.NodeId;
-            best = replay.Run(new VmapHypothesis(0, ids));
+            result = replay.Run(new VmapHypothesis(order, ids));
         }
 
-        return best;
+        return result;
     }
 }
 
@@ -112,6 +142,12 @@ public sealed class VmapPredictionResult
 
     /// <summary>Purges found to have taken effect before their event.</summary>
     public int PurgesPlacedEarly { get; internal set; }
+
+    /// <summary>Allocations found to have taken effect before one whose event is earlier.</summary>
+    public int Reordered { get; internal set; }
+
+    /// <summary>What <see cref="Exact"/> would be without a search for the shape of the free tree.</summary>
+    public int ExactWithFirstShape { get; internal set; }
 
     /// <summary>The first 20 wrong predictions.</summary>
     public IReadOnlyList<VmapMismatch> Mismatches => _mismatches;

@@ -1,9 +1,11 @@
 namespace Kmem.Tracing;
 
 /// <summary>What a recording does not show and a replay has to assume.</summary>
-/// <param name="Shape">Which shape the free tree had at the snapshot; see <see cref="VmapSnapshot"/>.</param>
+/// <param name="Order">
+/// The shape of the free tree at the snapshot: in which order to insert its blocks, numbered by address, to get it.
+/// </param>
 /// <param name="NodeIds">vmap node of areas older than the trace, where it is not the default 0.</param>
-internal sealed record VmapHypothesis(int Shape, IReadOnlyDictionary<ulong, int> NodeIds);
+internal sealed record VmapHypothesis(IReadOnlyList<int> Order, IReadOnlyDictionary<ulong, int> NodeIds);
 
 /// <summary>An assumed node id that a recorded address contradicts.</summary>
 /// <param name="Start">The area.</param>
@@ -16,6 +18,9 @@ internal readonly record struct VmapContradiction(ulong Start, int NodeId);
 /// </summary>
 internal sealed class VmapReplay
 {
+    /// <summary>A thread that yields between taking an address and its event is back after this time.</summary>
+    private const ulong YieldWindowNs = 2_000_000;
+
     private readonly Machine _machine;
     private readonly VmapAllocator _vmap;
     private readonly VmapRecording _recording;
@@ -23,6 +28,7 @@ internal sealed class VmapReplay
     private readonly HashSet<ulong> _assumed = [];      // areas of an assumed node id
     private readonly int[] _earliest;
     private readonly int[] _latest;
+    private readonly HashSet<int> _done = [];           // events that were found to belong before others
     private VmapPurge _purge;
     private int _purgeSteps;                            // of the purge under way: first all nodes' Detach, then all Reclaim
     private VmapPredictionResult _result = new();
@@ -45,6 +51,7 @@ internal sealed class VmapReplay
         _vmap.Restore(_snapshot.Build(hypothesis, _vmap.Nodes.Count, _assumed));
         _result = new VmapPredictionResult();
         Contradiction = null;
+        _done.Clear();
         StartPurge();
         int nextPurge = NextPurge(0);
         for (int i = 0; i < _recording.Events.Count; i++)
@@ -55,7 +62,8 @@ internal sealed class VmapReplay
             switch (e.Kind)
             {
                 case TraceEventKind.AllocVmapArea:
-                    Alloc(e, mayBePurging: nextPurge >= 0 && _earliest[nextPurge] <= i);
+                    if (!_done.Remove(i))
+                        Alloc(e, i, mayBePurging: nextPurge >= 0 && _earliest[nextPurge] <= i);
                     break;
                 case TraceEventKind.FreeVmapAreaNoflush:
                     Free(e);
@@ -74,26 +82,34 @@ internal sealed class VmapReplay
     private int NextPurge(int from) =>
         _recording.Events.FindIndex(from, e => e.Kind == TraceEventKind.PurgeVmapAreaLazy);
 
-    private unsafe void Alloc(in VmapEvent e, bool mayBePurging)
+    private void Alloc(in VmapEvent e, int index, bool mayBePurging)
     {
-        if (!e.AfterSnapshot && _vmap.Find(e.Start) != null)
-            return;         // the snapshot has it already
+        if (!e.AfterSnapshot && HasSnapshot(e.Start))
+            return;
 
-        bool exact = IsPredicted(e, out ulong? predicted);
-        if (!exact && mayBePurging)
-            exact = TryEarlierPurge(e);
+        bool exact = IsPredicted(e, out ulong? predicted)
+            || (mayBePurging && TryEarlierPurge(e))
+            || (predicted is { } wrong && TryLaterAlloc(e, index, wrong));
         if (e.AfterSnapshot)
             Count(e, exact, predicted);
-        if (!exact)
+        if (exact)
+        {
+            AllocExact(e);
+        }
+        else
         {
             Suspect(e, predicted);
             Correct(e);
-            return;
         }
+    }
 
+    private unsafe bool HasSnapshot(ulong start) => _vmap.Find(start) != null;
+
+    private unsafe void AllocExact(in VmapEvent e)
+    {
         _assumed.Remove(e.Start);
         using CpuBinding binding = _machine.RunOn(e.Cpu);
-        VmapArea* area = _vmap.Alloc(e.Request, null, out VmapError error);
+        VmapArea* area = _vmap.Alloc(e.Request, null, out _);
         Bug.On(area == null || area->Start != e.Start, "an allocation differs from what was foretold");
     }
 
@@ -109,9 +125,7 @@ internal sealed class VmapReplay
     /// </summary>
     private bool TryEarlierPurge(in VmapEvent e)
     {
-        VmapState before = _vmap.Capture();
-        List<VmapAreaState>[] setAside = _vmap.Nodes.Select(VmapAllocator.CapturePurging).ToArray();
-        (VmapPurge purge, int steps) = (_purge, _purgeSteps);
+        Action goBack = Checkpoint();
         while (_purgeSteps < 2 * _vmap.Nodes.Count)
         {
             AdvancePurge(_purgeSteps + 1);
@@ -122,11 +136,61 @@ internal sealed class VmapReplay
             }
         }
 
-        _vmap.Restore(before);
-        for (int i = 0; i < setAside.Length; i++)
-            _vmap.RestorePurging(_vmap.Nodes[i], setAside[i]);
-        (_purge, _purgeSteps) = (purge, steps);
+        goBack();
         return false;
+    }
+
+    /// <summary>
+    /// An allocation may yield between taking its address and its event. If one of the next events names what was foretold
+    /// for this one, it may have been the earlier of the two.
+    /// </summary>
+    private bool TryLaterAlloc(in VmapEvent e, int index, ulong predicted)
+    {
+        for (int i = index + 1; i < _recording.Events.Count; i++)
+        {
+            VmapEvent later = _recording.Events[i];
+            if (later.TimestampNs - e.TimestampNs > YieldWindowNs)
+                return false;
+
+            bool inTheWay = later.Kind == TraceEventKind.AllocVmapArea
+                && later.Start < predicted + e.Request.Size
+                && later.Start + later.Request.Size > predicted;
+            if (!inTheWay)
+                continue;
+            if (_done.Contains(i) || !later.AfterSnapshot || !IsPredicted(later, out _))
+                return false;
+
+            Action goBack = Checkpoint();
+            AllocExact(later);
+            if (IsPredicted(e, out _))
+            {
+                Count(later, exact: true, later.Start);
+                _done.Add(i);
+                _result.Reordered++;
+                return true;
+            }
+
+            goBack();
+            return false;
+        }
+
+        return false;
+    }
+
+    private Action Checkpoint()
+    {
+        VmapState state = _vmap.Capture();
+        List<VmapAreaState>[] setAside = _vmap.Nodes.Select(VmapAllocator.CapturePurging).ToArray();
+        ulong[] assumed = _assumed.ToArray();
+        (VmapPurge purge, int steps) = (_purge, _purgeSteps);
+        return () =>
+        {
+            _vmap.Restore(state);
+            for (int i = 0; i < setAside.Length; i++)
+                _vmap.RestorePurging(_vmap.Nodes[i], setAside[i]);
+            _assumed.UnionWith(assumed);
+            (_purge, _purgeSteps) = (purge, steps);
+        };
     }
 
     private void Count(in VmapEvent e, bool exact, ulong? predicted)

@@ -42,6 +42,9 @@ internal sealed class VmapSnapshot
     /// <summary>Areas that were lazily free at the snapshot.</summary>
     public int LazyCount => _rows.Count(row => row.Kind == VmallocInfoKind.Unpurged);
 
+    /// <summary>Free blocks between the areas.</summary>
+    public int FreeBlockCount => FreeBlocks().Count;
+
     /// <summary>The state of one hypothesis.</summary>
     /// <param name="hypothesis">What to assume.</param>
     /// <param name="nodes">Number of vmap nodes.</param>
@@ -61,9 +64,10 @@ internal sealed class VmapSnapshot
                 states[tree].Busy.Add(area);
         }
 
+        List<VmapBlockState> blocks = FreeBlocks();
         return new VmapState
         {
-            Free = Order(FreeBlocks(), hypothesis.Shape),
+            Free = hypothesis.Order.Select(i => blocks[i]).ToList(),
             ShapeKnown = false,
             Nodes = states,
             Spare = new ulong[_recording.Cpus],
@@ -97,25 +101,6 @@ internal sealed class VmapSnapshot
         }
 
         blocks.Add(new VmapBlockState(from, VmapAllocator.SpaceEnd));
-        return blocks;
-    }
-
-    /// <summary>
-    /// The tree's shape follows from the order in which its blocks are inserted. Shape 0: ascending, as at boot; others:
-    /// shuffled, each number another way.
-    /// </summary>
-    private static List<VmapBlockState> Order(List<VmapBlockState> blocks, int shape)
-    {
-        ulong random = (ulong)shape * 0x9e37_79b9_7f4a_7c15;
-        for (int i = blocks.Count - 1; i > 0 && shape != 0; i--)
-        {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            int j = (int)(random % (ulong)(i + 1));
-            (blocks[i], blocks[j]) = (blocks[j], blocks[i]);
-        }
-
         return blocks;
     }
 }
