@@ -1,8 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Predicts each address that a real kernel chose for its vmalloc areas, from one /proc/vmallocinfo text and the trace that
-/// follows it.
+/// Predicts each address that a real kernel chose for its vmalloc areas, from one /proc/vmallocinfo text and the trace
+/// that follows it.
 /// </summary>
 /// <remarks>
 /// <para>
@@ -22,15 +22,18 @@ public static class VmapPrediction
     private const int MostContradictions = 1000;
 
     /// <summary>
-    /// Effort of the search for a shape of the free tree, if the first guess is not right throughout: so many events are
-    /// replayed (about 1 µs each), a quarter of them with shapes at random, the others with small changes to the best one.
+    /// Effort of the search for a shape of the free tree, if the first guess is not right throughout: so many events
+    /// are replayed (about 1 µs each), a quarter of them with shapes at random, the others with small changes to the
+    /// best one.
     /// </summary>
     private const int EventsToReplay = 6_000_000;
     private const int FewestShapes = 16;
     private const int MostShapes = 400;
 
     /// <summary>Replays a recording.</summary>
-    /// <param name="areas">/proc/vmallocinfo with real addresses, read between the trace's markers SNAP_BEGIN and SNAP_END.</param>
+    /// <param name="areas">
+    /// /proc/vmallocinfo with real addresses, read between the trace's markers SNAP_BEGIN and SNAP_END.
+    /// </param>
     /// <param name="trace">The trace, with the events of <c>vmalloc:*</c>.</param>
     /// <returns>How many addresses came out as in the kernel, under the best assumptions found.</returns>
     /// <exception cref="ProcFormatException">The text of the areas breaks a rule of its format.</exception>

@@ -19,8 +19,8 @@ internal readonly record struct VmapEvent(TraceEventKind Kind, long Line, ulong 
 }
 
 /// <summary>
-/// The vmalloc events of a trace from the beginning of its snapshot on, and what the events before tell about areas in the
-/// snapshot.
+/// The vmalloc events of a trace from the beginning of its snapshot on, and what the events before tell about areas in
+/// the snapshot.
 /// </summary>
 internal sealed class VmapRecording
 {
@@ -78,8 +78,9 @@ internal sealed class VmapRecording
     }
 
     /// <summary>
-    /// For each event, the purge (its index in <see cref="Events"/>) whose steps may take effect before it; -1 none. A purge
-    /// sets aside the oldest lazy areas and tells how many: not before the last of them was freed, not after the next one.
+    /// For each event, the purge (its index in <see cref="Events"/>) whose steps may take effect before it; -1 none. A
+    /// purge sets aside the oldest lazy areas and tells how many: not before the last of them was freed, not after the
+    /// next one.
     /// </summary>
     public (int[] EarliestOf, int[] LatestOf) FindPurgeWindows(int lazyAtStart)
     {

@@ -13,8 +13,8 @@ internal sealed record VmapHypothesis(IReadOnlyList<int> Order, IReadOnlyDiction
 internal readonly record struct VmapContradiction(ulong Start, int NodeId);
 
 /// <summary>
-/// Replays a recording on an allocator and compares each address that it would choose with the kernel's. After each event
-/// the allocator is brought to the real address, so one wrong answer does not lead to others.
+/// Replays a recording on an allocator and compares each address that it would choose with the kernel's. After each
+/// event the allocator is brought to the real address, so one wrong answer does not lead to others.
 /// </summary>
 internal sealed class VmapReplay
 {
@@ -30,7 +30,7 @@ internal sealed class VmapReplay
     private readonly int[] _latest;
     private readonly HashSet<int> _done = [];           // events that were found to belong before others
     private VmapPurge _purge;
-    private int _purgeSteps;                            // of the purge under way: first all nodes' Detach, then all Reclaim
+    private int _purgeSteps;                            // taken: first Detach of each node, then Reclaim of each
     private VmapPredictionResult _result = new();
 
     public VmapReplay(Machine machine, VmapAllocator vmap, VmapRecording recording, VmapSnapshot snapshot)
@@ -141,8 +141,8 @@ internal sealed class VmapReplay
     }
 
     /// <summary>
-    /// An allocation may yield between taking its address and its event. If one of the next events names what was foretold
-    /// for this one, it may have been the earlier of the two.
+    /// An allocation may yield between taking its address and its event. If one of the next events names what was
+    /// foretold for this one, it may have been the earlier of the two.
     /// </summary>
     private bool TryLaterAlloc(in VmapEvent e, int index, ulong predicted)
     {
@@ -205,8 +205,8 @@ internal sealed class VmapReplay
     }
 
     /// <summary>
-    /// Looks for an assumed node id behind a wrong answer: the area was taken from a pool and should not have been there, or
-    /// is in another node's pool than it should be.
+    /// Looks for an assumed node id behind a wrong answer: the area was taken from a pool and should not have been
+    /// there, or is in another node's pool than it should be.
     /// </summary>
     private void Suspect(in VmapEvent e, ulong? predicted)
     {

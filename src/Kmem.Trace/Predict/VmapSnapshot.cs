@@ -1,8 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// The areas of a recording's snapshot (/proc/vmallocinfo), and the allocator states that are possible with them: the text
-/// shows neither the shape of the free tree nor the vmap node that an area came from.
+/// The areas of a recording's snapshot (/proc/vmallocinfo), and the allocator states that are possible with them: the
+/// text shows neither the shape of the free tree nor the vmap node that an area came from.
 /// </summary>
 internal sealed class VmapSnapshot
 {
@@ -24,7 +24,11 @@ internal sealed class VmapSnapshot
         foreach (VmallocInfoRow row in Enumerable.Reverse(areas.Rows))
         {
             if (row.Start < LowestKernelAddress || row.End <= row.Start)
-                throw new InvalidDataException("the addresses in vmallocinfo are hidden: it must be read with kptr_restrict=1");
+            {
+                throw new InvalidDataException(
+                    "the addresses in vmallocinfo are hidden: it must be read with kptr_restrict=1");
+            }
+
             if (starts.Add(row.Start))
                 _rows.Add(row);
         }

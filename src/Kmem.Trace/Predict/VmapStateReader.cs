@@ -4,8 +4,8 @@ using System.Text.Json;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Reads the <c>vmap</c> object of a recorded kernel state (<c>state-t0.json</c>): the free tree with its shape, busy and
-/// lazy areas, pools, spare objects.
+/// Reads the <c>vmap</c> object of a recorded kernel state (<c>state-t0.json</c>): the free tree with its shape, busy
+/// and lazy areas, pools, spare objects.
 /// </summary>
 internal static class VmapStateReader
 {

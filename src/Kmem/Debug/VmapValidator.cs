@@ -64,7 +64,9 @@ internal sealed class VmapValidator
             }
 
             Expect(
-                length == pool->Length, "VMAP-08", $"pool {node.Id}/{pages}: {length} areas, length says {pool->Length}");
+                length == pool->Length,
+                "VMAP-08",
+                $"pool {node.Id}/{pages}: {length} areas, length says {pool->Length}");
         }
     }
 

@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// A node of a red-black tree, embedded in the object that the tree orders (<c>struct rb_node</c>, 24 bytes). Parent and
-/// colour share a word:
+/// A node of a red-black tree, embedded in the object that the tree orders (<c>struct rb_node</c>, 24 bytes). Parent
+/// and colour share a word:
 /// <code>
 ///   bits 63–3   address of the parent, 0 at the root
 ///   bit  0      colour: 1 black, 0 red
@@ -59,9 +59,9 @@ internal readonly struct NoAugment : IRbAugment
 /// </code>
 /// </summary>
 /// <remarks>
-/// Rules: the root is black, a red node has no red child, every way from the root to a missing child has the same number
-/// of black nodes. The caller finds the place of a node and holds the lock: nothing here compares keys. The tree owns no
-/// memory. A missing child counts as black.
+/// Rules: the root is black, a red node has no red child, every way from the root to a missing child has the same
+/// number of black nodes. The caller finds the place of a node and holds the lock: nothing here compares keys. The
+/// tree owns no memory. A missing child counts as black.
 /// </remarks>
 /// <typeparam name="TAugment">What each node knows about its subtree.</typeparam>
 internal static class RbTree<TAugment>

@@ -3,8 +3,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Free address space: blocks that never touch each other, in a tree in which each node knows the largest block below it.
-/// A request gets the lowest address that its search meets; what is given back melts into its neighbours.
+/// Free address space: blocks that never touch each other, in a tree in which each node knows the largest block below
+/// it. A request gets the lowest address that its search meets; what is given back melts into its neighbours.
 /// <code>
 ///   cut full:        |■■■■■■■■|                 the block's object goes back to the slab
 ///   cut left edge:   |■■■■|        |            the block shrinks from below
@@ -13,8 +13,8 @@ namespace Kmem;
 /// </code>
 /// </summary>
 /// <remarks>
-/// mm/vmalloc.c, Linux 6.18: find_vmap_lowest_match, va_clip, merge_or_add_vmap_area. Which object survives, and in which
-/// order the tree is changed, decides its shape, and the shape decides the answer to requests with more than page
+/// mm/vmalloc.c, Linux 6.18: find_vmap_lowest_match, va_clip, merge_or_add_vmap_area. Which object survives, and in
+/// which order the tree is changed, decides its shape, and the shape decides the answer to requests with more than page
 /// alignment: both are the kernel's. The owner holds the lock.
 /// </remarks>
 internal sealed class FreeVmapTree : IDisposable
@@ -45,8 +45,8 @@ internal sealed class FreeVmapTree : IDisposable
     public unsafe void Clear() => VmapTree.Init(_tree);
 
     /// <summary>
-    /// Finds the block from which a request is served (find_vmap_lowest_match). Up to page alignment it is the lowest that
-    /// fits; beyond, a block that is only just large enough is found only if the walk meets it.
+    /// Finds the block from which a request is served (find_vmap_lowest_match). Up to page alignment it is the lowest
+    /// that fits; beyond, a block that is only just large enough is found only if the walk meets it.
     /// </summary>
     /// <returns>The block, or null.</returns>
     public unsafe VmapArea* FindLowest(in VmapRequest request)
@@ -139,8 +139,8 @@ internal sealed class FreeVmapTree : IDisposable
     }
 
     /// <summary>
-    /// Gives a range back (merge_or_add_vmap_area). The object is used up: it becomes a block, or goes to the slab when its
-    /// range is added to a neighbour.
+    /// Gives a range back (merge_or_add_vmap_area). The object is used up: it becomes a block, or goes to the slab
+    /// when its range is added to a neighbour.
     /// </summary>
     /// <returns>False, and the range is lost, if it overlaps free space: something was freed twice.</returns>
     public unsafe bool Merge(VmapArea* area)

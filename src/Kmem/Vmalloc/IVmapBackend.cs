@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>What lies behind the addresses: whoever maps pages there. Called with the purge lock held, no spinlock.</summary>
+/// <summary>
+/// What lies behind the addresses: whoever maps pages there. Called with the purge lock held, no spinlock.
+/// </summary>
 internal interface IVmapBackend
 {
     /// <summary>

@@ -3,8 +3,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// What lies behind a busy area (<c>struct vm_struct</c>, include/linux/vmalloc.h, Linux 6.18), from kzalloc, in the kernel's
-/// layout. <see cref="Size"/> includes the guard page unless <see cref="VmFlags.NoGuard"/>.
+/// What lies behind a busy area (<c>struct vm_struct</c>, include/linux/vmalloc.h, Linux 6.18), from kzalloc, in the
+/// kernel's layout. <see cref="Size"/> includes the guard page unless <see cref="VmFlags.NoGuard"/>.
 /// </summary>
 [StructLayout(LayoutKind.Explicit, Size = SizeInBytes)]
 internal struct VmStruct

@@ -4,8 +4,8 @@ namespace Kmem;
 internal sealed partial class VmapAllocator
 {
     /// <summary>
-    /// Allocates exactly the range that a recording names, from wherever it is: a pool, free space, or what should not be
-    /// free at all and is then taken from its owner. Nobody else may be at work.
+    /// Allocates exactly the range that a recording names, from wherever it is: a pool, free space, or what should not
+    /// be free at all and is then taken from its owner. Nobody else may be at work.
     /// </summary>
     /// <param name="start">The address.</param>
     /// <param name="request">The request that the address answered.</param>
@@ -23,7 +23,9 @@ internal sealed partial class VmapAllocator
             FreeOverlapping(start, end);
             area = (VmapArea*)_objects.Alloc(Gfp.Kernel);
             VmapArea* block = _free.FindAtOrBelow(start);
-            if (area == null || block == null || _free.Cut(block, start, request.Size, ref _spare[cpu]) != VmapError.None)
+            if (area == null
+                || block == null
+                || _free.Cut(block, start, request.Size, ref _spare[cpu]) != VmapError.None)
             {
                 _objects.Free(area);
                 return null;

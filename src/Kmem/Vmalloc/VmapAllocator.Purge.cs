@@ -164,7 +164,8 @@ internal sealed partial class VmapAllocator
     }
 
     /// <summary>
-    /// Decay of a node's pools: what is removed melts together first and then goes to the free tree, lowest address first.
+    /// Decay of a node's pools: what is removed melts together first and then goes to the free tree, lowest address
+    /// first.
     /// </summary>
     private unsafe void DecayPools(VmapNode node, bool all)
     {

@@ -63,7 +63,9 @@ internal sealed partial class VmapAllocator
         _lazyPages = lazy;
     }
 
-    /// <summary>The areas that a purge under way has set aside in a node; <see cref="Capture"/> leaves them out.</summary>
+    /// <summary>
+    /// The areas that a purge under way has set aside in a node; <see cref="Capture"/> leaves them out.
+    /// </summary>
     internal static unsafe List<VmapAreaState> CapturePurging(VmapNode node) => CaptureTree(node.Purging);
 
     /// <summary>Puts them back after a <see cref="Restore"/>.</summary>
@@ -167,7 +169,8 @@ internal sealed partial class VmapAllocator
             RbNode** link = &tree->Root;
             if (state.Parent is { } above)
             {
-                Require(byStart.TryGetValue(above, out nint found), state.Start, "has an unknown parent in the free tree");
+                bool known = byStart.TryGetValue(above, out nint found);
+                Require(known, state.Start, "has an unknown parent in the free tree");
                 parent = &((VmapArea*)found)->Node;
                 link = state.Start < above ? &parent->Left : &parent->Right;
             }

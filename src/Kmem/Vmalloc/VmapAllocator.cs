@@ -41,7 +41,9 @@ internal sealed record VmapOptions
 /// </remarks>
 internal sealed partial class VmapAllocator : IDisposable
 {
-    /// <summary>Lower end of all address space that is managed: vmalloc, modules and the rest are ranges in it.</summary>
+    /// <summary>
+    /// Lower end of all address space that is managed: vmalloc, modules and the rest are ranges in it.
+    /// </summary>
     public const ulong SpaceStart = 1;
 
     /// <summary>Upper end of it.</summary>
@@ -73,7 +75,12 @@ internal sealed partial class VmapAllocator : IDisposable
         int nodes = Math.Clamp(options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
         _objects = slabs.Create(
-            "vmap_area", VmapArea.SizeInBytes, 0, SlabFlags.Panic, new CacheTraits(null, 0, 0), freePointerOffset: null);
+            "vmap_area",
+            VmapArea.SizeInBytes,
+            align: 0,
+            SlabFlags.Panic,
+            new CacheTraits(null, 0, 0),
+            freePointerOffset: null);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);
@@ -104,8 +111,9 @@ internal sealed partial class VmapAllocator : IDisposable
     public IVmapBackend? Backend { get; set; }
 
     /// <summary>
-    /// Starts a drain; null: the machine has no thread of its own for it, so who frees too much drains, or who allocates next
-    /// if freeing happened where sleeping is forbidden. A replay puts in nothing-to-do: its trace says when.
+    /// Starts a drain; null: the machine has no thread of its own for it, so who frees too much drains, or who
+    /// allocates next if freeing happened where sleeping is forbidden. A replay puts in nothing-to-do: its trace says
+    /// when.
     /// </summary>
     public Action? DrainScheduler { get; set; }
 
@@ -199,16 +207,19 @@ internal sealed partial class VmapAllocator : IDisposable
     }
 
     /// <summary>
-    /// The busy area that contains an address, or null (find_vmap_area). It stays valid as long as its user does not free it.
+    /// The busy area that contains an address, or null (find_vmap_area). It stays valid as long as its user does not
+    /// free it.
     /// </summary>
     public unsafe VmapArea* Find(ulong address) => Find(address, unlink: false);
 
-    /// <summary>As <see cref="Find(ulong)"/>, and takes the area out of its busy tree (find_unlink_vmap_area).</summary>
+    /// <summary>
+    /// As <see cref="Find(ulong)"/>, and takes the area out of its busy tree (find_unlink_vmap_area).
+    /// </summary>
     public unsafe VmapArea* Unlink(ulong address) => Find(address, unlink: true);
 
     /// <summary>
-    /// The bounds of the lowest busy area that ends above an address, over all nodes; null at the end. For walks: the area
-    /// itself may be freed meanwhile.
+    /// The bounds of the lowest busy area that ends above an address, over all nodes; null at the end. For walks: the
+    /// area itself may be freed meanwhile.
     /// </summary>
     public VmapRange? FindNext(ulong address)
     {
@@ -345,7 +356,9 @@ internal sealed partial class VmapAllocator : IDisposable
         }
     }
 
-    /// <summary>Everything but the early areas is free. Objects are taken as vmalloc_init takes them: busy ones first.</summary>
+    /// <summary>
+    /// Everything but the early areas is free. Objects are taken as vmalloc_init takes them: busy ones first.
+    /// </summary>
     private unsafe void Boot(IReadOnlyList<VmapAreaState> early)
     {
         foreach (VmapAreaState state in early)

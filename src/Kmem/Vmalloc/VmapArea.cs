@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// One range of kernel addresses (<c>struct vmap_area</c>, include/linux/vmalloc.h, Linux 6.18): free, busy, lazily freed or
-/// in a pool. The object comes from the slab cache <c>vmap_area</c> and has the kernel's layout:
+/// One range of kernel addresses (<c>struct vmap_area</c>, include/linux/vmalloc.h, Linux 6.18): free, busy, lazily
+/// freed or in a pool. The object comes from the slab cache <c>vmap_area</c> and has the kernel's layout:
 /// <code>
 ///   off  0  Start          first byte
 ///   off  8  End            one past the last byte, guard page included
@@ -100,7 +100,9 @@ internal enum VmapError
 /// <param name="Size">Bytes, a multiple of a page, guard page included.</param>
 /// <param name="Align">Bytes, a power of two.</param>
 /// <param name="RangeStart">Lowest address allowed.</param>
-/// <param name="RangeEnd">End of the range allowed, as the kernel's callers give it: VMALLOC_END is the last byte.</param>
+/// <param name="RangeEnd">
+/// End of the range allowed, as the kernel's callers give it: VMALLOC_END is the last byte.
+/// </param>
 internal readonly record struct VmapRequest(ulong Size, ulong Align, ulong RangeStart, ulong RangeEnd)
 {
     /// <summary>How to allocate the objects that describe areas.</summary>

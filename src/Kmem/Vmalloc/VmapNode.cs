@@ -3,10 +3,10 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// One of the shards of the address space (<c>struct vmap_node</c>, mm/vmalloc.c, Linux 6.9 to 6.18): the busy areas whose
-/// start falls to it, the lazily freed ones, and pools of areas by size for reuse.
+/// One of the shards of the address space (<c>struct vmap_node</c>, mm/vmalloc.c, Linux 6.9 to 6.18): the busy areas
+/// whose start falls to it, the lazily freed ones, and pools of areas by size for reuse.
 /// <code>
-///   address / 64 KiB:   … | 0 | 1 | 2 | 3 | 0 | 1 | 2 | 3 | …     the node whose busy tree holds an area that starts there
+///   address / 64 KiB:   … | 0 | 1 | 2 | 3 | 0 | 1 | 2 | 3 | …     the node of an area that starts there
 ///
 ///   pool[size in pages − 1]:  taken at the front ◀─ [newest] … [oldest]     pushed at the front by a purge
 /// </code>
@@ -175,8 +175,8 @@ internal sealed class VmapNode : IDisposable
     }
 
     /// <summary>
-    /// Decay of one size (decay_va_pool_node): removes a quarter of the pool from the front, or all of it, and hands the areas
-    /// over one by one. Meanwhile other CPUs see an empty pool.
+    /// Decay of one size (decay_va_pool_node): removes a quarter of the pool from the front, or all of it, and hands
+    /// the areas over one by one. Meanwhile other CPUs see an empty pool.
     /// </summary>
     public unsafe void DecayPool(int index, bool all, FreeVmapTree into)
     {

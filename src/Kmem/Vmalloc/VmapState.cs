@@ -33,8 +33,8 @@ internal sealed class VmapNodeState
 internal sealed class VmapState
 {
     /// <summary>
-    /// The free tree: in order of address, with parents and colours; or, if <see cref="ShapeKnown"/> is false, blocks to be
-    /// inserted one after the other.
+    /// The free tree: in order of address, with parents and colours; or, if <see cref="ShapeKnown"/> is false, blocks
+    /// to be inserted one after the other.
     /// </summary>
     public List<VmapBlockState> Free { get; init; } = [];
 

@@ -6,9 +6,9 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Replays the vmalloc events of a fully recorded phase (state, events, state) on a <see cref="VmapAllocator"/> and compares
-/// everything that the kernel did: addresses, purges, which object it took from the slab or gave back, and the state at
-/// the end with the shape of the free tree.
+/// Replays the vmalloc events of a fully recorded phase (state, events, state) on a <see cref="VmapAllocator"/> and
+/// compares everything that the kernel did: addresses, purges, which object it took from the slab or gave back, and
+/// the state at the end with the shape of the free tree.
 /// </summary>
 internal sealed class BootVmapReplay : IDisposable, IVmapTrace, ITrace
 {
@@ -111,7 +111,8 @@ internal sealed class BootVmapReplay : IDisposable, IVmapTrace, ITrace
 
     void IVmapTrace.PurgeVmapAreaLazy(ulong start, ulong end, uint purged) => Purged = (start, end, purged);
 
-    void IVmapTrace.FreeVmapAreaNoflush(ulong start, ulong lazyPages, ulong lazyMax) => Lazy = (start, lazyPages, lazyMax);
+    void IVmapTrace.FreeVmapAreaNoflush(ulong start, ulong lazyPages, ulong lazyMax) =>
+        Lazy = (start, lazyPages, lazyMax);
 
     void ITrace.Kmalloc(ulong address, nuint bytesRequested, nuint bytesAllocated, Gfp gfp, int node)
     {
@@ -227,7 +228,9 @@ internal sealed class BootVmapReplay : IDisposable, IVmapTrace, ITrace
         }
     }
 
-    /// <summary>What our allocator took from the slab and gave back must be what the kernel did, object by object.</summary>
+    /// <summary>
+    /// What our allocator took from the slab and gave back must be what the kernel did, object by object.
+    /// </summary>
     private void MatchSlab(string[] f)
     {
         while (_slab.Count > 0 && _recorded.Count > 0)
@@ -275,10 +278,12 @@ internal sealed class BootVmapReplay : IDisposable, IVmapTrace, ITrace
         return obj;
     }
 
-    private unsafe ulong Host(ulong kernelAddress) => (ulong)_machine.Map.RamBase + kernelAddress - AddressMap.PageOffset;
+    private unsafe ulong Host(ulong kernelAddress) =>
+        (ulong)_machine.Map.RamBase + kernelAddress - AddressMap.PageOffset;
 
     private static ulong Hex(string text) =>
-        ulong.Parse(text.AsSpan(text.StartsWith("0x", StringComparison.Ordinal) ? 2 : 0), NumberStyles.AllowHexSpecifier);
+        ulong.Parse(
+            text.AsSpan(text.StartsWith("0x", StringComparison.Ordinal) ? 2 : 0), NumberStyles.AllowHexSpecifier);
 
     private static JsonElement ReadJson(string path)
     {

@@ -10,7 +10,8 @@ public sealed class BootVmapTests
     public void TheVmallocPhase()
     {
         string events = TestData.ReadGzip("boot-1cpu/02-vm/events.tsv.gz");
-        using var replay = new BootVmapReplay(Path.GetDirectoryName(TestData.PathOf("boot-1cpu/02-vm/state-t0.json.gz"))!);
+        string directory = Path.GetDirectoryName(TestData.PathOf("boot-1cpu/02-vm/state-t0.json.gz"))!;
+        using var replay = new BootVmapReplay(directory);
         Assert.Empty(replay.Validate());
         replay.Run(new StringReader(events));
         replay.CompareEnd();
