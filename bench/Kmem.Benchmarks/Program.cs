@@ -1,1 +1,3 @@
-return 0;
+using Kmem.Benchmarks;
+
+return args is ["replay", .. string[] rest] ? ReplayBenchmarks.Look(rest) : 0;

@@ -45,9 +45,5 @@ public sealed partial class Machine
     }
 
     /// <summary>Gives back the empty slabs of all caches.</summary>
-    public void ShrinkCaches()
-    {
-        foreach (KmemCache cache in _slabs.Caches)
-            cache.Shrink();
-    }
+    public void ShrinkCaches() => _slabs.ShrinkAll();
 }

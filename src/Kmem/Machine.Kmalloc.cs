@@ -96,11 +96,16 @@ public sealed partial class Machine
 
     /// <summary>Frees a block when every reader that may see it now is done (kfree_rcu); see <see cref="RcuRead"/>.</summary>
     /// <param name="pointer">A block, or null.</param>
+    /// <exception cref="KernelBugException">
+    /// No allocation begins there. A block that was handed in twice is found when it is freed, and only reported in the
+    /// log: there is no caller any more.
+    /// </exception>
     public unsafe void KfreeRcu(void* pointer)
     {
         if ((nuint)pointer <= KmallocAllocator.ZeroSizePointer)
             return;
 
+        _ = _kmalloc.SizeOf(pointer, "kfree_rcu");
         _kmalloc.FreeRcu(pointer);
     }
 
@@ -189,7 +194,8 @@ public sealed partial class Machine
     public unsafe Mempool CreateMempool(int minimum, KmemCache cache)
     {
         ArgumentNullException.ThrowIfNull(cache);
-        return new Mempool(minimum, gfp => (nint)cache.Alloc(gfp), element => cache.Free((void*)element));
+        return new Mempool(
+            minimum, gfp => (nint)cache.Alloc(gfp), element => cache.Free((void*)element), CheckContext);
     }
 
     /// <summary>Creates a pool of kmalloc blocks (mempool_create_kmalloc_pool).</summary>
@@ -198,5 +204,7 @@ public sealed partial class Machine
     /// <returns>The pool, its reserve filled.</returns>
     /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
     public unsafe Mempool CreateMempool(int minimum, nuint size) =>
-        new(minimum, gfp => (nint)Kmalloc(size, gfp), element => Kfree((void*)element));
+        new(minimum, gfp => (nint)Kmalloc(size, gfp), element => Kfree((void*)element), CheckContext);
+
+    private unsafe void CheckContext(Gfp gfp) => _pages.CheckContext(gfp, _cpus.Current);
 }

@@ -188,6 +188,11 @@ public sealed partial class Machine : IDisposable
         return machine;
     }
 
+    /// <summary>The machine's whole state. Nobody may be at work.</summary>
+    /// <param name="names">A state of the same machine, for what a machine does not keep itself; or null.</param>
+    internal MachineState WriteState(MachineState? names = null) =>
+        StateWriter.Write(new MachineParts(_pages, _slabs, _blocks, MinFreeKbytes), names);
+
     private void Start(BootMemoryMap map)
     {
         foreach (BootPages range in map.FreePages().OrderBy(range => range.Start))

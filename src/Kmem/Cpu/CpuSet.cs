@@ -19,7 +19,14 @@ namespace Kmem;
 /// <c>Busy = 1</c> and then reads <c>Cpu</c>; the taker writes <c>Cpu = -1</c>, runs a barrier on every processor of the
 /// process, and then waits until <c>Busy</c> is 0. Either the owner saw -1, or the taker sees the owner's 1.
 /// </para>
-/// <para>A dead thread gives its CPU back with all it caches: nothing is flushed, nothing is lost.</para>
+/// <para>
+/// A dead thread gives its CPU back with all it caches: nothing is flushed, nothing is lost. It is noticed when a CPU gets
+/// crowded, when the list of threads has doubled, or when the garbage collector finds what it left.
+/// </para>
+/// <para>
+/// Nothing here waits in a way that <see cref="Thread.Interrupt"/> could end: an exception between two sections of one
+/// operation would lose what the operation has in hand.
+/// </para>
 /// </remarks>
 internal sealed class CpuSet : IDisposable
 {
@@ -34,10 +41,17 @@ internal sealed class CpuSet : IDisposable
 
     private static int s_lastId;
 
+    /// <summary>After this many sections of a shared CPU a thread looks whether there is a better place.</summary>
+    private const int LookAroundEvery = 256;
+
+    private const int FirstPrune = 16;
+
     private readonly Slot[] _slots;
-    private readonly List<nint> _tasks = [];
+    private readonly List<(nint Task, Thread Thread)> _tasks = [];
     private readonly int _id;
     private SpinLock _binding = new(LockRank.CpuBinding);
+    private int _pruneAt = FirstPrune;
+    private int _epoch; // changes when a CPU gets crowded or a thread is gone: time to choose anew
 
     public CpuSet(int count)
     {
@@ -50,6 +64,18 @@ internal sealed class CpuSet : IDisposable
     }
 
     public int Count => _slots.Length;
+
+    /// <summary>Threads on the list; a few of them may be dead.</summary>
+    public int KnownThreads
+    {
+        get
+        {
+            _binding.Acquire();
+            int count = _tasks.Count;
+            _binding.Release();
+            return count;
+        }
+    }
 
     /// <summary>This thread as this machine sees it; created at first use.</summary>
     public unsafe CpuTask* Current
@@ -158,7 +184,7 @@ internal sealed class CpuSet : IDisposable
     public unsafe void Dispose()
     {
         _binding.Acquire();
-        foreach (nint task in _tasks)
+        foreach ((nint task, Thread _) in _tasks)
             ((CpuTask*)task)->MachineId = 0;
         _tasks.Clear();
         _binding.Release();
@@ -174,7 +200,9 @@ internal sealed class CpuSet : IDisposable
             task = tasks.Add(this);
             *task = new CpuTask { MachineId = _id, Cpu = -1, Pinned = -1, LastCpu = -1 };
             _binding.Acquire();
-            _tasks.Add((nint)task);
+            if (_tasks.Count >= _pruneAt)
+                PruneLocked();
+            _tasks.Add(((nint)task, Thread.CurrentThread));
             _binding.Release();
         }
 
@@ -186,50 +214,78 @@ internal sealed class CpuSet : IDisposable
     private unsafe int EnterSlow(CpuTask* task)
     {
         Volatile.Write(ref task->Busy, 0);
-        var spin = default(SpinWait);
         while (true)
         {
             int cpu = task->Pinned >= 0 ? task->Pinned : task->LastCpu;
-            if (cpu == task->LastCpu && cpu >= 0 && Volatile.Read(ref _slots[cpu].Shared) && TryEnterShared(task, cpu))
+            if (cpu >= 0
+                && cpu == task->LastCpu
+                && Volatile.Read(ref _slots[cpu].Shared)
+                && task->Epoch == Volatile.Read(ref _epoch)
+                && ++task->SharedSections % LookAroundEvery != 0
+                && TryEnterShared(task, cpu))
+            {
                 return cpu;
+            }
 
             _binding.Acquire();
             cpu = ChooseCpuLocked(task);
-            Slot slot = _slots[cpu];
-            if (UsersLocked(cpu) > 1)
+            bool alone = UsersLocked(cpu) <= 1;
+            if (!alone && PruneLocked())
             {
-                // From now on every section of this CPU takes its lock, the former owner's too.
-                RevokeLocked(cpu, task);
-                Volatile.Write(ref slot.Shared, true);
-                _binding.Release();
-                continue;
+                cpu = ChooseCpuLocked(task);
+                alone = UsersLocked(cpu) <= 1;
             }
 
-            if (slot.Remote == 0)
+            Slot slot = _slots[cpu];
+            if (alone && slot.Remote == 0)
             {
-                RevokeLocked(cpu, task);
-                slot.Shared = false;
-
-                // A thread that saw this CPU shared a moment ago may hold its lock: it looks for an owner after taking
-                // the lock, we look at the lock after becoming the owner, so one of the two steps back.
-                slot.Owner = (nint)task;
-                Interlocked.MemoryBarrier();
-                slot.Lock.WaitUntilFree();
-                task->Cpu = cpu;
-                Volatile.Write(ref task->Busy, 1);
+                BecomeOwnerLocked(task, cpu);
                 _binding.Release();
                 LockOrder.Acquire(LockRank.CpuSection);
                 return cpu;
             }
 
+            if (!alone)
+                ShareLocked(cpu, task);
+            task->Epoch = _epoch;
             _binding.Release();
-            spin.SpinOnce();
+
+            // Without an owner the CPU's lock is enough: others that share it and visitors take it, too.
+            if (TryEnterShared(task, cpu))
+                return cpu;
         }
     }
 
+    /// <summary>Takes the CPU from whoever had it; ends with <c>Busy = 1</c>, inside a section.</summary>
+    private unsafe void BecomeOwnerLocked(CpuTask* task, int cpu)
+    {
+        Slot slot = _slots[cpu];
+        RevokeLocked(cpu, task);
+        Volatile.Write(ref slot.Shared, false);
+
+        // A thread that saw this CPU shared a moment ago may hold its lock: it looks for an owner after taking
+        // the lock, we look at the lock after becoming the owner, so one of the two steps back.
+        slot.Owner = (nint)task;
+        Interlocked.MemoryBarrier();
+        slot.Lock.WaitUntilFree();
+        task->Cpu = cpu;
+        Volatile.Write(ref task->Busy, 1);
+    }
+
+    /// <summary>From now on every section of this CPU takes its lock, the former owner's too.</summary>
+    private unsafe void ShareLocked(int cpu, CpuTask* task)
+    {
+        Slot slot = _slots[cpu];
+        RevokeLocked(cpu, task);
+        if (slot.Shared)
+            return;
+
+        Volatile.Write(ref slot.Shared, true);
+        Volatile.Write(ref _epoch, _epoch + 1); // the former owner may find a better place
+    }
+
     /// <summary>
-    /// Nobody can become the owner while this thread counts as a user of the CPU, so holding the lock of a CPU without
-    /// an owner is being alone on it.
+    /// Holding the lock of a CPU without an owner is being alone on it: who becomes the owner waits for the lock first.
     /// </summary>
     private unsafe bool TryEnterShared(CpuTask* task, int cpu)
     {
@@ -254,19 +310,17 @@ internal sealed class CpuSet : IDisposable
         _slots[cpu].Lock.Release();
     }
 
-    /// <summary>The pinned CPU; else the one used last unless it is crowded; else the least used one.</summary>
+    /// <summary>The pinned CPU; else the least used one, and the one used last if no other is better.</summary>
     private unsafe int ChooseCpuLocked(CpuTask* task)
     {
         int cpu = task->Pinned;
-        if (cpu < 0 && task->LastCpu >= 0 && UsersLocked(task->LastCpu) <= 1)
-            cpu = task->LastCpu;
-
         if (cpu < 0)
         {
-            int fewest = int.MaxValue;
-            for (int candidate = 0; candidate < _slots.Length; candidate++)
+            cpu = task->LastCpu;
+            int fewest = cpu < 0 ? int.MaxValue : UsersLocked(cpu) - 1;
+            for (int candidate = 0; candidate < _slots.Length && fewest > 0; candidate++)
             {
-                int users = UsersLocked(candidate) - (task->LastCpu == candidate ? 1 : 0);
+                int users = candidate == task->LastCpu ? fewest : UsersLocked(candidate);
                 if (users < fewest)
                 {
                     fewest = users;
@@ -282,13 +336,43 @@ internal sealed class CpuSet : IDisposable
     private unsafe int UsersLocked(int cpu)
     {
         int users = 0;
-        foreach (nint task in _tasks)
+        foreach ((nint task, Thread _) in _tasks)
         {
-            if (((CpuTask*)task)->LastCpu == cpu)
+            if (Volatile.Read(ref ((CpuTask*)task)->LastCpu) == cpu)
                 users++;
         }
 
         return users;
+    }
+
+    /// <summary>Strikes dead threads off; their native memory goes when their finalizer runs.</summary>
+    /// <returns>Whether there were any.</returns>
+    private bool PruneLocked()
+    {
+        int before = _tasks.Count;
+        for (int i = before - 1; i >= 0; i--)
+        {
+            if (!_tasks[i].Thread.IsAlive)
+                StrikeOffLocked(i);
+        }
+
+        _pruneAt = Math.Max(FirstPrune, 2 * _tasks.Count);
+        return _tasks.Count < before;
+    }
+
+    /// <summary>The CPUs of a task that is gone stay as they are, with all they cache, for the next one.</summary>
+    private void StrikeOffLocked(int index)
+    {
+        nint task = _tasks[index].Task;
+        _tasks[index] = _tasks[^1];
+        _tasks.RemoveAt(_tasks.Count - 1);
+        foreach (Slot slot in _slots)
+        {
+            if (slot.Owner == task)
+                Volatile.Write(ref slot.Owner, 0);
+        }
+
+        Volatile.Write(ref _epoch, _epoch + 1);
     }
 
     /// <summary>Takes a CPU away from its owner and waits until the owner is out of its section.</summary>
@@ -307,36 +391,25 @@ internal sealed class CpuSet : IDisposable
             return;
         }
 
-        var spin = default(SpinWait);
         do
         {
             // The owner may move to this CPU at this very moment (Pin); after the barrier it sees that it lost it.
             Interlocked.CompareExchange(ref owner->Cpu, -1, cpu);
             ProcessBarrier.Full();
+            var wait = default(Backoff);
             while (Volatile.Read(ref owner->Busy) == 1)
-                spin.SpinOnce(sleep1Threshold: 200);
+                wait.Once();
         }
         while (Volatile.Read(ref owner->Cpu) == cpu);
     }
 
-    /// <summary>Gives back what a dead thread had: its CPUs stay as they are, with all they cache, for the next one.</summary>
+    /// <summary>The finalizer's notice that a thread has ended.</summary>
     private unsafe void ThreadGone(CpuTask* task)
     {
         _binding.Acquire();
-        _tasks.Remove((nint)task);
-        foreach (Slot slot in _slots)
-        {
-            if (slot.Owner == (nint)task)
-                Volatile.Write(ref slot.Owner, 0);
-        }
-
-        // A CPU that only one thread is left on stops being shared when that thread enters next.
-        for (int cpu = 0; cpu < _slots.Length; cpu++)
-        {
-            if (_slots[cpu].Shared && UsersLocked(cpu) <= 1)
-                Volatile.Write(ref _slots[cpu].Shared, false);
-        }
-
+        int index = _tasks.FindIndex(entry => entry.Task == (nint)task);
+        if (index >= 0)
+            StrikeOffLocked(index);
         _binding.Release();
     }
 

@@ -42,6 +42,12 @@ internal struct CpuTask
     /// <summary>The CPU this thread used last, for the slow path; or -1.</summary>
     public int LastCpu;
 
+    /// <summary>The state of the bindings in which <see cref="LastCpu"/> was chosen.</summary>
+    public int Epoch;
+
+    /// <summary>Sections entered with the CPU's lock, to look for a better place now and then.</summary>
+    public uint SharedSections;
+
     public uint PreemptCount;
 
     /// <summary>Non-zero: interrupts are off in this context.</summary>

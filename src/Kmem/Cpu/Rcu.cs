@@ -15,14 +15,15 @@ internal sealed class Rcu
     private List<Action> _waiting = [];
     private List<Action> _next = [];
     private int _phase;
+    private int _running;       // callbacks of the batch that some thread is at work on
 
-    /// <summary>Number of callbacks not run yet.</summary>
+    /// <summary>Number of callbacks that have not ended yet.</summary>
     public int Pending
     {
         get
         {
             lock (_lock)
-                return _waiting.Count + _next.Count;
+                return _waiting.Count + _next.Count + _running;
         }
     }
 
@@ -52,39 +53,71 @@ internal sealed class Rcu
         Advance();
     }
 
-    /// <summary>Waits until all work put off so far has run (rcu_barrier). Not inside a read-side section.</summary>
+    /// <summary>
+    /// Waits until all work put off so far has run (rcu_barrier). Neither inside a read-side section nor inside such work.
+    /// </summary>
     public void Barrier()
     {
+        // Batches run one after the other, so when this callback has run, all before it have.
+        bool passed = Pending == 0;
+        if (passed)
+            return;
+
+        Call(() => Volatile.Write(ref passed, true));
         var spin = default(SpinWait);
-        while (Pending > 0)
+        while (!Volatile.Read(ref passed))
         {
             Advance();
             spin.SpinOnce();
         }
     }
 
-    /// <summary>Runs what can be run: the batch whose readers are gone, then the next one if it too has none.</summary>
+    /// <summary>
+    /// Runs what can be run: the batch whose readers are gone, then the next one if it too has none. One batch at a time;
+    /// whoever runs one looks again afterwards.
+    /// </summary>
     private void Advance()
     {
-        // Two rounds, because work put off a moment ago needs the batch before it to go first.
-        for (int round = 0; round < 2; round++)
+        while (TakeReady() is { } ready)
         {
-            List<Action> ready;
-            lock (_lock)
-            {
-                int old = _phase ^ 1;
-                if (_readers[old] != 0 || _waiting.Count + _next.Count == 0)
-                    return;
-
-                // Readers of the old phase are gone, so the waiting batch is ready; the next one waits for today's.
-                ready = _waiting;
-                _waiting = _next;
-                _next = [];
-                _phase = old;
-            }
-
             foreach (Action work in ready)
-                work();
+                Run(work);
+            if (ready.Count > 0)
+            {
+                lock (_lock)
+                    _running = 0;
+            }
+        }
+    }
+
+    private static void Run(Action work)
+    {
+        try
+        {
+            work();
+        }
+        catch (KernelBugException)
+        {
+            // A bad free. It is in the machine's log; who handed it in is long gone, and this thread has no part in it.
+        }
+    }
+
+    /// <summary>The next batch whose grace period is over, perhaps empty; null if there is nothing to do or to wait for.</summary>
+    private List<Action>? TakeReady()
+    {
+        lock (_lock)
+        {
+            int old = _phase ^ 1;
+            if (_running > 0 || _readers[old] != 0 || _waiting.Count + _next.Count == 0)
+                return null;
+
+            // Readers of the old phase are gone, so the waiting batch is ready; the next one waits for today's.
+            List<Action> ready = _waiting;
+            _waiting = _next;
+            _next = [];
+            _phase = old;
+            _running = ready.Count;
+            return ready;
         }
     }
 }

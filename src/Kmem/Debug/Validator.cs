@@ -287,12 +287,16 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             "SLUB-10",
             $"{where}: {free} objects on its free list, but {state.Objects} less {state.InUse} in use");
         int live = cache.CountLiveIn(slab);
+        int found = live + free + onCpu;
+        bool lostSome = (slab->Flags & PageFlags.SlabCorrupt) != 0; // reported when it was found
         Expect(
-            live + free + onCpu == state.Objects,
+            lostSome ? found <= state.Objects : found == state.Objects,
             "SLUB-11",
             $"{where}: {live} live + {free} free + {onCpu} on a CPU are not {state.Objects} objects");
+        bool waitsForReaders = state.InUse == 0
+            && (cache.Flags & SlabFlags.TypesafeByRcu) != 0 && slabs.Rcu.Pending > 0;
         Expect(
-            onList || !state.HasFree || state.Frozen,
+            onList || !state.HasFree || state.Frozen || waitsForReaders,
             "SLUB-12",
             $"{where}: has free objects and is on no list");
     }

@@ -100,7 +100,7 @@ internal sealed class KmallocAllocator
     }
 
     /// <summary>Bytes that may be used at an address from <see cref="Alloc"/> (ksize).</summary>
-    public unsafe nuint SizeOf(void* pointer)
+    public unsafe nuint SizeOf(void* pointer, string operation = "ksize")
     {
         if ((nuint)pointer <= ZeroSizePointer)
             return 0;
@@ -118,7 +118,7 @@ internal sealed class KmallocAllocator
 
         Page* large = _slabs.LargeBlockAt(pointer);
         if (large == null)
-            _slabs.ThrowNotASlab(pointer, "ksize");
+            _slabs.ThrowNotASlab(pointer, operation);
         return SlabAllocator.LargeSize(large);
     }
 
@@ -197,7 +197,7 @@ internal sealed class KmallocAllocator
         if (size > _limit)
         {
             if ((gfp & Gfp.NoWarn) == 0)
-                _slabs.WarnOnce($"WARNING: kmalloc of {size} bytes: the largest size is {_limit}");
+                _slabs.WarnOnce("kmalloc size", $"WARNING: kmalloc of {size} bytes: the largest size is {_limit}");
             return null;
         }
 
@@ -211,13 +211,15 @@ internal sealed class KmallocAllocator
     private KmemCache Create(KmallocType type, int index, bool memcg)
     {
         int size = KmallocClasses.SizeOf(index);
-        return _slabs.Create(
+        KmemCache cache = _slabs.Create(
             KmallocClasses.NameOf(type, index),
             size,
             SlabGeometry.KmallocAlignmentOf(size),
             KmallocClasses.CreationFlags(type, memcg),
             new CacheTraits(UserSize: size),
             freePointerOffset: null);
+        cache.IsBuiltIn = true;
+        return cache;
     }
 
     private static int Slot(KmallocType type, int index) => ((int)type * KmallocClasses.Count) + index;

@@ -11,28 +11,29 @@ public sealed class Mempool : IDisposable
 
     private readonly Func<Gfp, nint> _alloc;
     private readonly Action<nint> _free;
+    private readonly Action<Gfp> _checkContext;
     private readonly object _lock = new();
     private nint[] _elements;
     private bool _disposed;
 
-    internal Mempool(int minimum, Func<Gfp, nint> alloc, Action<nint> free)
+    internal Mempool(int minimum, Func<Gfp, nint> alloc, Action<nint> free, Action<Gfp> checkContext)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(minimum);
         _alloc = alloc;
         _free = free;
+        _checkContext = checkContext;
         Minimum = minimum;
         _elements = new nint[Math.Max(1, minimum)];
-        while (Reserved < _elements.Length)
+        bool complete = false;
+        try
         {
-            nint element = alloc(Gfp.Kernel);
-            if (element == 0)
-            {
+            Fill();
+            complete = true;
+        }
+        finally
+        {
+            if (!complete)
                 FreeReserve();
-                throw new OutOfMemoryException(
-                    $"mempool: only {Reserved} of {_elements.Length} elements could be set aside");
-            }
-
-            _elements[Reserved++] = element;
         }
     }
 
@@ -49,12 +50,14 @@ public sealed class Mempool : IDisposable
     /// <param name="gfp">Flags; <see cref="Gfp.Zero"/> is not supported.</param>
     /// <returns>The element; null only if the request may not sleep.</returns>
     /// <exception cref="ArgumentException">Zeroed elements were asked for.</exception>
+    /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     public unsafe void* Alloc(Gfp gfp)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
         if ((gfp & Gfp.Zero) != 0)
             throw new ArgumentException("a mempool cannot promise zeroed elements", nameof(gfp));
 
+        _checkContext(gfp); // the first attempt goes without reclaim and would not notice
         gfp |= Gfp.NoMemAlloc | Gfp.NoRetry | Gfp.NoWarn;
         Gfp light = gfp & ~(Gfp.DirectReclaim | Gfp.IO);
         while (true)
@@ -147,6 +150,21 @@ public sealed class Mempool : IDisposable
         }
 
         FreeReserve();
+    }
+
+    private void Fill()
+    {
+        while (Reserved < _elements.Length)
+        {
+            nint element = _alloc(Gfp.Kernel);
+            if (element == 0)
+            {
+                throw new OutOfMemoryException(
+                    $"mempool: only {Reserved} of {_elements.Length} elements could be set aside");
+            }
+
+            _elements[Reserved++] = element;
+        }
     }
 
     private nint TakeReserve()

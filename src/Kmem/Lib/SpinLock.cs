@@ -40,18 +40,18 @@ internal struct SpinLock(LockRank rank)
     /// <summary>Returns at a moment when nobody held the lock; somebody may take it right after.</summary>
     public void WaitUntilFree()
     {
-        var spin = default(SpinWait);
+        var wait = default(Backoff);
         while (Volatile.Read(ref _held) != 0)
-            spin.SpinOnce(sleep1Threshold: 200);
+            wait.Once();
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void AcquireSlow()
     {
-        var spin = default(SpinWait);
+        var wait = default(Backoff);
         do
         {
-            spin.SpinOnce(sleep1Threshold: 200);
+            wait.Once();
         }
         while (Volatile.Read(ref _held) != 0 || Interlocked.CompareExchange(ref _held, 1, 0) != 0);
     }

@@ -120,6 +120,9 @@ internal enum PageFlags : ulong
     /// <summary>Given out from the reserves without a watermark (page_is_pfmemalloc); not a kernel bit.</summary>
     PfMemAlloc = 1UL << 40,
 
+    /// <summary>On a slab: a free list was found corrupt and given up; not a kernel bit.</summary>
+    SlabCorrupt = 1UL << 41,
+
     /// <summary>Flags that must not be set on a page that is freed (PAGE_FLAGS_CHECK_AT_FREE).</summary>
     CheckAtFree = Locked | Writeback | Lru | Reserved | Private | Unevictable,
 }

@@ -131,6 +131,41 @@ internal sealed partial class Buddy : IDisposable
     public unsafe void Restore(ulong pfn, int order, Migratetype type) =>
         AddLocked(_map.PageOf(pfn), order, type, tail: true);
 
+    /// <summary>
+    /// Puts a block in use in the place of a free one of the same order, or of a part of a larger free one, which becomes
+    /// the one in use.
+    /// </summary>
+    /// <returns>False if the other block is not free.</returns>
+    public unsafe bool TryExchange(Page* page, Page* other, int order, int cpu)
+    {
+        ulong wanted = _map.PfnOf(other);
+        Lock.Acquire();
+        for (int current = order; current <= PageOrder.Max; current++)
+        {
+            ulong start = wanted & ~((1UL << current) - 1);
+            Page* head = _map.PageOf(start);
+            if (!IsFreeBlock(head, start, current))
+                continue;
+
+            Migratetype type = _blocks.TypeOf(start);
+            RemoveLocked(head, current);
+            AccountLocked(-(1L << order), type, cpu);
+            for (int part = current - 1; part >= order; part--)
+            {
+                // The half without the wanted block stays free.
+                ulong half = wanted & ~((1UL << part) - 1);
+                AddLocked(_map.PageOf(half ^ (1UL << part)), part, type, tail: false);
+            }
+
+            FreeOneLocked(page, order, _blocks.TypeOf(_map.PfnOf(page)), FreeFlags.None, cpu);
+            Lock.Release();
+            return true;
+        }
+
+        Lock.Release();
+        return false;
+    }
+
     /// <summary>Whether a free block of exactly this order starts at this frame of this zone.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe bool IsFreeBlock(Page* page, ulong pfn, int order) =>

@@ -86,13 +86,21 @@ internal sealed partial class PageAllocator
         if (missing == 0)
             return filled;
 
-        CpuTask* task = _cpus.Current;
-        gfp = ApplyScopes(gfp, task->Flags);
-        CheckContext(gfp, task);
-        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled);
-        ZonePages? zone = missing == 1 ? null : FindBulkZone(request, missing);
-        int got = zone == null ? 0 : TakeBulk(zone, request, pages, task);
-        if (got == 0)
+        ZonePages? zone = missing == 1 ? null : BeginBulk(gfp, node, missing);
+        for (int i = 0; zone != null && i < pages.Length; i++)
+        {
+            if (pages[i].IsValid)
+                continue;
+
+            Page* page = TakeBulk(zone, gfp, node);
+            if (page == null)
+                break;
+            pages[i] = new Pfn(_map.PfnOf(page));
+            missing = 0;
+        }
+
+        // Nothing that way: one page the ordinary way, and the caller asks again.
+        if (missing > 0)
         {
             Page* single = Alloc(gfp, 0, node);
             if (single != null)
@@ -101,6 +109,34 @@ internal sealed partial class PageAllocator
 
         int end = pages.IndexOf(Pfn.None);
         return end < 0 ? pages.Length : end;
+    }
+
+    /// <summary>The zone that a bulk request is served from, or null: single pages then.</summary>
+    public unsafe ZonePages? BeginBulk(Gfp gfp, int node, int missing)
+    {
+        CpuTask* task = _cpus.Current;
+        gfp = ApplyScopes(gfp, task->Flags);
+        CheckContext(gfp, task);
+        return FindBulkZone(new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled), missing);
+    }
+
+    /// <summary>One frame of a bulk request, from the zone's per-CPU list.</summary>
+    public unsafe Page* TakeBulk(ZonePages zone, Gfp gfp, int node)
+    {
+        CpuTask* task = _cpus.Current;
+        gfp = ApplyScopes(gfp, task->Flags);
+        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled);
+        int cpu = _cpus.Enter(task);
+        Page* page = zone.TakeBulk(request.Migratetype, AllocFlags.WatermarkLow, cpu);
+        if (page != null)
+            CountAllocation(zone, request, cpu);
+        _cpus.Leave(task);
+        if (page == null)
+            return null;
+
+        Prepare(page, request, AllocFlags.WatermarkLow);
+        page->RefCount = 1;
+        return page;
     }
 
     /// <summary>The first zone of the preferred node that has the whole request above LOW.</summary>
@@ -119,32 +155,5 @@ internal sealed partial class PageAllocator
         }
 
         return null;
-    }
-
-    private unsafe int TakeBulk(ZonePages zone, in AllocRequest request, Span<Pfn> pages, CpuTask* task)
-    {
-        int cpu = _cpus.Enter(task);
-        int got = 0;
-        if (zone.PcpOf(cpu)->Locked == 0)
-        {
-            for (int i = 0; i < pages.Length; i++)
-            {
-                if (pages[i].IsValid)
-                    continue;
-
-                Page* page = zone.TakeBulk(request.Migratetype, AllocFlags.WatermarkLow, cpu);
-                if (page == null)
-                    break;
-
-                CountAllocation(zone, request, cpu);
-                Prepare(page, request, AllocFlags.WatermarkLow);
-                page->RefCount = 1;
-                pages[i] = new Pfn(_map.PfnOf(page));
-                got++;
-            }
-        }
-
-        _cpus.Leave(task);
-        return got;
     }
 }

@@ -104,8 +104,9 @@ internal sealed partial class PageAllocator : IDisposable
     /// <param name="gfp">What may be done to get it, and from which zones.</param>
     /// <param name="order">Block size: 2^order frames.</param>
     /// <param name="node">Preferred node, or -1 for the CPU's own.</param>
+    /// <param name="bypassPcp">Whoever was interrupted holds the per-CPU lists: straight to the buddy system.</param>
     /// <returns>The head page, or null.</returns>
-    public unsafe Page* AllocFrozen(Gfp gfp, int order, int node)
+    public unsafe Page* AllocFrozen(Gfp gfp, int order, int node, bool bypassPcp = false)
     {
         if ((uint)order > PageOrder.Max)
         {
@@ -119,7 +120,7 @@ internal sealed partial class PageAllocator : IDisposable
         if (!gfp.HasValidZone() || !gfp.HasValidMobility())
             ThrowBadGfp(gfp);
 
-        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node), GroupingDisabled);
+        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node), GroupingDisabled, bypassPcp);
         AllocFlags flags = AllocFlags.WatermarkLow | (AllocFlags)(gfp & Gfp.KswapdReclaim);
         if (MustNotFragment(request))
             flags |= AllocFlags.NoFragment;
@@ -168,14 +169,14 @@ internal sealed partial class PageAllocator : IDisposable
     }
 
     /// <summary>Gives back a block with reference count 0 (__free_frozen_pages).</summary>
-    public unsafe void FreeFrozen(Page* page, int order)
+    public unsafe void FreeFrozen(Page* page, int order, bool bypassPcp = false)
     {
         PrepareFree(page, order);
         ZonePages zone = ZoneOf(_map.PfnOf(page));
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
         zone.PcpOf(cpu)->PgFree += 1L << order;
-        zone.Give(page, order, cpu);
+        zone.Give(page, order, cpu, bypassPcp);
         _cpus.Leave(task);
     }
 
@@ -332,7 +333,7 @@ internal sealed partial class PageAllocator : IDisposable
     private unsafe Page* TakeFrom(ZonePages pages, in AllocRequest request, AllocFlags flags, CpuTask* task)
     {
         int cpu = _cpus.Enter(task);
-        Page* page = pages.Take(request.Order, request.Migratetype, flags, cpu);
+        Page* page = pages.Take(request.Order, request.Migratetype, flags, cpu, request.BypassPcp);
         if (page != null)
             CountAllocation(pages, request, cpu);
         _cpus.Leave(task);
@@ -424,19 +425,22 @@ internal sealed partial class PageAllocator : IDisposable
     /// <summary>One request on its way (struct alloc_context).</summary>
     private readonly struct AllocRequest
     {
-        public AllocRequest(Gfp gfp, int order, Zonelist zonelist, bool groupingDisabled)
+        public AllocRequest(
+            Gfp gfp, int order, Zonelist zonelist, bool groupingDisabled, bool bypassPcp = false)
         {
+            BypassPcp = bypassPcp;
             Gfp = gfp;
             Order = order;
             Highest = gfp.HighestZone();
             Migratetype = groupingDisabled ? Migratetype.Unmovable : gfp.ToMigratetype();
-            Zones = zonelist.Zones;
-            First = zonelist.FirstIndex(Highest);
+            Zones = zonelist.UpTo(Highest);
         }
 
         public Gfp Gfp { get; }
 
         public int Order { get; }
+
+        public bool BypassPcp { get; }
 
         public ZoneType Highest { get; }
 
@@ -444,7 +448,7 @@ internal sealed partial class PageAllocator : IDisposable
 
         public Zone[] Zones { get; }
 
-        /// <summary>Index of the preferred zone; the length if there is none.</summary>
-        public int First { get; }
+        /// <summary>Index of the preferred zone; not below the length if there is none.</summary>
+        public int First => 0;
     }
 }

@@ -21,18 +21,23 @@ public sealed partial class KmemCache
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
         int filled = _sheafCapacity == 0 ? 0 : AllocBulkFromSheaves(task, objects);
-        while (filled < objects.Length)
+        bool complete = false;
+        try
         {
-            void* obj = AllocFromSlabs(task, gfp, -1);
-            if (obj == null)
+            complete = TryFill(task, gfp, objects, ref filled);
+        }
+        finally
+        {
+            // Out of memory, or the constructor threw, or a free list turned out to be corrupt: nothing is lost.
+            if (!complete)
             {
                 FreeToSlabs(objects[..filled]);
                 objects[..filled].Clear();
-                return 0;
             }
-
-            objects[filled++] = (nint)obj;
         }
+
+        if (!complete)
+            return 0;
 
         foreach (nint obj in objects)
         {
@@ -44,6 +49,20 @@ public sealed partial class KmemCache
         }
 
         return filled;
+    }
+
+    private unsafe bool TryFill(CpuTask* task, Gfp gfp, Span<nint> objects, ref int filled)
+    {
+        while (filled < objects.Length)
+        {
+            void* obj = AllocFromSlabs(task, gfp, -1);
+            if (obj == null)
+                return false;
+
+            objects[filled++] = (nint)obj;
+        }
+
+        return true;
     }
 
     /// <summary>Block copies out of full sheaves, as long as there are any; each block in array order.</summary>

@@ -143,7 +143,8 @@ public sealed partial class KmemCache
         return false;
     }
 
-    private unsafe bool FreeRcuToSheaf(void* obj)
+    /// <summary>The same for an object that is marked free already.</summary>
+    internal unsafe bool FreeRcuToSheaf(void* obj)
     {
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
@@ -485,7 +486,7 @@ public sealed partial class KmemCache
         Gfp plain = gfp & ~(Gfp.Dma | Gfp.Reclaimable | Gfp.Account | Gfp.NoFail);
         var sheaf = (Sheaf*)_slabs.AllocMetadata((nuint)(Sheaf.HeaderBytes + (capacity * sizeof(nint))), plain | Gfp.Zero);
         if (sheaf != null)
-            sheaf->Capacity = capacity;
+            *sheaf = new Sheaf { Capacity = capacity };
         return sheaf;
     }
 
@@ -494,6 +495,23 @@ public sealed partial class KmemCache
     {
         Flush(sheaf);
         _slabs.FreeMetadata((nint)sheaf);
+    }
+
+    /// <summary>Lets the grace periods of objects begin that still gather on CPUs (kvfree_rcu_barrier_on_cache).</summary>
+    internal unsafe void FlushRcuSheaves()
+    {
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
+        {
+            _cpus.AcquireRemote(cpu);
+            Sheaf* sheaf = (_cpu + cpu)->RcuFree;
+            (_cpu + cpu)->RcuFree = null;
+            _cpus.ReleaseRemote(cpu);
+            if (sheaf != null)
+            {
+                sheaf->Node = _slabs.NodeOfCpu(cpu);
+                _slabs.Rcu.Call(new RcuSheafFree(this, (nint)sheaf).Run);
+            }
+        }
     }
 
     /// <summary>Gives all sheaves of a CPU back, except its main one, which is kept empty. Outside a section.</summary>

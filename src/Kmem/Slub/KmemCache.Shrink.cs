@@ -1,5 +1,6 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Runtime.CompilerServices;
 using System.Text;
-using System.Runtime.InteropServices;
 
 namespace Kmem;
 
@@ -41,10 +42,11 @@ public sealed partial class KmemCache
     {
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
+            // A closing cache is waited for on every CPU: whoever was inside a section is through it afterwards.
             KmemCacheCpu* c = _cpu + cpu;
             if (c->Main != null)
                 FlushSheavesOf(cpu);
-            if (c->Slab == null && c->Partial == null)
+            if (c->Slab == null && c->Partial == null && !IsClosed)
                 continue;
 
             _cpus.AcquireRemote(cpu);
@@ -107,12 +109,29 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Frees the native memory; no slab may be left.</summary>
-    internal unsafe void Release()
+    /// <summary>
+    /// From here on no CPU gets another slab: a request that needs one is refused. What is on free lists still serves.
+    /// </summary>
+    internal void Close() => Volatile.Write(ref _closed, true);
+
+    /// <summary>The cache was not destroyed after all.</summary>
+    internal void Reopen() => Volatile.Write(ref _closed, false);
+
+    /// <summary>The machine is gone: nothing can be allocated any more.</summary>
+    internal unsafe void Abandon()
     {
-        foreach (KmemCacheNode node in _nodes)
-            node.Dispose();
-        NativeMemory.AlignedFree(_cpu);
+        Close();
+        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
+    }
+
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void ThrowClosed(CpuTask* task, Page* unusedSlab = null)
+    {
+        _cpus.Leave(task);
+        if (unusedSlab != null)
+            ReleasePages(unusedSlab);
+        _slabs.Pages.ThrowBug($"BUG: kmem_cache_alloc({Name}): the cache is being destroyed, or is gone");
     }
 
     /// <summary>The objects still allocated, as the kernel lists them when a cache is destroyed too early.</summary>

@@ -8,7 +8,10 @@ public sealed partial class KmemCache
 {
     // Object indices in the order in which a new slab's free list visits them, or null for ascending order.
     private readonly ushort[]? _sequence;
-    private int _constructingThread;
+
+    // The constructors that this thread is in, innermost first.
+    [ThreadStatic]
+    private static Construction? t_constructing;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private unsafe void* ObjectAt(Page* slab, int index) => _slabs.Map.AddressOf(slab) + ((long)index * Geometry.Size);
@@ -24,6 +27,8 @@ public sealed partial class KmemCache
     private unsafe Page* NewSlab(Gfp gfp, int node, out void* freelist)
     {
         freelist = null;
+        if (_constructor != null && IsConstructing)
+            _slabs.Pages.ThrowBug($"BUG: the constructor of cache {Name} allocates from its own cache");
         if ((gfp & GfpMask.SlabBug) != 0)
             gfp = _slabs.FixFlags(gfp);
         Gfp flags = (gfp & (GfpMask.Reclaim | GfpMask.Constraint)) | Geometry.AllocFlags;
@@ -33,12 +38,12 @@ public sealed partial class KmemCache
 
         int order = Geometry.Order;
         int objects = Geometry.ObjectsPerSlab;
-        Page* slab = _slabs.Pages.AllocFrozen(quiet, order, node);
+        Page* slab = AllocPages(quiet, order, node);
         if (slab == null)
         {
             order = Geometry.MinOrder;
             objects = Geometry.MinObjects;
-            slab = _slabs.Pages.AllocFrozen(flags, order, node);
+            slab = AllocPages(flags, order, node);
             if (slab == null)
                 return null;
         }
@@ -49,14 +54,14 @@ public sealed partial class KmemCache
             slab->Flags |= PageFlags.SlabPfMemAlloc;
         _slabs.AccountPages(slab, 1L << order, Flags);
 
-        int first = LayOut(slab, objects);
+        int first = _constructor == null ? LayOut(slab, objects) : Construct(slab, objects);
         slab->SlabState = new SlabState(SlabState.NoFreeObject, objects, objects, frozen: true).Word;
         freelist = ObjectAt(slab, first);
         return slab;
     }
 
-    private unsafe void CountNewSlab(Page* slab) =>
-        _nodes[NodeOf(slab)].CountSlab(1, SlabState.Read(slab).Objects);
+    private unsafe void CountNewSlab(Page* slab, int sign = 1) =>
+        _nodes[NodeOf(slab)].CountSlab(sign, sign * SlabState.Read(slab).Objects);
 
     /// <summary>Links all objects in order of first use, and runs the constructor on each.</summary>
     /// <returns>Index of the first object.</returns>
@@ -70,7 +75,8 @@ public sealed partial class KmemCache
         {
             byte* next = i + 1 < objects ? obj + Geometry.Size : null;
             SetFreePointer(obj, next);
-            Construct(slab, obj);
+            if (_constructor != null)
+                _constructor(obj);
             obj = next;
         }
 
@@ -97,28 +103,39 @@ public sealed partial class KmemCache
             else
                 SetFreePointer(previous, obj);
             SetFreePointer(obj, null);
-            Construct(slab, obj);
+            if (_constructor != null)
+                _constructor(obj);
             previous = obj;
         }
 
         return first;
     }
 
-    private unsafe void Construct(Page* slab, void* obj)
+    /// <summary>Whether this thread is inside the cache's constructor.</summary>
+    internal bool IsConstructing
     {
-        if (_constructor == null)
-            return;
+        get
+        {
+            for (Construction? at = t_constructing; at != null; at = at.Outer)
+            {
+                if (at.Cache == this)
+                    return true;
+            }
 
-        int thread = Environment.CurrentManagedThreadId;
-        if (_constructingThread == thread)
-            _slabs.Pages.ThrowBug($"BUG: the constructor of cache {Name} allocates from its own cache");
+            return false;
+        }
+    }
 
+    /// <summary>Links all objects and runs the constructor on each; if it throws, the slab's pages go back.</summary>
+    /// <returns>Index of the first object.</returns>
+    private unsafe int Construct(Page* slab, int objects)
+    {
         LockOrder.AssertNoneHeld();
-        int before = _constructingThread;
-        _constructingThread = thread;
+        Construction? outer = t_constructing;
+        t_constructing = new Construction(this, outer);
         try
         {
-            _constructor(obj);
+            return LayOut(slab, objects);
         }
         catch
         {
@@ -127,7 +144,7 @@ public sealed partial class KmemCache
         }
         finally
         {
-            _constructingThread = before;
+            t_constructing = outer;
         }
     }
 
@@ -142,7 +159,8 @@ public sealed partial class KmemCache
             ReleasePages(slab);
     }
 
-    private unsafe void ReleasePages(Page* slab)
+    /// <summary>Gives a discarded slab's pages back; its grace period, if it needs one, is over.</summary>
+    internal unsafe void ReleasePages(Page* slab)
     {
         int order = PageAllocator.CompoundOrder(slab);
         _slabs.AccountPages(slab, -(1L << order), Flags);
@@ -151,16 +169,28 @@ public sealed partial class KmemCache
         slab->SlabCache = 0;
         slab->Private = 0;
         slab->Flags &= ~(PageFlags.SlabPfMemAlloc | PageFlags.SlabOnPartialList);
-        _slabs.Pages.FreeFrozen(slab, order);
+        if (_slabs.PageSink == null)
+            _slabs.Pages.FreeFrozen(slab, order);
+        else
+            _slabs.PageSink((nint)slab, order);
     }
 
-    /// <summary>A free list's next object; a link that leaves the slab ends the list, with a report.</summary>
-    private unsafe void* NextChecked(void* obj)
+    private unsafe Page* AllocPages(Gfp gfp, int order, int node) =>
+        _slabs.PageSource == null
+            ? _slabs.Pages.AllocFrozen(gfp, order, node)
+            : (Page*)_slabs.PageSource(gfp, order, node);
+
+    /// <summary>
+    /// A free list's next object; a link that leaves the slab ends the list, with a report. Only for a list that nobody
+    /// else can reach.
+    /// </summary>
+    private unsafe void* NextChecked(Page* slab, void* obj)
     {
         void* next = FreePointer(obj);
         if (IsSameSlabOrNull(obj, next))
             return next;
 
+        slab->Flags |= PageFlags.SlabCorrupt;
         _slabs.Log.Write(CorruptReport(obj, next));
         SetFreePointer(obj, null);
         return null;
@@ -172,6 +202,7 @@ public sealed partial class KmemCache
     {
         // The rest of the list is lost: nobody knows where it is. The objects on it count as in use from now on.
         c->Freelist = null;
+        c->Slab->Flags |= PageFlags.SlabCorrupt;
         _cpus.Leave(task);
         _slabs.Pages.ThrowBug(CorruptReport(obj, next));
     }
@@ -205,4 +236,7 @@ public sealed partial class KmemCache
     {
         public unsafe void Run() => cache.ReleasePages((Page*)slab);
     }
+
+    /// <summary>A constructor at work, and the one that called it.</summary>
+    private sealed record Construction(KmemCache Cache, Construction? Outer);
 }

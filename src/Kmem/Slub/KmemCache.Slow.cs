@@ -1,3 +1,4 @@
+using System.Diagnostics.CodeAnalysis;
 using System.Runtime.CompilerServices;
 
 namespace Kmem;
@@ -12,11 +13,20 @@ public sealed partial class KmemCache
     private unsafe void* AllocSlow(CpuTask* task, int cpu, Gfp gfp, int node)
     {
         KmemCacheCpu* c = _cpu + cpu;
-        void* freelist = TakeFromCurrentSlab(task, ref cpu, ref c, gfp, node);
-        if (freelist == null)
-            freelist = TakeFromCpuPartial(task, ref cpu, ref c, gfp, node);
+        void* freelist;
+        do
+        {
+            freelist = TakeFromCurrentSlab(task, ref cpu, ref c, gfp, node);
+            if (freelist == null && c->Slab == null)
+                freelist = TakeFromCpuPartial(task, ref cpu, ref c, gfp, node);
+        }
+        while (freelist == null && c->Slab != null); // another thread of this CPU brought a slab while we were outside
+
         if (freelist == null)
         {
+            if (IsClosed)
+                ThrowClosed(task);
+
             // A named node is first tried strictly and without effort, then like any other request.
             if (node >= 0 && (gfp & Gfp.ThisNode) == 0)
                 freelist = TakeFromNodeOrNew(task, ref cpu, ref c, Gfp.NoWait | Gfp.ThisNode, node, gfp);
@@ -70,15 +80,11 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Step 5: the CPU's chain of partial slabs.</summary>
+    /// <summary>Step 5: the CPU's chain of partial slabs. Null, too, if the CPU has got a current slab meanwhile.</summary>
     private unsafe void* TakeFromCpuPartial(CpuTask* task, ref int cpu, ref KmemCacheCpu* c, Gfp gfp, int node)
     {
-        while (true)
+        while (c->Slab == null)
         {
-            // After a leave and enter, another thread may have brought a slab.
-            if (c->Freelist != null && c->Slab != null)
-                return c->Freelist;
-
             Page* slab = c->Partial;
             if (slab == null)
                 return null;
@@ -96,6 +102,8 @@ public sealed partial class KmemCache
             cpu = _cpus.Enter(task);
             c = _cpu + cpu;
         }
+
+        return null;
     }
 
     /// <summary>Steps 6 to 8: a slab from a node's partial list, or a new one, becomes the current slab.</summary>
@@ -118,6 +126,9 @@ public sealed partial class KmemCache
             c = _cpu + cpu;
             if (slab == null)
                 return null;
+
+            if (IsClosed)
+                ThrowClosed(task, slab);
 
             CountNewSlab(slab);
         }
@@ -150,7 +161,7 @@ public sealed partial class KmemCache
         void* tail = null;
         int count = 0;
         int objects = SlabState.Read(slab).Objects;
-        for (void* obj = freelist; obj != null && count < objects; obj = NextChecked(obj))
+        for (void* obj = freelist; obj != null && count < objects; obj = NextChecked(slab, obj))
         {
             tail = obj;
             count++;
@@ -281,7 +292,8 @@ public sealed partial class KmemCache
         while (true)
         {
             prior = SlabState.Read(slab);
-            Bug.On(prior.InUse < count, "more objects freed than were allocated in the slab");
+            if (prior.InUse < count)
+                ThrowTooManyFreed(task, node, locked);
             SetFreePointer(tail, prior.HasFree ? ObjectAt(slab, prior.FreeIndex) : null);
             next = prior.With(headIndex, prior.InUse - count, prior.Frozen);
 
@@ -320,6 +332,17 @@ public sealed partial class KmemCache
             DrainPartialChain(drain);
         if (discard != null)
             Discard(discard);
+    }
+
+    /// <summary>Two threads freed one object at the same instant: neither saw the other's mark.</summary>
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void ThrowTooManyFreed(CpuTask* task, KmemCacheNode node, bool locked)
+    {
+        if (locked)
+            node.Lock.Release();
+        _cpus.Leave(task);
+        _slabs.Pages.ThrowBug($"BUG {Name}: Object already free: more objects freed than the slab has in use");
     }
 
     /// <summary>Puts a slab in front of the CPU's chain; a chain that is long enough is handed back whole.</summary>

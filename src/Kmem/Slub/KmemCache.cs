@@ -33,6 +33,7 @@ public sealed partial class KmemCache
     private readonly ulong _hardening;     // secret of the free pointers; 0 if they are stored plainly
     private readonly bool _hardened;
     private readonly SlabConstructor? _constructor;
+    private bool _closed;
 
     internal unsafe KmemCache(SlabAllocator slabs, int id, string name, in SlabGeometry geometry, CacheTraits traits)
     {
@@ -64,6 +65,11 @@ public sealed partial class KmemCache
         for (int node = 0; node < _nodes.Length; node++)
             _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn() : null };
     }
+
+    /// <summary>
+    /// Native memory lives as long as anybody can call: a stale reference finds an empty cache, not somebody else's bytes.
+    /// </summary>
+    unsafe ~KmemCache() => NativeMemory.AlignedFree(_cpu);
 
     /// <summary>The name given when the cache was created; the first one's, if others were merged into it.</summary>
     public string Name { get; }
@@ -104,6 +110,12 @@ public sealed partial class KmemCache
 
     /// <summary>The object of kmem_cache that stands for this cache.</summary>
     internal nint Descriptor { get; set; }
+
+    /// <summary>One of the kmalloc caches: the machine cannot do without it.</summary>
+    internal bool IsBuiltIn { get; set; }
+
+    /// <summary>Destroyed, or just being destroyed.</summary>
+    internal bool IsClosed => Volatile.Read(ref _closed);
 
     internal bool HasConstructor => _constructor != null;
 

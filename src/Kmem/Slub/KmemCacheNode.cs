@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>A cache's slabs on one node: the list of the partly used ones, and counts (struct kmem_cache_node).</summary>
-internal sealed class KmemCacheNode : IDisposable
+internal sealed class KmemCacheNode
 {
     private readonly unsafe ListHead* _partial;
     private long _slabs;
@@ -82,7 +82,7 @@ internal sealed class KmemCacheNode : IDisposable
         return free;
     }
 
-    public unsafe void Dispose() => NativeMemory.Free(_partial);
+    unsafe ~KmemCacheNode() => NativeMemory.Free(_partial);
 }
 
 /// <summary>A cache's state on one CPU (struct kmem_cache_cpu); touched only inside a section of that CPU.</summary>

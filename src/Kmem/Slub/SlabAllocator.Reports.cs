@@ -82,12 +82,12 @@ internal sealed partial class SlabAllocator
             $"WARNING: cache_from_obj: Wrong slab cache. {given.Name} but object is from {owner.Name} "
             + $"(0x{KernelAddress(obj):x16})");
 
-    /// <summary>Logs a line once for each text.</summary>
-    public void WarnOnce(string text)
+    /// <summary>Logs the first warning of each kind (WARN_ON_ONCE).</summary>
+    public void WarnOnce(string kind, string text)
     {
         lock (_warnedOnce)
         {
-            if (!_warnedOnce.Add(text))
+            if (!_warnedOnce.Add(kind))
                 return;
         }
 

@@ -30,6 +30,7 @@ internal sealed partial class SlabAllocator : IDisposable
     private const int KmemCacheNodeSize = 72;
     private const int KmemCacheSize = 224;
     private const int TagShift = 4;
+    private const int BootRefCount = -1;   // nobody joins them
 
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
@@ -68,6 +69,12 @@ internal sealed partial class SlabAllocator : IDisposable
     public Rcu Rcu { get; } = new();
 
     public ITrace? Trace { get; set; }
+
+    /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
+    public Func<Gfp, int, int, nint>? PageSource { get; set; }
+
+    /// <summary>Where slabs' pages go if not to the page allocator.</summary>
+    public Action<nint, int>? PageSink { get; set; }
 
     /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
     public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
@@ -135,6 +142,9 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
     public unsafe ulong KernelAddress(void* address) =>
         AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+
+    /// <summary>The other way round: the pointer to an address of the direct map.</summary>
+    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - AddressMap.PageOffset);
 
     public unsafe ulong KernelPageAddress(Page* page) =>
         AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
@@ -205,11 +215,17 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public void Destroy(KmemCache cache)
     {
+        if (cache.IsConstructing)
+            Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): called from the cache's own constructor");
+
+        cache.FlushRcuSheaves();
         Rcu.Barrier();
         lock (_mutex)
         {
-            if (_byId[cache.Id] != cache || cache.RefCount < 0)
-                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache is gone already, or is a boot cache");
+            if (_byId[cache.Id] != cache || cache.IsClosed)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the cache was destroyed before");
+            if (cache.IsBuiltIn || cache.RefCount < 0)
+                Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): the machine needs this cache itself");
 
             if (cache.RefCount > 1)
             {
@@ -217,9 +233,15 @@ internal sealed partial class SlabAllocator : IDisposable
                 return;
             }
 
+            cache.Close();
             cache.Shrink();
+            if (cache.SheafCapacity > 0)
+                cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
             if (cache.SlabCount > 0)
+            {
+                cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
+            }
 
             cache.FreeMainSheaves();
             _caches.Remove(cache);
@@ -231,7 +253,16 @@ internal sealed partial class SlabAllocator : IDisposable
         Rcu.Barrier();
         lock (_mutex)
             _byId[cache.Id] = null;
-        cache.Release();
+    }
+
+    /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
+    public void ShrinkAll()
+    {
+        lock (_mutex)
+        {
+            foreach (KmemCache cache in Enumerable.Reverse(_caches))
+                cache.Shrink();
+        }
     }
 
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
@@ -288,7 +319,7 @@ internal sealed partial class SlabAllocator : IDisposable
     public void Dispose()
     {
         foreach (KmemCache cache in _caches)
-            cache.Release();
+            cache.Abandon();
         _caches.Clear();
         Live.Dispose();
     }

@@ -179,6 +179,39 @@ internal sealed record CacheState
     public IReadOnlyList<CacheCpuState> Cpu { get; init; } = [];
 
     public CacheNodeState Node { get; init; } = new();
+
+    public BarnState? Barn { get; init; }
+
+    /// <summary>Sheaves that a caller owns, or that wait for a grace period.</summary>
+    public IReadOnlyList<SheafState>? DetachedSheaves { get; init; }
+}
+
+/// <summary>A sheaf: where it is, and what it holds; the last object is handed out first.</summary>
+internal sealed record SheafState
+{
+    public string Addr { get; init; } = "0x0";
+
+    public int Size { get; init; }
+
+    public IReadOnlyList<string> Objects { get; init; } = [];
+}
+
+/// <summary>A CPU's sheaves.</summary>
+internal sealed record CpuSheavesState
+{
+    public SheafState? Main { get; init; }
+
+    public SheafState? Spare { get; init; }
+
+    public SheafState? RcuFree { get; init; }
+}
+
+/// <summary>A node's sheaves, list heads first.</summary>
+internal sealed record BarnState
+{
+    public IReadOnlyList<SheafState> Full { get; init; } = [];
+
+    public IReadOnlyList<SheafState> Empty { get; init; } = [];
 }
 
 /// <summary>What one CPU holds of a cache.</summary>
@@ -192,6 +225,8 @@ internal sealed record CacheCpuState
     public IReadOnlyList<ulong> Partial { get; init; } = [];
 
     public int PartialSlabs { get; init; }
+
+    public CpuSheavesState? Sheaves { get; init; }
 }
 
 /// <summary>What a node holds of a cache.</summary>
@@ -209,4 +244,6 @@ internal sealed record CacheNodeState
 /// <summary>Reading and writing without reflection.</summary>
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower)]
 [JsonSerializable(typeof(MachineState))]
+[JsonSerializable(typeof(JsonElement[]))]
+[JsonSerializable(typeof(string))]
 internal sealed partial class MachineStateJson : JsonSerializerContext;

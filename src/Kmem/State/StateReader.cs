@@ -133,6 +133,8 @@ internal static class StateReader
             }
 
             byName[its.Name].RestoreNode(0, its.Node.Partial);
+            if (its.SheafCapacity > 0)
+                RestoreSheaves(its, byName[its.Name]);
         }
     }
 
@@ -144,6 +146,26 @@ internal static class StateReader
             objects: slab[4].GetInt32(),
             frozen: slab[5].GetInt32() != 0,
             slab[7].EnumerateArray().Select(index => index.GetInt32()).ToArray());
+
+    private static void RestoreSheaves(CacheState state, KmemCache cache)
+    {
+        for (int cpu = 0; cpu < state.Cpu.Count; cpu++)
+        {
+            CpuSheavesState? its = state.Cpu[cpu].Sheaves;
+            cache.RestoreSheavesOf(cpu, Place(cache, its?.Main), Place(cache, its?.Spare), Place(cache, its?.RcuFree));
+        }
+
+        // Pushed at the head: from the last one to the first.
+        foreach (SheafState sheaf in (state.Barn?.Full ?? []).Reverse())
+            cache.RestoreInBarn(Place(cache, sheaf), full: true);
+        foreach (SheafState sheaf in (state.Barn?.Empty ?? []).Reverse())
+            cache.RestoreInBarn(Place(cache, sheaf), full: false);
+        foreach (SheafState sheaf in state.DetachedSheaves ?? [])
+            Place(cache, sheaf);
+    }
+
+    private static nint Place(KmemCache cache, SheafState? sheaf) =>
+        sheaf == null ? 0 : cache.RestoreSheaf(Hex(sheaf.Addr), sheaf.Objects.Select(Hex).ToArray());
 
     private static SlabGeometry GeometryOf(CacheState state) => new()
     {

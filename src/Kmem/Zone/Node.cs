@@ -53,14 +53,12 @@ internal sealed class Zonelist(Zone[] zones)
     /// <summary>Populated zones: node after node, within a node from the highest type to the lowest.</summary>
     public Zone[] Zones { get; } = zones;
 
-    /// <summary>Position of the first zone that a request with this highest zone may use; Length if there is none.</summary>
-    public int FirstIndex(ZoneType highest)
-    {
-        int index = 0;
-        while (index < Zones.Length && Zones[index].Type > highest)
-            index++;
-        return index;
-    }
+    private readonly Zone[][] _upTo = Enumerable.Range(0, ZoneTypes.Count)
+        .Select(highest => zones.Where(zone => (int)zone.Type <= highest).ToArray())
+        .ToArray();
+
+    /// <summary>Those of the zones that a request with this highest zone may use, on every node.</summary>
+    public Zone[] UpTo(ZoneType highest) => _upTo[(int)highest];
 
     /// <summary>Builds both lists of every node (build_zonelists, mm/page_alloc.c, Linux 6.18).</summary>
     /// <param name="nodes">All nodes, by id.</param>
