@@ -6,7 +6,7 @@ internal sealed partial class PageAllocator
     /// <summary>Counts one more reference to a block (get_page).</summary>
     public unsafe void Get(ulong pfn)
     {
-        Page* page = CheckedForFree(pfn, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1);
+        Page* page = CheckedForFree(pfn, Math.Max(0, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1));
         Interlocked.Increment(ref page->RefCount);
     }
 
@@ -55,7 +55,9 @@ internal sealed partial class PageAllocator
         {
             page[i].RefCount = 0;
             PrepareFree(page + i, 0);
-            ZoneOf(_map.PfnOf(page + i)).GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
+            ZonePages zone = ZoneOf(_map.PfnOf(page + i));
+            zone.PcpOf(cpu)->PgFree++;
+            zone.GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
         }
 
         _cpus.Leave(task);
