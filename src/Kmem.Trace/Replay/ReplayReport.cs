@@ -4,8 +4,9 @@ namespace Kmem.Tracing;
 /// <remarks>
 /// Every event is counted once: <see cref="Events"/> = <see cref="Allocs"/> + <see cref="Frees"/> +
 /// <see cref="UnknownFrees"/> + <see cref="NullFrees"/> + <see cref="FreesOfFailedAllocs"/> +
-/// <see cref="TracedFailures"/> + <see cref="SlabPagesRecognised"/> + <see cref="LargeKmallocPagesRecognised"/> + <see cref="SlabPageFrees"/> +
-/// <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in <see cref="ViolationTexts"/> instead.)
+/// <see cref="TracedFailures"/> + <see cref="SlabPagesRecognised"/> + <see cref="LargeKmallocPagesRecognised"/> +
+/// <see cref="SlabPageFrees"/> + <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in
+/// <see cref="ViolationTexts"/> instead.)
 /// </remarks>
 public sealed record ReplayReport
 {
