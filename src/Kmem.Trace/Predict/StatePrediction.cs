@@ -41,7 +41,7 @@ public sealed class StatePrediction
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
     }
 
-    /// <summary>Events read.</summary>
+    /// <summary>Lines of the recording.</summary>
     public long Events { get; private set; }
 
     /// <summary>Page blocks that the kernel gave out.</summary>
@@ -95,13 +95,13 @@ public sealed class StatePrediction
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));
         MachineState after = MachineState.Read(Path.Combine(folder, "state-t1.json.gz"));
-        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"));
+        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"), out long lines);
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
         var prediction = new StatePrediction(machine, before, events) { _inSteps = inSteps };
         for (prediction._position = 0; prediction._position < events.Count; prediction._position++)
             prediction.Execute(events[prediction._position]);
-        prediction.Events = events.Count;
+        prediction.Events = lines;
         prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
