@@ -6,7 +6,7 @@ internal sealed partial class PageAllocator
     /// <summary>Counts one more reference to a block (get_page).</summary>
     public unsafe void Get(ulong pfn)
     {
-        Page* page = CheckedForFree(pfn, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1);
+        Page* page = CheckedForFree(pfn, Math.Max(0, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1));
         Interlocked.Increment(ref page->RefCount);
     }
 
@@ -55,7 +55,9 @@ internal sealed partial class PageAllocator
         {
             page[i].RefCount = 0;
             PrepareFree(page + i, 0);
-            ZoneOf(_map.PfnOf(page + i)).GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
+            ZonePages zone = ZoneOf(_map.PfnOf(page + i));
+            zone.PcpOf(cpu)->PgFree++;
+            zone.GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
         }
 
         _cpus.Leave(task);
@@ -86,7 +88,7 @@ internal sealed partial class PageAllocator
         if (missing == 0)
             return filled;
 
-        ZonePages? zone = missing == 1 ? null : BeginBulk(gfp, node, missing);
+        ZonePages? zone = missing == 1 ? null : BeginBulk(gfp, node, pages.Length);
         for (int i = 0; zone != null && i < pages.Length; i++)
         {
             if (pages[i].IsValid)
@@ -112,12 +114,14 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>The zone that a bulk request is served from, or null: single pages then.</summary>
-    public unsafe ZonePages? BeginBulk(Gfp gfp, int node, int missing)
+    public unsafe ZonePages? BeginBulk(Gfp gfp, int node, int wanted)
     {
         CpuTask* task = _cpus.Current;
         gfp = ApplyScopes(gfp, task->Flags);
         CheckContext(gfp, task);
-        return FindBulkZone(new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled), missing);
+        if (!gfp.HasValidZone() || !gfp.HasValidMobility())
+            ThrowBadGfp(gfp);
+        return FindBulkZone(new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled), wanted);
     }
 
     /// <summary>One frame of a bulk request, from the zone's per-CPU list.</summary>
@@ -140,7 +144,7 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>The first zone of the preferred node that has the whole request above LOW.</summary>
-    private ZonePages? FindBulkZone(in AllocRequest request, int missing)
+    private ZonePages? FindBulkZone(in AllocRequest request, int wanted)
     {
         for (int i = request.First; i < request.Zones.Length; i++)
         {
@@ -150,7 +154,7 @@ internal sealed partial class PageAllocator
 
             ZonePages pages = _zones[zone.Index]!;
             ZoneType highest = request.Zones[request.First].Type;
-            if (pages.WatermarkFast(0, zone.Mark(WatermarkLevel.Low) + missing, highest, AllocFlags.WatermarkLow))
+            if (pages.WatermarkFast(0, zone.Mark(WatermarkLevel.Low) + wanted, highest, AllocFlags.WatermarkLow))
                 return pages;
         }
 

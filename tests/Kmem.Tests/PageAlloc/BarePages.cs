@@ -103,6 +103,18 @@ internal sealed class BarePages : IDisposable
         return this;
     }
 
+    /// <summary>And no watermarks, no protection: a zone can be emptied by anybody.</summary>
+    public BarePages WithoutReserves()
+    {
+        foreach (ZonePages zone in WithoutCaching().Pages.Zones)
+        {
+            zone.Zone.Watermarks = default;
+            zone.Zone.LowmemReserve.AsSpan().Clear();
+        }
+
+        return this;
+    }
+
     public void Dispose()
     {
         Cpus.Dispose();

@@ -74,7 +74,7 @@ public sealed class SheafTests
             foreach (nint obj in objects)
                 machine.KfreeRcu((void*)obj);
             for (int i = 0; i < 4 * Capacity; i++)
-                others.Add((nint)cache.Alloc(Gfp.Kernel));
+                others.Add((nint)cache.Alloc(Gfp.NoWait));
             Assert.DoesNotContain(others, objects.Contains);
         }
 
