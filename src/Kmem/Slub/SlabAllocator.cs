@@ -50,7 +50,7 @@ internal sealed partial class SlabAllocator : IDisposable
         Log = log;
         Options = options;
         _nodeOfCpu = nodeOfCpu;
-        _random = options.Seed | 1;
+        _random = Math.Max(1, options.Seed * 0x9e37_79b9_7f4a_7c15); // the multiplier is odd: no two seeds meet
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
     }
 
