@@ -1,5 +1,5 @@
-using CsCheck;
 using System.Runtime.CompilerServices;
+using CsCheck;
 using Kmem.Tracing;
 
 namespace Kmem.Tests;
