@@ -62,8 +62,19 @@ public sealed class StatePrediction
     /// <summary>Of these, the ones with the address that came out here, too.</summary>
     public long SlabAllocsExact { get; private set; }
 
+    /// <summary>Areas of the vmalloc space that the kernel gave out.</summary>
+    public long VmapAllocs { get; private set; }
+
+    /// <summary>Of these, the ones with the address that came out here, too.</summary>
+    public long VmapAllocsExact { get; private set; }
+
     /// <summary>Differences between the kernel's state at the end and the machine's.</summary>
     public long StateDifferences => Differences.Count;
+
+    /// <summary>Whether every result and the whole state at the end are the kernel's.</summary>
+    public bool IsExact => First == null && StateDifferences == 0
+        && PageAllocsExact == PageAllocs && ZoneEventsExact == ZoneEvents
+        && SlabAllocsExact == SlabAllocs && VmapAllocsExact == VmapAllocs;
 
     /// <summary>What differs at the end, in words.</summary>
     public IReadOnlyList<string> Differences { get; private set; } = [];
@@ -94,7 +105,21 @@ public sealed class StatePrediction
         prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
+        prediction.PredictAreas(folder);
         return prediction;
+    }
+
+    /// <summary>
+    /// The vmalloc space on a machine of its own: its area objects are in the recording as allocations like others, too, and
+    /// would be taken twice.
+    /// </summary>
+    private void PredictAreas(string folder)
+    {
+        VmapStatePrediction areas = VmapStatePrediction.Run(folder, _events);
+        VmapAllocs = areas.Allocs;
+        VmapAllocsExact = areas.AllocsExact;
+        First ??= areas.Differences.FirstOrDefault(difference => !difference.StartsWith("end,", StringComparison.Ordinal));
+        Differences = [.. Differences, .. areas.Differences];
     }
 
     private void Execute(RecordedEvent recorded)
