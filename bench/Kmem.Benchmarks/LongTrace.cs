@@ -6,15 +6,16 @@ using Kmem.Tracing;
 namespace Kmem.Benchmarks;
 
 /// <summary>
-/// A trace of any length from the two short recordings in the repository: both again and again, each followed by frees of
-/// what it leaves allocated, so that every repetition starts alike. The text is made while it is read.
+/// A trace of any length from the two short recordings in the repository: both again and again, each followed by frees
+/// of what it leaves allocated, so that every repetition starts alike. The text is made while it is read.
 /// </summary>
 internal sealed class LongTrace
 {
     private static readonly string[] s_recordings =
         ["samples/traces/git/trace.txt.gz", "tests/data/traces/gcc/trace.txt.gz"];
 
-    private readonly byte[] _header = "# tracer: nop\n#\n# entries-in-buffer/entries-written: 1/1   #P:2\n#\n"u8.ToArray();
+    private readonly byte[] _header =
+        "# tracer: nop\n#\n# entries-in-buffer/entries-written: 1/1   #P:2\n#\n"u8.ToArray();
     private readonly byte[] _body;
 
     public LongTrace()

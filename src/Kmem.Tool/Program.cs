@@ -66,6 +66,7 @@ internal static class Program
         {
             new ReplayCommand(),
             new GeometryCommand(),
+            new PredictCommand(),
         };
         root.HelpName = "kmem";
         foreach (Option option in root.Options)

@@ -20,7 +20,7 @@ public sealed class ProcessTests
     public async Task OnlyJsonIsOnStandardOutput()
     {
         byte[] table = Tool.Gzip(await File.ReadAllBytesAsync(Tool.GeometryTsv, TestContext.Current.CancellationToken));
-        Outcome outcome = await Tool.RunChild(table, "geometry", "--table", "-", "--cpus", "2", "--json");
+        Outcome outcome = await Tool.RunChild(table, "geometry", "--table", "-", "--cpus", "4", "--json");
         Assert.Equal((1, ""), (outcome.Exit, outcome.Error));
         Assert.Equal(235, (int)JsonNode.Parse(outcome.Output)!["rows"]!);
     }

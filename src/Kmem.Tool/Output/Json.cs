@@ -17,6 +17,8 @@ internal static class Json
 [JsonSerializable(typeof(GeometryTableJson))]
 [JsonSerializable(typeof(CacheJson))]
 [JsonSerializable(typeof(ReplayReport))]
+[JsonSerializable(typeof(StatePredictionJson))]
+[JsonSerializable(typeof(VmapPredictionResult))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
     /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>

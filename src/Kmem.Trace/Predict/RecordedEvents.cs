@@ -26,7 +26,12 @@ internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string N
 internal static class RecordedEvents
 {
     /// <exception cref="InvalidDataException">A line is not an event; the message names file and line.</exception>
-    public static List<RecordedEvent> Read(string path)
+    public static List<RecordedEvent> Read(string path) => Read(path, out _);
+
+    /// <param name="path">The file.</param>
+    /// <param name="lines">How many lines it has, those that carry on the one before included.</param>
+    /// <exception cref="InvalidDataException">A line is not an event; the message names file and line.</exception>
+    public static List<RecordedEvent> Read(string path, out long lines)
     {
         using FileStream file = File.OpenRead(path);
         bool gzip = file.ReadByte() == 0x1f && file.ReadByte() == 0x8b;
@@ -34,12 +39,14 @@ internal static class RecordedEvents
         using var reader = new StreamReader(gzip ? new GZipStream(file, CompressionMode.Decompress) : file);
         var events = new List<RecordedEvent>();
         long number = 0;
+        lines = 0;
         while (reader.ReadLine() is { } line)
         {
             number++;
             if (number == 1 && line.StartsWith("seq", StringComparison.Ordinal))
                 continue;
 
+            lines++;
             string[] fields = line.Split('\t');
             if (fields[0] == "+" || (fields.Length > 5 && fields[5] == "+"))
             {

@@ -41,7 +41,7 @@ public sealed class StatePrediction
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
     }
 
-    /// <summary>Events read.</summary>
+    /// <summary>Lines of the recording.</summary>
     public long Events { get; private set; }
 
     /// <summary>Page blocks that the kernel gave out.</summary>
@@ -62,8 +62,19 @@ public sealed class StatePrediction
     /// <summary>Of these, the ones with the address that came out here, too.</summary>
     public long SlabAllocsExact { get; private set; }
 
+    /// <summary>Areas of the vmalloc space that the kernel gave out.</summary>
+    public long VmapAllocs { get; private set; }
+
+    /// <summary>Of these, the ones with the address that came out here, too.</summary>
+    public long VmapAllocsExact { get; private set; }
+
     /// <summary>Differences between the kernel's state at the end and the machine's.</summary>
     public long StateDifferences => Differences.Count;
+
+    /// <summary>Whether every result and the whole state at the end are the kernel's.</summary>
+    public bool IsExact => First == null && StateDifferences == 0
+        && PageAllocsExact == PageAllocs && ZoneEventsExact == ZoneEvents
+        && SlabAllocsExact == SlabAllocs && VmapAllocsExact == VmapAllocs;
 
     /// <summary>What differs at the end, in words.</summary>
     public IReadOnlyList<string> Differences { get; private set; } = [];
@@ -84,17 +95,31 @@ public sealed class StatePrediction
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));
         MachineState after = MachineState.Read(Path.Combine(folder, "state-t1.json.gz"));
-        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"));
+        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"), out long lines);
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
         var prediction = new StatePrediction(machine, before, events) { _inSteps = inSteps };
         for (prediction._position = 0; prediction._position < events.Count; prediction._position++)
             prediction.Execute(events[prediction._position]);
-        prediction.Events = events.Count;
+        prediction.Events = lines;
         prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
+        prediction.PredictAreas(folder);
         return prediction;
+    }
+
+    /// <summary>
+    /// The vmalloc space on a machine of its own: its area objects are in the recording as allocations like others, too, and
+    /// would be taken twice.
+    /// </summary>
+    private void PredictAreas(string folder)
+    {
+        VmapStatePrediction areas = VmapStatePrediction.Run(folder, _events);
+        VmapAllocs = areas.Allocs;
+        VmapAllocsExact = areas.AllocsExact;
+        First ??= areas.Differences.FirstOrDefault(difference => !difference.StartsWith("end,", StringComparison.Ordinal));
+        Differences = [.. Differences, .. areas.Differences];
     }
 
     private void Execute(RecordedEvent recorded)

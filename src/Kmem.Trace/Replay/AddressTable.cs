@@ -91,7 +91,9 @@ internal sealed class AddressTable<T>
         }
     }
 
-    /// <summary>Fills the hole with the next entry of the run that may stand there, and so on with the hole it leaves.</summary>
+    /// <summary>
+    /// Fills the hole with the next entry of the run that may stand there, and so on with the hole it leaves.
+    /// </summary>
     private void Close(Slot[] slots, uint hole)
     {
         uint mask = (uint)(slots.Length - 1);

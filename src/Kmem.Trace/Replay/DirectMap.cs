@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Where the recorded kernel maps its physical memory: it ties an object's address to a page frame, and so an object to the
-/// page event of its slab.
+/// Where the recorded kernel maps its physical memory: it ties an object's address to a page frame, and so an object to
+/// the page event of its slab.
 /// <code>
 ///   frame number = (address − base) / 4096
 /// </code>

@@ -7,9 +7,9 @@ public sealed record ReplayOptions
     public KernelProfile Profile { get; init; } = KernelProfile.Linux618;
 
     /// <summary>
-    /// Number of CPUs, 1 to 1024. Null: as the trace's header says (<c>#P:2</c>), or one more than the highest CPU number
-    /// among the first events. Events of CPUs that the machine does not have run on CPU number modulo this, and are
-    /// counted in <see cref="ReplayReport.FoldedCpuEvents"/>.
+    /// Number of CPUs, 1 to 1024. Null: as the trace's header says (<c>#P:2</c>), or one more than the highest CPU
+    /// number among the first events. Events of CPUs that the machine does not have run on CPU number modulo this, and
+    /// are counted in <see cref="ReplayReport.FoldedCpuEvents"/>.
     /// </summary>
     public int? Cpus { get; init; }
 

@@ -19,14 +19,18 @@ internal sealed partial class ReplayEngine
     /// <summary>Physical addresses have at most 52 bits.</summary>
     private const ulong MaxPfn = 1UL << 40;
 
-    /// <summary>What a request for a slab's pages can carry: the caller's efforts, a node, the cache's zone and type.</summary>
+    /// <summary>
+    /// What a request for a slab's pages can carry: the caller's efforts, a node, the cache's zone and type.
+    /// </summary>
     private const Gfp SlabPageFlags = GfpMask.Reclaim | GfpMask.Constraint
         | Gfp.Comp | Gfp.Dma | Gfp.Dma32 | Gfp.Reclaimable;
 
     /// <summary>What the first attempt always carries: it may fail, because a smaller slab will do.</summary>
     private const Gfp FirstAttempt = Gfp.Comp | Gfp.NoWarn | Gfp.NoRetry;
 
-    /// <summary>Not carried over: nobody reads the pages, and blocks that are not compound can be freed in parts.</summary>
+    /// <summary>
+    /// Not carried over: nobody reads the pages, and blocks that are not compound can be freed in parts.
+    /// </summary>
     private const Gfp IgnoredForPages = Gfp.Zero | Gfp.Comp | Gfp.NoFail;
 
     private readonly AddressTable<Block> _blocks = new(1 << 12);
@@ -128,8 +132,8 @@ internal sealed partial class ReplayEngine
     }
 
     /// <summary>
-    /// Network buffers are asked for with nearly the same flags, but never with direct reclaim and always with I/O; a slab
-    /// for a kvmalloc can look so, too, and is then known by its objects.
+    /// Network buffers are asked for with nearly the same flags, but never with direct reclaim and always with I/O; a
+    /// slab for a kvmalloc can look so, too, and is then known by its objects.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static bool IsFirstAttempt(Gfp gfp) =>
@@ -182,7 +186,9 @@ internal sealed partial class ReplayEngine
         last = default;
     }
 
-    /// <summary>An object lies in a block: it is a slab's. Where its slots are tells which objects leave with it.</summary>
+    /// <summary>
+    /// An object lies in a block: it is a slab's. Where its slots are tells which objects leave with it.
+    /// </summary>
     private void TakeBack(ref Block block, ulong head, in TraceEvent e, bool large)
     {
         TakeBack(ref block, large);
@@ -256,7 +262,9 @@ internal sealed partial class ReplayEngine
         }
     }
 
-    /// <summary>A free that does not match a block: part of one (a split huge page), several, or none we know.</summary>
+    /// <summary>
+    /// A free that does not match a block: part of one (a split huge page), several, or none we know.
+    /// </summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void FreeOdd(in TraceEvent e)
     {

@@ -8,8 +8,8 @@ namespace Kmem.Tracing;
 /// Carries out the events of a trace on a machine, and keeps account. This part: the loop, and objects.
 /// </summary>
 /// <remarks>
-/// Two things of a request are not carried over. <c>__GFP_NOFAIL</c>: with nothing to reclaim such a request would wait for
-/// ever when memory is short; here it fails and is counted. <c>__GFP_ZERO</c> of whole pages: nobody looks at their
+/// Two things of a request are not carried over. <c>__GFP_NOFAIL</c>: with nothing to reclaim such a request would wait
+/// for ever when memory is short; here it fails and is counted. <c>__GFP_ZERO</c> of whole pages: nobody looks at their
 /// content, and clearing them would occupy host memory for every page of the recorded machine's page cache.
 /// </remarks>
 internal sealed partial class ReplayEngine
@@ -21,7 +21,9 @@ internal sealed partial class ReplayEngine
     /// <summary>So many failed allocations are described in the machine's log.</summary>
     private const int MaxFailureReports = 20;
 
-    /// <summary>What kmalloc(0) returns is no memory (ZERO_SIZE_PTR); addresses up to here are never allocated.</summary>
+    /// <summary>
+    /// What kmalloc(0) returns is no memory (ZERO_SIZE_PTR); addresses up to here are never allocated.
+    /// </summary>
     private const ulong ZeroSizePointer = 16;
 
     private const Gfp ObjectFlags = ~(GfpMask.SlabBug | Gfp.NoFail);

@@ -3,9 +3,10 @@ namespace Kmem.Tracing;
 /// <summary>What happened in a replay. Plain data.</summary>
 /// <remarks>
 /// Every event is counted once: <see cref="Events"/> = <see cref="Allocs"/> + <see cref="Frees"/> +
-/// <see cref="UnknownFrees"/> + <see cref="NullFrees"/> + <see cref="FreesOfFailedAllocs"/> + <see cref="TracedFailures"/> +
-/// <see cref="SlabPagesRecognised"/> + <see cref="LargeKmallocPagesRecognised"/> + <see cref="SlabPageFrees"/> +
-/// <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in <see cref="ViolationTexts"/> instead.)
+/// <see cref="UnknownFrees"/> + <see cref="NullFrees"/> + <see cref="FreesOfFailedAllocs"/> +
+/// <see cref="TracedFailures"/> + <see cref="SlabPagesRecognised"/> + <see cref="LargeKmallocPagesRecognised"/> +
+/// <see cref="SlabPageFrees"/> + <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in
+/// <see cref="ViolationTexts"/> instead.)
 /// </remarks>
 public sealed record ReplayReport
 {
@@ -30,7 +31,9 @@ public sealed record ReplayReport
     /// <summary>The first 20 distinct unknown names in GFP flags.</summary>
     public IReadOnlyList<string> UnknownGfpNames { get; init; } = [];
 
-    /// <summary>Allocations replayed: <see cref="KmallocAllocs"/> + <see cref="CacheAllocs"/> + <see cref="PageAllocs"/>.</summary>
+    /// <summary>
+    /// Allocations replayed: <see cref="KmallocAllocs"/> + <see cref="CacheAllocs"/> + <see cref="PageAllocs"/>.
+    /// </summary>
     public long Allocs => KmallocAllocs + CacheAllocs + PageAllocs;
 
     /// <summary>Frees replayed: <see cref="ObjectFrees"/> + <see cref="PageFrees"/>.</summary>
@@ -42,7 +45,9 @@ public sealed record ReplayReport
     /// <summary>kmem_cache_alloc events replayed, failed ones included.</summary>
     public long CacheAllocs { get; init; }
 
-    /// <summary>mm_page_alloc events replayed, failed ones included; not those that got memory for slabs or kmalloc.</summary>
+    /// <summary>
+    /// mm_page_alloc events replayed, failed ones included; not those that got memory for slabs or kmalloc.
+    /// </summary>
     public long PageAllocs { get; init; }
 
     /// <summary>Objects freed by kfree and kmem_cache_free events.</summary>
@@ -51,7 +56,9 @@ public sealed record ReplayReport
     /// <summary>mm_page_free events replayed.</summary>
     public long PageFrees { get; init; }
 
-    /// <summary>Frees of what was allocated before the recording began, or in a way that is not traced (bulk).</summary>
+    /// <summary>
+    /// Frees of what was allocated before the recording began, or in a way that is not traced (bulk).
+    /// </summary>
     public long UnknownFrees { get; init; }
 
     /// <summary>kfree of NULL or of what kmalloc(0) returns: nothing to do.</summary>
@@ -72,7 +79,9 @@ public sealed record ReplayReport
     /// </summary>
     public long MissedFrees { get; init; }
 
-    /// <summary>mm_page_alloc events of the recorded kernel's slabs; this machine's SLUB asks for its own pages.</summary>
+    /// <summary>
+    /// mm_page_alloc events of the recorded kernel's slabs; this machine's SLUB asks for its own pages.
+    /// </summary>
     public long SlabPagesRecognised { get; init; }
 
     /// <summary>mm_page_alloc events that a kmalloc of more than 8 KiB caused.</summary>
@@ -82,15 +91,17 @@ public sealed record ReplayReport
     public long SlabPageFrees { get; init; }
 
     /// <summary>
-    /// Events that are not replayed: vmalloc, announcements (batched frees, zone_locked, drains, extfrag), markers, other
-    /// tracepoints; and allocations that no machine can carry out (no address printed, impossible sizes).
+    /// Events that are not replayed: vmalloc, announcements (batched frees, zone_locked, drains, extfrag), markers,
+    /// other tracepoints; and allocations that no machine can carry out (no address printed, impossible sizes).
     /// </summary>
     public long SkippedEvents { get; init; }
 
     /// <summary>Events of CPUs that the machine does not have.</summary>
     public long FoldedCpuEvents { get; init; }
 
-    /// <summary>Object allocations whose traced bytes_alloc was compared with the size of the slot they got here.</summary>
+    /// <summary>
+    /// Object allocations whose traced bytes_alloc was compared with the size of the slot they got here.
+    /// </summary>
     public long BytesAllocChecked => KmallocChecked + CacheChecked;
 
     /// <summary>Those that were equal.</summary>
@@ -234,7 +245,9 @@ public sealed record ZoneReport
     /// </summary>
     public IReadOnlyList<double> ExtfragIndex { get; init; } = [];
 
-    /// <summary>By order, the part of free memory in blocks that are too small for it, 0 to 1 (unusable_index).</summary>
+    /// <summary>
+    /// By order, the part of free memory in blocks that are too small for it, 0 to 1 (unusable_index).
+    /// </summary>
     public IReadOnlyList<double> UnusableIndex { get; init; } = [];
 }
 

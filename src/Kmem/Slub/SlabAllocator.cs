@@ -50,7 +50,7 @@ internal sealed partial class SlabAllocator : IDisposable
         Log = log;
         Options = options;
         _nodeOfCpu = nodeOfCpu;
-        _random = options.Seed | 1;
+        _random = Math.Max(1, options.Seed * 0x9e37_79b9_7f4a_7c15); // the multiplier is odd: no two seeds meet
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
     }
 
@@ -269,6 +269,16 @@ internal sealed partial class SlabAllocator : IDisposable
     public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
     {
         nint tag = TagOf(cache.Id);
+        ForEachSlab(slab =>
+        {
+            if (((Page*)slab)->SlabCache == tag)
+                visit(slab);
+        });
+    }
+
+    /// <summary>Calls back for every slab of every cache, in order of address. Nobody may be at work.</summary>
+    public unsafe void ForEachSlab(Action<nint> visit)
+    {
         foreach (ZonePages pages in Pages.Zones)
         {
             for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
@@ -280,15 +290,10 @@ internal sealed partial class SlabAllocator : IDisposable
                 }
 
                 Page* page = Map.PageOf(pfn);
-                if (page->Type == PageType.Buddy)
-                {
-                    pfn += 1UL << (int)page->Private;
-                    continue;
-                }
-
-                if (page->Type == PageType.Slab && page->SlabCache == tag)
+                if (page->Type == PageType.Slab)
                     visit((nint)page);
-                pfn += 1UL << PageAllocator.CompoundOrder(page);
+                int order = page->Type == PageType.Buddy ? (int)page->Private : Math.Max(page->AllocatedOrderPlusOne - 1, 0);
+                pfn += 1UL << order;
             }
         }
     }

@@ -34,6 +34,15 @@ public partial class DocumentationTests
     public void ANameThatIsNotThereIsSeen(string name, bool exists) => Assert.Equal(exists, Exists(name));
 
     [Fact]
+    public void TheTableOfLocksIsTheOneThatIsChecked()
+    {
+        string architecture = File.ReadAllText(Repository.PathOf("docs/ARCHITECTURE.md"));
+        string[] documented = LockRow().Matches(architecture)
+            .Select(match => $"{match.Groups["rank"].Value} {match.Groups["name"].Value}").ToArray();
+        Assert.Equal(Enum.GetValues<LockRank>().Select(rank => $"{(int)rank} {rank}"), documented, StringComparer.Ordinal);
+    }
+
+    [Fact]
     public void LinksLeadToFiles()
     {
         string[] broken = Documents()
@@ -61,6 +70,12 @@ public partial class DocumentationTests
 
     [GeneratedRegex("`(?<name>[^`]+)`", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
     private static partial Regex CodeSpan();
+
+    [GeneratedRegex(
+        @"^\| (?<rank>\d+) \| `(?<name>\w+)`",
+        RegexOptions.ExplicitCapture | RegexOptions.Multiline,
+        matchTimeoutMilliseconds: 1000)]
+    private static partial Regex LockRow();
 
     [GeneratedRegex(@"\]\((?<target>[^)\s]+)\)", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
     private static partial Regex Link();

@@ -37,9 +37,9 @@ internal sealed class BareZone : IDisposable
     public unsafe ulong? PfnOf(Page* page) => page == null ? null : _map.PfnOf(page);
 
     public unsafe Page* Take(int order, Migratetype type, AllocFlags flags = AllocFlags.Kswapd, int cpu = 0) =>
-        Pages.Take(order, type, flags, cpu);
+        Pages.Take(order, type, flags, cpu, bypassPcp: false);
 
-    public unsafe void Give(Page* page, int order, int cpu = 0) => Pages.Give(page, order, cpu);
+    public unsafe void Give(Page* page, int order, int cpu = 0) => Pages.Give(page, order, cpu, bypassPcp: false);
 
     /// <summary>The blocks of a free list, from head to tail.</summary>
     public ulong[] Free(int order, Migratetype type) => Lists.Blocks(Pages, _map, order, type);

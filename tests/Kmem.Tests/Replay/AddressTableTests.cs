@@ -1,12 +1,14 @@
-using CsCheck;
 using System.Runtime.CompilerServices;
+using CsCheck;
 using Kmem.Tracing;
 
 namespace Kmem.Tests;
 
 public sealed class AddressTableTests
 {
-    /// <summary>Against a dictionary: keys of few values, so that runs of the probe sequence form and break up.</summary>
+    /// <summary>
+    /// Against a dictionary: keys of few values, so that runs of the probe sequence form and break up.
+    /// </summary>
     [Fact]
     public void DoesWhatADictionaryDoes() =>
         Gen.Select(Gen.Int[0, 2], Gen.ULong[1, 60]).List[0, 400].Sample(steps =>

@@ -173,7 +173,8 @@ internal sealed partial class ReplayModel
 
     private static ulong Hex(string text) => Convert.ToUInt64(text, 16);
 
-    [GeneratedRegex(@"^.*?-\d+ +\[\d+\] .{5} +\d+\.\d+: (?<event>\w+): (?<text>.*)$", RegexOptions.ExplicitCapture, 1000)]
+    [GeneratedRegex(@"^.*?-\d+ +\[\d+\] .{5} +\d+\.\d+: (?<event>\w+): (?<text>.*)$",
+        RegexOptions.ExplicitCapture, 1000)]
     private static partial Regex LineModel();
 
     [GeneratedRegex(@"(?<key>\w+)(=|: )(?<value>.*?)(?= \w+=|$)", RegexOptions.ExplicitCapture, 1000)]

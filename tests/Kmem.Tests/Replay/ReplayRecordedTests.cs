@@ -103,8 +103,8 @@ public sealed partial class ReplayRecordedTests
     [InlineData(1)]
     public void HashedPointersChangeNothing(int trace)
     {
-        // As a kernel prints them by default: 32 bits of a hash, the same for the allocation and the free. Which pages are
-        // slabs must then be told by the flags alone.
+        // As a kernel prints them by default: 32 bits of a hash, the same for the allocation and the free. Which pages
+        // are slabs must then be told by the flags alone.
         byte[] text = TraceText.Gunzip(s_traces[trace]);
         string hashed = Pointer().Replace(Encoding.UTF8.GetString(text), match =>
         {
@@ -149,7 +149,7 @@ public sealed partial class ReplayRecordedTests
             (model.Events, model.PageAllocs, model.CacheAllocs, model.UnknownFrees, model.NullFrees),
             (r.Events, r.PageAllocs, r.CacheAllocs, r.UnknownFrees, r.NullFrees));
         Assert.Equal(model.ObjectFrees + model.PageFrees, r.Frees + r.FreesOfFailedAllocs);
-        Assert.True(result.Machine.Dmesg.TotalLines < 2000, "failures are reported a few times, not thousands of times");
+        Assert.True(result.Machine.Dmesg.TotalLines < 2000, "only the first failures are described");
 
         using ReplayResult again = TraceWriter.Run(text, new ReplayOptions { RamBytes = 16UL << 20 });
         Assert.Equal(TraceWriter.Describe(result), TraceWriter.Describe(again));

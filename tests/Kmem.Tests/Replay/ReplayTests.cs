@@ -76,9 +76,18 @@ public sealed class ReplayTests
             r.Caches);
         Assert.Equal(
             [
-                new CallSiteReport { Name = "third+0x1/0x2", LiveObjects = 1, LiveBytes = 32768, Allocs = 1, TotalBytes = 32768 },
-                new CallSiteReport { Name = "second+0x1/0x2", LiveObjects = 2, LiveBytes = 768, Allocs = 3, TotalBytes = 1408 },
-                new CallSiteReport { Name = "first+0x1/0x2", LiveObjects = 0, LiveBytes = 0, Allocs = 1, TotalBytes = 128 },
+                new CallSiteReport
+                {
+                    Name = "third+0x1/0x2", LiveObjects = 1, LiveBytes = 32768, Allocs = 1, TotalBytes = 32768,
+                },
+                new CallSiteReport
+                {
+                    Name = "second+0x1/0x2", LiveObjects = 2, LiveBytes = 768, Allocs = 3, TotalBytes = 1408,
+                },
+                new CallSiteReport
+                {
+                    Name = "first+0x1/0x2", LiveObjects = 0, LiveBytes = 0, Allocs = 1, TotalBytes = 128,
+                },
             ],
             r.CallSites);
     }
@@ -223,7 +232,8 @@ public sealed class ReplayTests
     public void KernelsThatPrintNoNamesGetACachePerShape()
     {
         static string Alloc(ulong ptr, int req, int alloc) =>
-            $"kmem_cache_alloc: call_site=c+0x1/0x2 ptr={ptr:x16} bytes_req={req} bytes_alloc={alloc} gfp_flags=GFP_KERNEL";
+            $"kmem_cache_alloc: call_site=c+0x1/0x2 ptr={ptr:x16} bytes_req={req} bytes_alloc={alloc} "
+            + "gfp_flags=GFP_KERNEL";
         using ReplayResult result = new TraceWriter()
             .Event(Alloc(A, 192, 192)).Event(Alloc(B, 192, 192)).Event(Alloc(C, 192, 256))
             .Event($"kmem_cache_free: call_site=f+0x1/0x2 ptr={A:x16}")
@@ -299,13 +309,16 @@ public sealed class ReplayTests
     [Fact]
     public void ImpossibleRequestsAreCountedAndHarmNothing()
     {
-        const string AllBits = "0xffffffff", Movable = "__GFP_MOVABLE|__GFP_RECLAIMABLE", Zones = "GFP_DMA|__GFP_HIGHMEM";
+        const string AllBits = "0xffffffff";
+        const string Movable = "__GFP_MOVABLE|__GFP_RECLAIMABLE";
+        const string Zones = "GFP_DMA|__GFP_HIGHMEM";
         var trace = new TraceWriter()
             .Kmalloc(A, 1 << 30, 1 << 30).Kmalloc(B, 5 << 20, 8 << 20).Kmalloc(16, 0, 0).Kmalloc(A + 8, 0, 8)
             .Kmalloc(C, 100, 128, AllBits).Kmalloc(C + 128, 100, 128, Movable)
             .Kmalloc(C + 0x10000, 20000, 32768, AllBits).Kmalloc(C + 0x20000, 20000, 32768, Movable)
             .CacheAlloc("nothing", A + 64, 0, 8).CacheAlloc("huge", A + 128, 5 << 20, 8 << 20)
-            .CacheAlloc("largest", A + 192, 4 << 20, 4 << 20).CacheAlloc("too large behind", A + 256, 4 << 20, (4 << 20) + 8)
+            .CacheAlloc("largest", A + 192, 4 << 20, 4 << 20)
+            .CacheAlloc("too large behind", A + 256, 4 << 20, (4 << 20) + 8)
             .CacheAlloc("flags", A + 320, 64, 64, AllBits)
             .PageAlloc(0x100, 11).PageFree(0x100, 11).PageAlloc(0x100, 63).PageFree(0x100, 63)
             .PageAlloc(0x000f_ffff_ffff_ffff).PageFree(0x000f_ffff_ffff_ffff)
@@ -313,7 +326,8 @@ public sealed class ReplayTests
             .PageAlloc(0x200, 0, AllBits).PageAlloc(0x201, 0, Movable).PageAlloc(0x202, 10, Zones)
             .Event("kmalloc: call_site=a+0x1/0x2 ptr=(____ptrval____) bytes_req=8 bytes_alloc=8 gfp_flags=GFP_KERNEL")
             .Event("kfree: call_site=a+0x1/0x2 ptr=(____ptrval____)")
-            .Event($"kmalloc: call_site=a+0x1/0x2 ptr={C + 64:x16} bytes_req=18446744073709551615 bytes_alloc=8 gfp_flags=none");
+            .Event($"kmalloc: call_site=a+0x1/0x2 ptr={C + 64:x16} bytes_req=18446744073709551615 bytes_alloc=8 "
+                + "gfp_flags=none");
         using ReplayResult result = trace.Run();
         TraceWriter.CheckWhole(result);
         ReplayReport r = result.Report;
@@ -402,7 +416,7 @@ public sealed class ReplayTests
             {
                 0 or 1 => trace.Kmalloc(ptr, size - random.Next(4), size, gfp),
                 2 => trace.Kmalloc(ptr, 20000 << random.Next(4), 32768, gfp),
-                3 or 4 => trace.CacheAlloc("cache-" + size.ToString(CultureInfo.InvariantCulture), ptr, size, size, gfp),
+                3 or 4 => trace.CacheAlloc($"cache-{size}", ptr, size, size, gfp),
                 5 or 6 => trace.Kfree(ptr),
                 7 or 8 => trace.PageAlloc(pfn & ~((1UL << order) - 1), order, gfp),
                 _ => trace.PageFree(pfn & ~((1UL << order) - 1), order),

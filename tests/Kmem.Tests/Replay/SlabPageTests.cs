@@ -2,7 +2,9 @@ using Kmem.Tracing;
 
 namespace Kmem.Tests;
 
-/// <summary>Pages that the recorded kernel's slabs got must not be counted twice; how they are told from others.</summary>
+/// <summary>
+/// Pages that the recorded kernel's slabs got must not be counted twice; how they are told from others.
+/// </summary>
 public sealed class SlabPageTests
 {
     private const string FirstAttempt = "GFP_KERNEL|__GFP_NOWARN|__GFP_NORETRY|__GFP_COMP";
@@ -134,7 +136,7 @@ public sealed class SlabPageTests
         TraceWriter.CheckWhole(before);
         TraceWriter.CheckWhole(after);
         Assert.True(before.Report.FailedAllocs > 0);
-        Assert.Equal((0, 4, 0, 0), (
-            after.Report.FailedAllocs, after.Report.SlabPagesRecognised, after.Report.PageAllocs, after.Report.LivePages));
+        ReplayReport r = after.Report;
+        Assert.Equal((0, 4, 0, 0), (r.FailedAllocs, r.SlabPagesRecognised, r.PageAllocs, r.LivePages));
     }
 }

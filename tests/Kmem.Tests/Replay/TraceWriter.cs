@@ -15,7 +15,8 @@ internal sealed class TraceWriter
     private readonly StringBuilder _text = new();
 
     public TraceWriter(int cpus = 2) =>
-        _text.Append(CultureInfo.InvariantCulture, $"# tracer: nop\n#\n# entries-in-buffer/entries-written: 1/1   #P:{cpus}\n");
+        _text.Append(
+            CultureInfo.InvariantCulture, $"# tracer: nop\n#\n# entries-in-buffer/entries-written: 1/1   #P:{cpus}\n");
 
     /// <summary>The CPU and task of the lines that follow.</summary>
     public int Cpu { get; set; }
@@ -23,7 +24,12 @@ internal sealed class TraceWriter
     public int Pid { get; set; } = 100;
 
     public TraceWriter Kmalloc(
-        ulong ptr, long req, long alloc, string gfp = "GFP_KERNEL", bool accounted = false, string site = "a+0x1/0x2") =>
+        ulong ptr,
+        long req,
+        long alloc,
+        string gfp = "GFP_KERNEL",
+        bool accounted = false,
+        string site = "a+0x1/0x2") =>
         Event($"kmalloc: call_site={site} ptr={ptr:x16} bytes_req={req} bytes_alloc={alloc} gfp_flags={gfp} node=-1 "
             + $"accounted={(accounted ? "true" : "false")}");
 
@@ -45,7 +51,8 @@ internal sealed class TraceWriter
         Event($"mm_page_free: page={Vmemmap + (pfn * 64):x16} pfn=0x{pfn:x} order={order}");
 
     public TraceWriter Event(string text) =>
-        Line(string.Create(CultureInfo.InvariantCulture, $"{"demo",16}-{Pid,-7} [{Cpu:d3}] .....   412.000731: {text}"));
+        Line(string.Create(
+            CultureInfo.InvariantCulture, $"{"demo",16}-{Pid,-7} [{Cpu:d3}] .....   412.000731: {text}"));
 
     public TraceWriter Line(string line)
     {
@@ -69,7 +76,9 @@ internal sealed class TraceWriter
         + result.Machine.Proc.BuddyInfo() + result.Machine.Proc.SlabInfo() + result.Machine.Proc.ZoneInfo()
         + result.Machine.Proc.PageTypeInfo();
 
-    /// <summary>What holds after every replay: each event is counted once, and the report is what the machine says.</summary>
+    /// <summary>
+    /// What holds after every replay: each event is counted once, and the report is what the machine says.
+    /// </summary>
     public static void CheckWhole(ReplayResult result)
     {
         CheckShape(result);

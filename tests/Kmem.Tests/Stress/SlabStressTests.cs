@@ -219,8 +219,7 @@ public sealed class SlabStressTests
     /// <summary>A machine, some caches, and a table through which threads hand objects to each other.</summary>
     private sealed class Yard : IDisposable
     {
-        private readonly Stamped[] _table = new Stamped[256];
-        private readonly Lock[] _locks = new Lock[256];
+        private readonly Stamped?[] _table = new Stamped?[256];
         private readonly long _freeBefore;
 
         public Yard(int cpus, int nodes, string options)
@@ -233,8 +232,6 @@ public sealed class SlabStressTests
                 SlabFreelistRandom = options.Contains("random"),
                 SlabFreelistHardened = options.Contains("hardened"),
             });
-            for (int i = 0; i < _locks.Length; i++)
-                _locks[i] = new Lock();
             _freeBefore = FreeFrames();
             Caches =
             [
@@ -274,7 +271,7 @@ public sealed class SlabStressTests
                         BulkRound(random, bulk, stamp);
                         break;
                     case 11:
-                        Exchange(random.Next(_table.Length), default);
+                        Exchange(random.Next(_table.Length), null);
                         break;
                     default:
                         if (kept.Count > 0)
@@ -295,7 +292,7 @@ public sealed class SlabStressTests
         public void WindUp()
         {
             for (int i = 0; i < _table.Length; i++)
-                Exchange(i, default);
+                Exchange(i, null);
             Machine.RcuBarrier();
             Assert.Empty(Machine.Validate());
             foreach (KmemCache cache in Caches)
@@ -342,18 +339,8 @@ public sealed class SlabStressTests
                 Machine.KfreeBulk(bulk);
         }
 
-        private void Exchange(int place, Stamped block)
-        {
-            Stamped old;
-            lock (_locks[place])
-            {
-                old = _table[place];
-                _table[place] = block;
-            }
-
-            if (old.Address != 0)
-                old.Free(Machine);
-        }
+        private void Exchange(int place, Stamped? block) =>
+            Interlocked.Exchange(ref _table[place], block)?.Free(Machine);
 
         private long FreeFrames()
         {

@@ -1,7 +1,7 @@
 namespace Kmem.Tests;
 
 /// <summary>A block whose every word says who wrote it, so that two owners of one place find each other out.</summary>
-internal readonly record struct Stamped(nint Address, int Size, ulong Stamp, KmemCache? Cache)
+internal sealed record Stamped(nint Address, int Size, ulong Stamp, KmemCache? Cache)
 {
     private const ulong Step = 0x9e37_79b9_7f4a_7c15;
 
