@@ -144,7 +144,7 @@ public sealed class BigMachineTests
     [Theory]
     [InlineData("git")]
     [InlineData("gcc")]
-    [Trait("rule", "ZONE-05")]
+    [Trait("rule", "WMARK-08")]
     public void A_machine_of_the_recorded_size_has_the_recorded_numbers(string name)
     {
         List<ZoneInfoRecord> recorded =
