@@ -198,13 +198,7 @@ internal sealed partial class Buddy : IDisposable
                     if (page == null)
                         break;
 
-                    bool released = release(_map.PfnOf(page), 1UL << order);
-                    Lock.Acquire();
-                    FreeOneLocked(page, order, (Migratetype)type, FreeFlags.ToTail, cpu);
-                    if (released && page->Type == PageType.Buddy && page->Private == (ulong)order)
-                        page->Flags |= PageFlags.Reported;
-                    Lock.Release();
-                    if (!released)
+                    if (!ReleaseOne(page, order, release, cpu))
                         return reported;
                     reported += 1UL << order;
                 }
@@ -218,6 +212,27 @@ internal sealed partial class Buddy : IDisposable
     {
         NativeMemory.AlignedFree(_lists);
         NativeMemory.Free(_nrFree);
+    }
+
+    /// <summary>Releases a block that is off the lists, and puts it back whatever comes of it.</summary>
+    private unsafe bool ReleaseOne(Page* page, int order, Func<ulong, ulong, bool> release, int cpu)
+    {
+        ulong pfn = _map.PfnOf(page);
+        bool released = false;
+        try
+        {
+            released = release(pfn, 1UL << order);
+        }
+        finally
+        {
+            Lock.Acquire();
+            FreeOneLocked(page, order, _blocks.TypeOf(pfn), FreeFlags.ToTail, cpu); // the type may have changed
+            if (released && page->Type == PageType.Buddy && page->Private == (ulong)order)
+                page->Flags |= PageFlags.Reported;
+            Lock.Release();
+        }
+
+        return released;
     }
 
     private unsafe Page* FirstUnreportedLocked(int order, Migratetype type)
