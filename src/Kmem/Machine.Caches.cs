@@ -21,6 +21,9 @@ public sealed partial class Machine
     /// Where in the object the free pointer lies, for <see cref="SlabFlags.TypesafeByRcu"/> caches that know a place which
     /// readers do not look at; null lets the cache decide.
     /// </param>
+    /// <param name="sheafCapacity">
+    /// Objects in a sheaf, the per-CPU array in front of the slabs; 0 for none. Such a cache is never merged.
+    /// </param>
     /// <returns>The cache. Several users of one shape get the same cache; each destroys it once.</returns>
     /// <exception cref="ArgumentException">Size, alignment, flags or window are impossible; the message says which.</exception>
     /// <exception cref="NotSupportedException">A slab debugging flag was given: they are not built yet.</exception>
@@ -32,9 +35,12 @@ public sealed partial class Machine
         SlabConstructor? constructor = null,
         int userOffset = 0,
         int userSize = 0,
-        int? freePointerOffset = null)
+        int? freePointerOffset = null,
+        int sheafCapacity = 0)
     {
-        var traits = new CacheTraits(constructor, userOffset, userSize);
+        ArgumentOutOfRangeException.ThrowIfNegative(sheafCapacity);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(sheafCapacity, 1024);
+        var traits = new CacheTraits(constructor, userOffset, userSize, sheafCapacity);
         return _slabs.Create(name, size, align, flags, traits, freePointerOffset);
     }
 

@@ -59,9 +59,12 @@ public sealed partial class Machine
     /// <returns>Dispose it on the same thread. Scopes nest.</returns>
     public unsafe ContextScope MemallocPin() => ContextScope.Flag(_cpus.Current, TaskFlags.Pin);
 
-    /// <summary>A read-side section: what is freed with <see cref="KfreeRcu"/> meanwhile stays until it ends.</summary>
-    /// <returns>Dispose it on any thread.</returns>
-    public RcuReader RcuRead() => new(_slabs.Rcu);
+    /// <summary>
+    /// A read-side section (rcu_read_lock): what is freed with <see cref="KfreeRcu"/> meanwhile stays until it ends. It is
+    /// atomic: a reader that slept would hold up everybody's frees.
+    /// </summary>
+    /// <returns>Dispose it on the same thread. Sections nest.</returns>
+    public RcuReader RcuRead() => new(_slabs.Rcu, Atomic());
 
     /// <summary>Waits until everything freed with <see cref="KfreeRcu"/> so far is really free (rcu_barrier).</summary>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
@@ -150,17 +153,20 @@ public ref struct ContextScope
 public ref struct RcuReader
 {
     private readonly int _phase;
+    private ContextScope _atomic;
     private Rcu? _rcu;
 
-    internal RcuReader(Rcu rcu)
+    internal RcuReader(Rcu rcu, ContextScope atomic)
     {
         _rcu = rcu;
+        _atomic = atomic;
         _phase = rcu.ReadLock();
     }
 
     /// <summary>Ends the section.</summary>
     public void Dispose()
     {
+        _atomic.Dispose();
         _rcu?.ReadUnlock(_phase);
         _rcu = null;
     }

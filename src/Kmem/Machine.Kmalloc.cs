@@ -106,8 +106,7 @@ public sealed partial class Machine
             return;
 
         _ = _kmalloc.SizeOf(pointer, "kfree_rcu");
-        var block = (nint)pointer;
-        _slabs.Rcu.Call(() => _kmalloc.Free((void*)block));
+        _kmalloc.FreeRcu(pointer);
     }
 
     /// <summary>Bytes that may be used at an address from kmalloc (ksize); 0 for null.</summary>

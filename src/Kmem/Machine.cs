@@ -30,31 +30,18 @@ public sealed partial class Machine : IDisposable
     private readonly Node[] _nodes;
     private bool _disposed;
 
-    private unsafe Machine(MachineOptions options)
+    /// <summary>The machine's parts, its zones still without a free frame.</summary>
+    private unsafe Machine(MachineOptions options, ulong endPfn, Func<PageblockMap, Node[]> layOut)
     {
         Options = options;
-        BootMemoryMap map = options.MemoryMap ?? BootMemoryMap.ForRam(options.RamBytes, options.Nodes);
         _cpus = new CpuSet(options.Cpus);
-        _ram = options.PortableMemory
-            ? Ram.CreatePortable(map.EndPfn << Pfn.PageShift)
-            : Ram.Create(map.EndPfn << Pfn.PageShift);
-        _map = new MemMap(map.EndPfn, _ram.Base);
-        _blocks = new PageblockMap(map.EndPfn);
-        Func<int, int, int> distance = options.NodeDistance ?? ((a, b) => a == b ? 10 : 20);
-        _nodes = ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, _blocks);
+        _ram = options.PortableMemory ? Ram.CreatePortable(endPfn << Pfn.PageShift) : Ram.Create(endPfn << Pfn.PageShift);
+        _map = new MemMap(endPfn, _ram.Base);
+        _blocks = new PageblockMap(endPfn);
+        _nodes = layOut(_blocks);
         int[] nodeOfCpu = Enumerable.Range(0, options.Cpus)
             .Select(cpu => ZoneLayout.NodeOfCpu(cpu, options.Cpus, _nodes.Length)).ToArray();
         _pages = new PageAllocator(_cpus, _map, _blocks, _nodes, nodeOfCpu, Dmesg);
-
-        HandOverMemory(map);
-        MinFreeKbytes = ZoneLayout.SetReserves(
-            _nodes,
-            options.Cpus,
-            options.MinFreeKbytes,
-            options.WatermarkScaleFactor,
-            options.Profile.TransparentHugePages);
-        _pages.Configure(options.WatermarkBoostFactor, options.PercpuPagelistHighFraction);
-
         _slabs = new SlabAllocator(_pages, _map, _cpus, nodeOfCpu, Dmesg, new SlabOptions
         {
             Merge = options.Profile.SlabMerge,
@@ -84,7 +71,7 @@ public sealed partial class Machine : IDisposable
     public int Nodes => _nodes.Length;
 
     /// <summary>vm.min_free_kbytes as computed at boot, or as given.</summary>
-    public int MinFreeKbytes { get; }
+    public int MinFreeKbytes { get; private set; }
 
     /// <summary>Host memory that the RAM really occupies now, in bytes.</summary>
     public ulong ResidentBytes => _ram.ResidentBytes;
@@ -137,7 +124,15 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("PercpuPagelistHighFraction is neither 0 nor at least 8", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
-        return new Machine(options);
+
+        BootMemoryMap map = options.MemoryMap ?? BootMemoryMap.ForRam(options.RamBytes, options.Nodes);
+        Func<int, int, int> distance = options.NodeDistance ?? ((a, b) => a == b ? 10 : 20);
+        var machine = new Machine(
+            options,
+            map.EndPfn,
+            blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
+        machine.Start(map);
+        return machine;
     }
 
     /// <summary>
@@ -180,9 +175,36 @@ public sealed partial class Machine : IDisposable
         _ram.Dispose();
     }
 
-    private void HandOverMemory(BootMemoryMap map)
+    /// <summary>
+    /// Brings a machine into the state that another one was in, or a real kernel: from here on the same requests give the
+    /// same answers.
+    /// </summary>
+    internal static Machine FromState(MachineState state, MachineOptions options)
+    {
+        options = options with { Cpus = state.NrCpu };
+        var machine = new Machine(options, StateReader.EndPfn(state), blocks => StateReader.LayOut(state, blocks));
+        machine.MinFreeKbytes = state.MinFreeKbytes;
+        StateReader.Restore(state, machine._pages, machine._slabs, machine._kmalloc, machine._map);
+        return machine;
+    }
+
+    /// <summary>The machine's whole state. Nobody may be at work.</summary>
+    /// <param name="names">A state of the same machine, for what a machine does not keep itself; or null.</param>
+    internal MachineState WriteState(MachineState? names = null) =>
+        StateWriter.Write(new MachineParts(_pages, _slabs, _blocks, MinFreeKbytes), names);
+
+    private void Start(BootMemoryMap map)
     {
         foreach (BootPages range in map.FreePages().OrderBy(range => range.Start))
             _pages.HandOver(range.Start, range.End);
+        MinFreeKbytes = ZoneLayout.SetReserves(
+            _nodes,
+            Options.Cpus,
+            Options.MinFreeKbytes,
+            Options.WatermarkScaleFactor,
+            Options.Profile.TransparentHugePages);
+        _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
+        _slabs.Start();
+        _kmalloc.Start();
     }
 }

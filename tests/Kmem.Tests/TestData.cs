@@ -7,11 +7,11 @@ internal static class TestData
 {
     private static readonly string s_directory = Find();
 
-    /// <summary>The path of a file in tests/data.</summary>
+    /// <summary>The path of a file or folder in tests/data.</summary>
     public static string PathOf(string name)
     {
         string path = Path.Combine(s_directory, name);
-        return File.Exists(path) ? path : throw new FileNotFoundException($"no test data {name}", path);
+        return Path.Exists(path) ? path : throw new FileNotFoundException($"no test data {name}", path);
     }
 
     /// <summary>The text of a .gz file in tests/data.</summary>

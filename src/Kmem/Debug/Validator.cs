@@ -1,3 +1,6 @@
+using System.Runtime.CompilerServices;
+using System.Text;
+
 namespace Kmem;
 
 /// <summary>
@@ -8,7 +11,12 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
     /// <summary>After this many findings the walk of a structure has told enough.</summary>
     private const int Most = 100;
 
+    /// <summary>From this size on, of a large free block only one descriptor in each host page is looked at.</summary>
+    private const ulong LargeMachineFrames = 4UL << 20;
+    private const ulong DescriptorsPerHostPage = 64;
+
     private readonly List<BrokenRule> _broken = [];
+    private readonly Dictionary<nint, List<nint>> _slabs = [];
 
     public IReadOnlyList<BrokenRule> Run()
     {
@@ -19,16 +27,26 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             CheckCounters(zone);
         }
 
+        CollectSlabs();
         foreach (KmemCache cache in slabs.Caches)
             CheckCache(cache);
         return _broken;
     }
 
-    private void Expect(bool holds, string id, string detail)
+    private void Expect(bool holds, string id, [InterpolatedStringHandlerArgument("holds")] ref Detail detail)
     {
         if (!holds && _broken.Count < Most)
-            _broken.Add(new BrokenRule(id, detail));
+            _broken.Add(new BrokenRule(id, detail.ToString()));
     }
+
+    /// <summary>One walk over all frames, for all caches.</summary>
+    private unsafe void CollectSlabs() => slabs.ForEachSlab(slab =>
+    {
+        nint tag = ((Page*)slab)->SlabCache;
+        if (!_slabs.TryGetValue(tag, out List<nint>? its))
+            _slabs[tag] = its = [];
+        its.Add(slab);
+    });
 
     private unsafe void CheckFreeLists(ZonePages zone)
     {
@@ -80,7 +98,8 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         bool sameKind = blocks.TypeOf(buddyPfn) == type
             || (type.IsMergeable() && blocks.TypeOf(buddyPfn).IsMergeable());
         Expect(!mayMerge || !sameKind, "BUDDY-02", $"{where}: its buddy 0x{buddyPfn:x} is free, too");
-        for (ulong i = 1; i < 1UL << order; i++)
+        ulong step = map.EndPfn > LargeMachineFrames && order > 6 ? DescriptorsPerHostPage : 1;
+        for (ulong i = 1; i < 1UL << order; i += step)
         {
             Page* tail = page + i;
             if (tail->Type != PageType.None || tail->RefCount != 0)
@@ -166,6 +185,12 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         long used = 0;
         for (ulong pfn = zone.StartPfn; pfn < zone.EndPfn;)
         {
+            if (!pages.HasMemory(zone, pfn))
+            {
+                pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
+                continue;
+            }
+
             Page* page = map.PageOf(pfn);
             int order = page->Type == PageType.Buddy ? (int)page->Private
                 : page->AllocatedOrderPlusOne > 0 ? page->AllocatedOrderPlusOne - 1
@@ -205,14 +230,16 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         Dictionary<nint, int> cpuFree = FreeOnCpus(cache, onLists);
+        CountInSheaves(cache, cpuFree);
         long slabCount = 0;
         long objects = 0;
-        slabs.ForEachSlab(cache, slab =>
+        foreach (nint slab in _slabs.GetValueOrDefault(SlabAllocator.TagOf(cache.Id), []))
         {
             slabCount++;
             objects += SlabState.Read((Page*)slab).Objects;
             CheckSlab(cache, (Page*)slab, cpuFree.GetValueOrDefault(slab), onLists.Contains(slab));
-        });
+        }
+
         if ((cache.Flags & SlabFlags.TypesafeByRcu) == 0 || slabs.Rcu.Pending == 0)
         {
             Expect(slabCount == cache.SlabCount, "SLUB-05", $"{cache.Name}: {slabCount} slabs, counted {cache.SlabCount}");
@@ -250,6 +277,23 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         return free;
+    }
+
+    /// <summary>Objects in sheaves are neither live nor on a free list: they count with those on a CPU.</summary>
+    private unsafe void CountInSheaves(KmemCache cache, Dictionary<nint, int> free)
+    {
+        foreach (nint sheaf in cache.AllSheaves())
+        {
+            foreach (nint obj in Sheaf.Objects((Sheaf*)sheaf))
+            {
+                Page* slab = slabs.SlabOf((void*)obj);
+                Expect(
+                    slab != null && slabs.CacheOf(slab) == cache && !cache.IsLive((void*)obj),
+                    "SHEAF-01",
+                    $"{cache.Name}: 0x{obj:x} in a sheaf is not a free object of the cache");
+                free[(nint)slab] = free.GetValueOrDefault((nint)slab) + 1;
+            }
+        }
     }
 
     private unsafe void CheckSlab(KmemCache cache, Page* slab, int onCpu, bool onList)
@@ -299,5 +343,27 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         return count;
+    }
+
+    /// <summary>The words of a finding; put together only if there is one.</summary>
+    [InterpolatedStringHandler]
+    private readonly ref struct Detail
+    {
+        private readonly StringBuilder? _text;
+
+        public Detail(int literalLength, int formattedCount, bool holds, out bool enabled)
+        {
+            enabled = !holds;
+            _text = holds ? null : new StringBuilder(literalLength + (8 * formattedCount));
+        }
+
+        public void AppendLiteral(string text) => _text!.Append(text);
+
+        public void AppendFormatted<T>(T value) => _text!.Append(value);
+
+        public void AppendFormatted<T>(T value, string? format)
+            where T : IFormattable => _text!.Append(value.ToString(format, formatProvider: null));
+
+        public override string ToString() => _text?.ToString() ?? "";
     }
 }

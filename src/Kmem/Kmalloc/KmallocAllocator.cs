@@ -29,7 +29,18 @@ internal sealed class KmallocAllocator
         _slabs = slabs;
         _limit = historicLimit ? HistoricLimit : KmallocClasses.MaxSize;
         _caches = new KmemCache[KmallocClasses.TypeCount * KmallocClasses.Count];
-        bool memcg = slabs.Options.MemoryCgroups;
+        unsafe
+        {
+            // Sheaves are kmalloc blocks, and show as such in traces and in slabinfo.
+            slabs.AllocMetadata = (size, gfp) => (nint)Alloc(size, gfp);
+            slabs.FreeMetadata = block => Free((void*)block);
+        }
+    }
+
+    /// <summary>Creates all the caches (create_kmalloc_caches).</summary>
+    public void Start()
+    {
+        bool memcg = _slabs.Options.MemoryCgroups;
         for (KmallocType type = 0; (int)type < KmallocClasses.TypeCount; type++)
         {
             foreach (byte index in KmallocClasses.CreationOrder)
@@ -41,6 +52,9 @@ internal sealed class KmallocAllocator
             }
         }
     }
+
+    /// <summary>Names the cache of a type and size class.</summary>
+    public void Restore(KmallocType type, int index, KmemCache cache) => _caches[Slot(type, index)] = cache;
 
     public ITrace? Trace { get; set; }
 
@@ -69,6 +83,20 @@ internal sealed class KmallocAllocator
             _slabs.CacheOf(slab).FreeCore(slab, pointer);
         else
             _slabs.LargeFree(pointer);
+    }
+
+    /// <summary>
+    /// Frees after a grace period: through the cache's sheaves if it has them, else alone. (The kernel gathers up to 507
+    /// pointers on a page of their own first; here each is a callback, so that none waits for others.)
+    /// </summary>
+    public unsafe void FreeRcu(void* pointer)
+    {
+        Page* slab = _slabs.SlabOf(pointer);
+        if (slab != null && _slabs.CacheOf(slab) is { SheafCapacity: > 0 } cache && cache.FreeRcu(slab, pointer))
+            return;
+
+        var block = (nint)pointer;
+        _slabs.Rcu.Call(() => Free((void*)block));
     }
 
     /// <summary>Bytes that may be used at an address from <see cref="Alloc"/> (ksize).</summary>
@@ -188,7 +216,7 @@ internal sealed class KmallocAllocator
             size,
             SlabGeometry.KmallocAlignmentOf(size),
             KmallocClasses.CreationFlags(type, memcg),
-            new CacheTraits(null, 0, size),
+            new CacheTraits(UserSize: size),
             freePointerOffset: null);
         cache.IsBuiltIn = true;
         return cache;

@@ -11,20 +11,32 @@ internal enum LockRank : byte
     /// <summary>The list of caches, creation and destruction (slab_mutex).</summary>
     SlabMutex = 1,
 
+    /// <summary>The pools of a vmap node (pool_lock).</summary>
+    VmapPool = 2,
+
+    /// <summary>The busy tree of a vmap node (vn->busy.lock).</summary>
+    VmapBusy = 3,
+
+    /// <summary>The lazy tree of a vmap node (vn->lazy.lock).</summary>
+    VmapLazy = 4,
+
+    /// <summary>Free address space (free_vmap_area_lock); area objects are allocated and freed under it.</summary>
+    VmapFree = 5,
+
     /// <summary>Which thread owns which CPU.</summary>
-    CpuBinding = 2,
+    CpuBinding = 6,
 
     /// <summary>The state of one CPU, when threads share it or another CPU works on it.</summary>
-    CpuSection = 3,
+    CpuSection = 7,
+
+    /// <summary>A node's full and empty sheaves of a cache.</summary>
+    Barn = 8,
 
     /// <summary>The partial list of a node of a cache (list_lock).</summary>
-    NodeList = 4,
+    NodeList = 9,
 
     /// <summary>The free lists of a zone (zone->lock).</summary>
-    Zone = 5,
-
-    /// <summary>A mempool's reserve.</summary>
-    Mempool = 6,
+    Zone = 10,
 }
 
 /// <summary>Checks <see cref="LockRank"/> per thread, in debug builds.</summary>

@@ -4,29 +4,29 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Two bytes for each pageblock (512 frames): its migrate type with the "skip in compaction" bit, and the zone that it
-/// belongs to. Zone borders lie on pageblock borders, so one byte answers page_zone() for all its frames.
+/// Three bytes for each pageblock (512 frames): its migrate type with the "skip in compaction" bit, and the zone that it
+/// belongs to. Zone borders lie on pageblock borders, so one number answers page_zone() for all its frames.
 /// </summary>
 /// <remarks>The type is written under the zone's lock and read without (a stale answer is harmless, as in the kernel).</remarks>
 internal sealed class PageblockMap : IDisposable
 {
-    /// <summary>The zone byte of a pageblock that belongs to no zone.</summary>
-    public const byte NoZone = 0xff;
+    /// <summary>The zone of a pageblock that belongs to none; beyond the last zone of 1024 nodes.</summary>
+    public const ushort NoZone = 0xffff;
 
     private const byte TypeMask = 0x07;
     private const byte SkipBit = 0x08;
     private const byte PresentBit = 0x10;
 
     private unsafe byte* _types;
-    private unsafe byte* _zones;
+    private unsafe ushort* _zones;
 
     public unsafe PageblockMap(ulong endPfn)
     {
         // One more pageblock than there is, for the look at a buddy beyond the end.
         Count = (endPfn >> PageOrder.Pageblock) + 2;
         _types = (byte*)NativeMemory.AllocZeroed((nuint)Count);
-        _zones = (byte*)NativeMemory.Alloc((nuint)Count);
-        NativeMemory.Fill(_zones, (nuint)Count, NoZone);
+        _zones = (ushort*)NativeMemory.Alloc((nuint)Count, sizeof(ushort));
+        new Span<ushort>(_zones, checked((int)Count)).Fill(NoZone);
     }
 
     /// <summary>Number of pageblocks, with one or two spare ones at the end.</summary>
@@ -45,7 +45,7 @@ internal sealed class PageblockMap : IDisposable
         *entry = (byte)((*entry & ~TypeMask) | (byte)type);
     }
 
-    public unsafe void SetZone(ulong pfn, int zone) => _zones[pfn >> PageOrder.Pageblock] = (byte)zone;
+    public unsafe void SetZone(ulong pfn, int zone) => _zones[pfn >> PageOrder.Pageblock] = (ushort)zone;
 
     /// <summary>Whether the pageblock has any memory (pfn_valid; holes within a pageblock do not show).</summary>
     public unsafe bool IsPresent(ulong pfn) => (_types[pfn >> PageOrder.Pageblock] & PresentBit) != 0;

@@ -127,6 +127,45 @@ internal sealed partial class Buddy : IDisposable
         return null;
     }
 
+    /// <summary>Appends a free block to its list; counters are set by <see cref="Zone"/>.Restore.</summary>
+    public unsafe void Restore(ulong pfn, int order, Migratetype type) =>
+        AddLocked(_map.PageOf(pfn), order, type, tail: true);
+
+    /// <summary>
+    /// Puts a block in use in the place of a free one of the same order, or of a part of a larger free one, which becomes
+    /// the one in use.
+    /// </summary>
+    /// <returns>False if the other block is not free.</returns>
+    public unsafe bool TryExchange(Page* page, Page* other, int order, int cpu)
+    {
+        ulong wanted = _map.PfnOf(other);
+        Lock.Acquire();
+        for (int current = order; current <= PageOrder.Max; current++)
+        {
+            ulong start = wanted & ~((1UL << current) - 1);
+            Page* head = _map.PageOf(start);
+            if (!IsFreeBlock(head, start, current))
+                continue;
+
+            Migratetype type = _blocks.TypeOf(start);
+            RemoveLocked(head, current);
+            AccountLocked(-(1L << order), type, cpu);
+            for (int part = current - 1; part >= order; part--)
+            {
+                // The half without the wanted block stays free.
+                ulong half = wanted & ~((1UL << part) - 1);
+                AddLocked(_map.PageOf(half ^ (1UL << part)), part, type, tail: false);
+            }
+
+            FreeOneLocked(page, order, _blocks.TypeOf(_map.PfnOf(page)), FreeFlags.None, cpu);
+            Lock.Release();
+            return true;
+        }
+
+        Lock.Release();
+        return false;
+    }
+
     /// <summary>Whether a free block of exactly this order starts at this frame of this zone.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe bool IsFreeBlock(Page* page, ulong pfn, int order) =>
@@ -159,13 +198,7 @@ internal sealed partial class Buddy : IDisposable
                     if (page == null)
                         break;
 
-                    bool released = release(_map.PfnOf(page), 1UL << order);
-                    Lock.Acquire();
-                    FreeOneLocked(page, order, (Migratetype)type, FreeFlags.ToTail, cpu);
-                    if (released && page->Type == PageType.Buddy && page->Private == (ulong)order)
-                        page->Flags |= PageFlags.Reported;
-                    Lock.Release();
-                    if (!released)
+                    if (!ReleaseOne(page, order, release, cpu))
                         return reported;
                     reported += 1UL << order;
                 }
@@ -179,6 +212,27 @@ internal sealed partial class Buddy : IDisposable
     {
         NativeMemory.AlignedFree(_lists);
         NativeMemory.Free(_nrFree);
+    }
+
+    /// <summary>Releases a block that is off the lists, and puts it back whatever comes of it.</summary>
+    private unsafe bool ReleaseOne(Page* page, int order, Func<ulong, ulong, bool> release, int cpu)
+    {
+        ulong pfn = _map.PfnOf(page);
+        bool released = false;
+        try
+        {
+            released = release(pfn, 1UL << order);
+        }
+        finally
+        {
+            Lock.Acquire();
+            FreeOneLocked(page, order, _blocks.TypeOf(pfn), FreeFlags.ToTail, cpu); // the type may have changed
+            if (released && page->Type == PageType.Buddy && page->Private == (ulong)order)
+                page->Flags |= PageFlags.Reported;
+            Lock.Release();
+        }
+
+        return released;
     }
 
     private unsafe Page* FirstUnreportedLocked(int order, Migratetype type)

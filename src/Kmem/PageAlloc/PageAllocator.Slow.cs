@@ -145,7 +145,7 @@ internal sealed partial class PageAllocator
         for (int i = request.First; i < request.Zones.Length; i++)
         {
             int node = request.Zones[i].NodeId;
-            if (node == last)
+            if (node == last || request.Zones[i].Type > request.Highest)
                 continue;
 
             Hooks.WakeKswapd(_nodes[node], request.Order, request.Highest);
@@ -182,8 +182,12 @@ internal sealed partial class PageAllocator
         int cpu = _cpus.CurrentCpu;
         for (int i = request.First; i < request.Zones.Length; i++)
         {
-            if (_zones[request.Zones[i].Index]!.Buddy.UnreserveHighAtomic(request.Migratetype, force, cpu))
+            Zone zone = request.Zones[i];
+            if (zone.Type <= request.Highest
+                && _zones[zone.Index]!.Buddy.UnreserveHighAtomic(request.Migratetype, force, cpu))
+            {
                 return true;
+            }
         }
 
         return false;
@@ -210,6 +214,7 @@ internal sealed partial class PageAllocator
                 Zone zone = request.Zones[i];
                 long reclaimable = Hooks.ReclaimableFrames(_nodes[zone.NodeId]);
                 if (reclaimable > 0
+                    && zone.Type <= request.Highest
                     && _zones[zone.Index]!.WatermarkOk(
                         request.Order,
                         zone.Mark(WatermarkLevel.Min),

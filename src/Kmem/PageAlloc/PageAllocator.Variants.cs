@@ -6,7 +6,7 @@ internal sealed partial class PageAllocator
     /// <summary>Counts one more reference to a block (get_page).</summary>
     public unsafe void Get(ulong pfn)
     {
-        Page* page = CheckedForFree(pfn, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1);
+        Page* page = CheckedForFree(pfn, Math.Max(0, _map.PageOf(pfn)->AllocatedOrderPlusOne - 1));
         Interlocked.Increment(ref page->RefCount);
     }
 
@@ -55,7 +55,9 @@ internal sealed partial class PageAllocator
         {
             page[i].RefCount = 0;
             PrepareFree(page + i, 0);
-            ZoneOf(_map.PfnOf(page + i)).GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
+            ZonePages zone = ZoneOf(_map.PfnOf(page + i));
+            zone.PcpOf(cpu)->PgFree++;
+            zone.GiveToBuddy(page + i, 0, FreeFlags.ToTail, cpu);
         }
 
         _cpus.Leave(task);
@@ -86,13 +88,21 @@ internal sealed partial class PageAllocator
         if (missing == 0)
             return filled;
 
-        CpuTask* task = _cpus.Current;
-        gfp = ApplyScopes(gfp, task->Flags);
-        CheckContext(gfp, task);
-        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled);
-        ZonePages? zone = missing == 1 ? null : FindBulkZone(request, missing);
-        int got = zone == null ? 0 : TakeBulk(zone, request, pages, task);
-        if (got == 0)
+        ZonePages? zone = missing == 1 ? null : BeginBulk(gfp, node, pages.Length);
+        for (int i = 0; zone != null && i < pages.Length; i++)
+        {
+            if (pages[i].IsValid)
+                continue;
+
+            Page* page = TakeBulk(zone, gfp, node);
+            if (page == null)
+                break;
+            pages[i] = new Pfn(_map.PfnOf(page));
+            missing = 0;
+        }
+
+        // Nothing that way: one page the ordinary way, and the caller asks again.
+        if (missing > 0)
         {
             Page* single = Alloc(gfp, 0, node);
             if (single != null)
@@ -103,8 +113,38 @@ internal sealed partial class PageAllocator
         return end < 0 ? pages.Length : end;
     }
 
+    /// <summary>The zone that a bulk request is served from, or null: single pages then.</summary>
+    public unsafe ZonePages? BeginBulk(Gfp gfp, int node, int wanted)
+    {
+        CpuTask* task = _cpus.Current;
+        gfp = ApplyScopes(gfp, task->Flags);
+        CheckContext(gfp, task);
+        if (!gfp.HasValidZone() || !gfp.HasValidMobility())
+            ThrowBadGfp(gfp);
+        return FindBulkZone(new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled), wanted);
+    }
+
+    /// <summary>One frame of a bulk request, from the zone's per-CPU list.</summary>
+    public unsafe Page* TakeBulk(ZonePages zone, Gfp gfp, int node)
+    {
+        CpuTask* task = _cpus.Current;
+        gfp = ApplyScopes(gfp, task->Flags);
+        var request = new AllocRequest(gfp, 0, ZonelistFor(gfp, node), GroupingDisabled);
+        int cpu = _cpus.Enter(task);
+        Page* page = zone.TakeBulk(request.Migratetype, AllocFlags.WatermarkLow, cpu);
+        if (page != null)
+            CountAllocation(zone, request, cpu);
+        _cpus.Leave(task);
+        if (page == null)
+            return null;
+
+        Prepare(page, request, AllocFlags.WatermarkLow);
+        page->RefCount = 1;
+        return page;
+    }
+
     /// <summary>The first zone of the preferred node that has the whole request above LOW.</summary>
-    private ZonePages? FindBulkZone(in AllocRequest request, int missing)
+    private ZonePages? FindBulkZone(in AllocRequest request, int wanted)
     {
         for (int i = request.First; i < request.Zones.Length; i++)
         {
@@ -114,37 +154,10 @@ internal sealed partial class PageAllocator
 
             ZonePages pages = _zones[zone.Index]!;
             ZoneType highest = request.Zones[request.First].Type;
-            if (pages.WatermarkFast(0, zone.Mark(WatermarkLevel.Low) + missing, highest, AllocFlags.WatermarkLow))
+            if (pages.WatermarkFast(0, zone.Mark(WatermarkLevel.Low) + wanted, highest, AllocFlags.WatermarkLow))
                 return pages;
         }
 
         return null;
-    }
-
-    private unsafe int TakeBulk(ZonePages zone, in AllocRequest request, Span<Pfn> pages, CpuTask* task)
-    {
-        int cpu = _cpus.Enter(task);
-        int got = 0;
-        if (zone.PcpOf(cpu)->Locked == 0)
-        {
-            for (int i = 0; i < pages.Length; i++)
-            {
-                if (pages[i].IsValid)
-                    continue;
-
-                Page* page = zone.TakeBulk(request.Migratetype, AllocFlags.WatermarkLow, cpu);
-                if (page == null)
-                    break;
-
-                CountAllocation(zone, request, cpu);
-                Prepare(page, request, AllocFlags.WatermarkLow);
-                page->RefCount = 1;
-                pages[i] = new Pfn(_map.PfnOf(page));
-                got++;
-            }
-        }
-
-        _cpus.Leave(task);
-        return got;
     }
 }

@@ -94,13 +94,19 @@ internal sealed partial class PageAllocator : IDisposable
     public ZonePages ZoneOf(ulong pfn) => _zones[_blocks.ZoneOf(pfn)]!;
 
     /// <summary>
+    /// Whether a pageblock in a zone's span has memory of that zone: it may be a hole, or another node's.
+    /// </summary>
+    public bool HasMemory(Zone zone, ulong pfn) => _blocks.ZoneOf(pfn) == zone.Index && _blocks.IsPresent(pfn);
+
+    /// <summary>
     /// Allocates a block whose reference count stays 0 ("frozen"): what slabs and large kmalloc blocks are made of.
     /// </summary>
     /// <param name="gfp">What may be done to get it, and from which zones.</param>
     /// <param name="order">Block size: 2^order frames.</param>
     /// <param name="node">Preferred node, or -1 for the CPU's own.</param>
+    /// <param name="bypassPcp">Whoever was interrupted holds the per-CPU lists: straight to the buddy system.</param>
     /// <returns>The head page, or null.</returns>
-    public unsafe Page* AllocFrozen(Gfp gfp, int order, int node)
+    public unsafe Page* AllocFrozen(Gfp gfp, int order, int node, bool bypassPcp = false)
     {
         if ((uint)order > PageOrder.Max)
         {
@@ -114,7 +120,7 @@ internal sealed partial class PageAllocator : IDisposable
         if (!gfp.HasValidZone() || !gfp.HasValidMobility())
             ThrowBadGfp(gfp);
 
-        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node), GroupingDisabled);
+        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, node), GroupingDisabled, bypassPcp);
         AllocFlags flags = AllocFlags.WatermarkLow | (AllocFlags)(gfp & Gfp.KswapdReclaim);
         if (MustNotFragment(request))
             flags |= AllocFlags.NoFragment;
@@ -163,14 +169,14 @@ internal sealed partial class PageAllocator : IDisposable
     }
 
     /// <summary>Gives back a block with reference count 0 (__free_frozen_pages).</summary>
-    public unsafe void FreeFrozen(Page* page, int order)
+    public unsafe void FreeFrozen(Page* page, int order, bool bypassPcp = false)
     {
         PrepareFree(page, order);
         ZonePages zone = ZoneOf(_map.PfnOf(page));
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
         zone.PcpOf(cpu)->PgFree += 1L << order;
-        zone.Give(page, order, cpu);
+        zone.Give(page, order, cpu, bypassPcp);
         _cpus.Leave(task);
     }
 
@@ -224,6 +230,15 @@ internal sealed partial class PageAllocator : IDisposable
         return reported;
     }
 
+    /// <summary>Makes frames that are on no list a block in use.</summary>
+    public unsafe void RestoreAllocated(Page* page, int order, bool compound)
+    {
+        page->Flags &= PageFlags.Lru;
+        page->AllocatedOrderPlusOne = (byte)(order + 1);
+        if (compound && order > 0)
+            PrepareCompound(page, order);
+    }
+
     public void Dispose()
     {
         foreach (ZonePages zone in Zones)
@@ -261,6 +276,9 @@ internal sealed partial class PageAllocator : IDisposable
                 Zone zone = request.Zones[i];
                 if (_nodes.Length > 1)
                 {
+                    if (zone.Type > request.Highest)
+                        continue;       // another node's: the first zones of this one are behind First
+
                     // Mixing types at home is better than going to a remote node.
                     if (noFragment && zone.NodeId != request.Zones[request.First].NodeId)
                     {
@@ -315,7 +333,7 @@ internal sealed partial class PageAllocator : IDisposable
     private unsafe Page* TakeFrom(ZonePages pages, in AllocRequest request, AllocFlags flags, CpuTask* task)
     {
         int cpu = _cpus.Enter(task);
-        Page* page = pages.Take(request.Order, request.Migratetype, flags, cpu);
+        Page* page = pages.Take(request.Order, request.Migratetype, flags, cpu, request.BypassPcp);
         if (page != null)
             CountAllocation(pages, request, cpu);
         _cpus.Leave(task);
@@ -407,8 +425,10 @@ internal sealed partial class PageAllocator : IDisposable
     /// <summary>One request on its way (struct alloc_context).</summary>
     private readonly struct AllocRequest
     {
-        public AllocRequest(Gfp gfp, int order, Zonelist zonelist, bool groupingDisabled)
+        public AllocRequest(
+            Gfp gfp, int order, Zonelist zonelist, bool groupingDisabled, bool bypassPcp = false)
         {
+            BypassPcp = bypassPcp;
             Gfp = gfp;
             Order = order;
             Highest = gfp.HighestZone();
@@ -419,6 +439,8 @@ internal sealed partial class PageAllocator : IDisposable
         public Gfp Gfp { get; }
 
         public int Order { get; }
+
+        public bool BypassPcp { get; }
 
         public ZoneType Highest { get; }
 

@@ -32,10 +32,6 @@ internal struct PerCpuPages
     public int AllocFactor;
     public int FreeCount;
 
-    /// <summary>Non-zero: the code that this one interrupted holds the lists; everything goes to the buddy system.</summary>
-    public int Locked;
-    private readonly int _pad;
-
     // Statistics of the zone on this CPU, in frames (vmstat) or allocations (numa_*).
     public long PgAlloc;
     public long PgFree;
@@ -76,7 +72,7 @@ internal struct PerCpuPages
     /// <summary>How many blocks the next refill takes; tunes High and AllocFactor on the way (nr_pcp_alloc).</summary>
     public int RefillCount(int order, bool zoneBelowHigh)
     {
-        High = Math.Clamp(High, HighMin, HighMax);
+        High = Clamp(High, HighMin, HighMax);
         if (High < Batch)
             return 1;
 
@@ -98,7 +94,7 @@ internal struct PerCpuPages
     /// <summary>The length beyond which a free drains; tunes High on the way (nr_pcp_high).</summary>
     public int FreeLimit(bool freeHigh, ZoneFlags zone)
     {
-        int high = High = Math.Clamp(High, HighMin, HighMax);
+        int high = High = Clamp(High, HighMin, HighMax);
         if (high == 0)
             return 0;
 
@@ -127,7 +123,7 @@ internal struct PerCpuPages
         {
             int need = FreeCount + Batch;
             if (High < need)
-                High = Math.Clamp(need, HighMin, HighMax);
+                High = Clamp(need, HighMin, HighMax);
         }
 
         return high;
@@ -142,6 +138,9 @@ internal struct PerCpuPages
             return 1;
         return Math.Min(Math.Max(FreeCount, Batch), limit - Batch);
     }
+
+    /// <summary>The kernel's clamp(): in a tiny zone the lower limit may be the larger one, and then the upper wins.</summary>
+    private static int Clamp(int value, int low, int high) => Math.Min(Math.Max(value, low), high);
 
     [InlineArray(ListCount * 2)]
     private struct Lists

@@ -40,18 +40,15 @@ internal sealed class ZonePages : IDisposable
     /// Takes a block: from the CPU's list if the order has one, refilling it if it is empty, else from the buddy system.
     /// </summary>
     /// <returns>The block, unprepared, or null.</returns>
-    public unsafe Page* Take(int order, Migratetype type, AllocFlags flags, int cpu)
+    public unsafe Page* Take(int order, Migratetype type, AllocFlags flags, int cpu, bool bypassPcp = false)
     {
-        if (PerCpuPages.IsPcpOrder(order))
+        if (PerCpuPages.IsPcpOrder(order) && !bypassPcp)
         {
             PerCpuPages* pcp = PcpOf(cpu);
-            if (pcp->Locked == 0)
-            {
-                pcp->FreeCount >>= 1;
-                Page* page = PopOrRefill(pcp, order, type, flags, cpu);
-                if (page != null)
-                    return page;
-            }
+            pcp->FreeCount >>= 1;
+            Page* page = PopOrRefill(pcp, order, type, flags, cpu);
+            if (page != null)
+                return page;
         }
 
         return TakeFromBuddy(order, type, flags, cpu);
@@ -65,17 +62,16 @@ internal sealed class ZonePages : IDisposable
         PopOrRefill(PcpOf(cpu), 0, type, flags, cpu);
 
     /// <summary>Gives a block back: onto the CPU's list if its order has one, which may then drain.</summary>
-    public unsafe void Give(Page* page, int order, int cpu)
+    public unsafe void Give(Page* page, int order, int cpu, bool bypassPcp = false)
     {
         Migratetype type = _blocks.TypeOf(_map.PfnOf(page));
-        PerCpuPages* pcp = PcpOf(cpu);
-        if (!PerCpuPages.IsPcpOrder(order) || type == Migratetype.Isolate || pcp->Locked != 0)
+        if (!PerCpuPages.IsPcpOrder(order) || type == Migratetype.Isolate || bypassPcp)
         {
             GiveToBuddy(page, order, FreeFlags.None, cpu);
             return;
         }
 
-        Push(pcp, page, order, PerCpuPages.ListIndex(order, type), cpu);
+        Push(PcpOf(cpu), page, order, PerCpuPages.ListIndex(order, type), cpu);
     }
 
     public unsafe void GiveToBuddy(Page* page, int order, FreeFlags flags, int cpu)

@@ -203,7 +203,7 @@ public sealed class ProcFs
             Order = (uint)geometry.Order,
             MinPartial = (ulong)cache.MinPartial,
             CpuPartial = (uint)cache.CpuPartial,
-            SheafCapacity = 0,
+            SheafCapacity = (uint)cache.SheafCapacity,
             Ctor = cache.HasConstructor ? "constructor" : "",
             Aliases = (uint)cache.Aliases,
             Usersize = (uint)cache.UserSize,
@@ -255,7 +255,7 @@ public sealed class ProcFs
         var counts = new ulong[Migratetypes.Count];
         for (ulong pfn = zone.Zone.StartPfn; pfn < zone.Zone.EndPfn; pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1)
         {
-            if (_blocks.IsPresent(pfn))
+            if (_blocks.IsPresent(pfn) && _blocks.ZoneOf(pfn) == zone.Zone.Index)
                 counts[(int)_blocks.TypeOf(pfn)]++;
         }
 

@@ -69,6 +69,13 @@ public sealed class GeometryTable
         ("cpu_partial", g => g.CpuPartial),
     ];
 
+    /// <summary>
+    /// Caches that Linux 6.18 creates with a free-pointer offset of their own, which sysfs does not show: the VMA cache
+    /// keeps the pointer in the first word (kernel/fork.c).
+    /// </summary>
+    public static IReadOnlyDictionary<string, int> KnownFreePointerOffsets { get; } =
+        new Dictionary<string, int>(StringComparer.Ordinal) { ["vm_area_struct"] = 0 };
+
     private readonly List<Row> _rows;
 
     private GeometryTable(List<Row> rows) => _rows = rows;
@@ -129,6 +136,15 @@ public sealed class GeometryTable
         }
         return new GeometryComparison(_rows.Count, equal, different);
     }
+
+    /// <summary>
+    /// The <see cref="KnownFreePointerOffsets"/> of caches in this table that name none themselves and can have one.
+    /// </summary>
+    public IReadOnlyDictionary<string, int> AssumedFreePointerOffsets() => _rows
+        .Where(row => row.FreePointerOffset is null && !row.HasConstructor
+            && (row.Flags & SlabFlags.TypesafeByRcu) != 0 && KnownFreePointerOffsets.ContainsKey(row.Name))
+        .DistinctBy(row => row.Name, StringComparer.Ordinal)
+        .ToDictionary(row => row.Name, row => KnownFreePointerOffsets[row.Name], StringComparer.Ordinal);
 
     private readonly record struct Row(
         string Name, int ObjectSize, int Align, SlabFlags Flags, bool HasConstructor, int? FreePointerOffset,

@@ -13,14 +13,14 @@ public sealed partial class KmemCache
     /// many single allocations would have returned.
     /// </summary>
     /// <param name="gfp">What may be done to get them.</param>
-    /// <param name="objects">Filled with addresses; cleared on failure.</param>
+    /// <param name="objects">Filled with addresses; left as it was on failure.</param>
     /// <returns>The number of entries, or 0 if memory ran out.</returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     public unsafe int AllocBulk(Gfp gfp, Span<nint> objects)
     {
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
-        int filled = 0;
+        int filled = _sheafCapacity == 0 ? 0 : AllocBulkFromSheaves(task, objects);
         bool complete = false;
         try
         {
@@ -28,20 +28,78 @@ public sealed partial class KmemCache
         }
         finally
         {
-            // Out of memory, or the constructor threw, or a free list turned out to be corrupt.
+            // Out of memory, or the constructor threw, or a free list turned out to be corrupt: nothing is lost.
             if (!complete)
-                TakeBack(objects, filled);
+            {
+                FreeToSlabs(objects[..filled]);
+                objects[..filled].Clear();
+            }
         }
 
-        for (int i = 0; i < filled; i++)
+        if (!complete)
+            return 0;
+
+        foreach (nint obj in objects)
         {
+            MarkLive((void*)obj);
             if ((gfp & Gfp.Zero) != 0)
-                new Span<byte>((void*)objects[i], _objectSize).Clear();
+                new Span<byte>((void*)obj, _objectSize).Clear();
             if (_slabs.Trace != null)
-                TraceAlloc((void*)objects[i], (nuint)_objectSize, gfp, -1, traceAsKmalloc: false);
+                TraceAlloc((void*)obj, (nuint)_objectSize, gfp, -1, traceAsKmalloc: false);
         }
 
-        return complete ? filled : 0;
+        return filled;
+    }
+
+    private unsafe bool TryFill(CpuTask* task, Gfp gfp, Span<nint> objects, ref int filled)
+    {
+        while (filled < objects.Length)
+        {
+            void* obj = AllocFromSlabs(task, gfp, -1);
+            if (obj == null)
+                return false;
+
+            objects[filled++] = (nint)obj;
+        }
+
+        return true;
+    }
+
+    /// <summary>Block copies out of full sheaves, as long as there are any; each block in array order.</summary>
+    private unsafe int AllocBulkFromSheaves(CpuTask* task, Span<nint> objects)
+    {
+        int filled = 0;
+        while (filled < objects.Length)
+        {
+            int cpu = _cpus.Enter(task);
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Main->Size == 0)
+            {
+                if (c->Spare != null && c->Spare->Size > 0)
+                {
+                    SwapSheaves(c);
+                }
+                else
+                {
+                    Sheaf* full = BarnOf(cpu).ExchangeForFull(c->Main);
+                    if (full == null)
+                    {
+                        _cpus.Leave(task);
+                        break;
+                    }
+
+                    c->Main = full;
+                }
+            }
+
+            int count = Math.Min(objects.Length - filled, c->Main->Size);
+            c->Main->Size -= count;
+            new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count).CopyTo(objects[filled..]);
+            filled += count;
+            _cpus.Leave(task);
+        }
+
+        return filled;
     }
 
     /// <summary>Frees many objects of this cache, those of one slab in one step (kmem_cache_free_bulk).</summary>
@@ -49,19 +107,75 @@ public sealed partial class KmemCache
     /// <exception cref="KernelBugException">
     /// One of them is not an allocated object. The others may or may not have been freed; none is lost.
     /// </exception>
-    public unsafe void FreeBulk(Span<nint> objects) => _slabs.FreeBulk(this, objects);
+    public unsafe void FreeBulk(Span<nint> objects)
+    {
+        if (_sheafCapacity == 0)
+            _slabs.FreeBulk(this, objects);
+        else
+            FreeBulkToSheaves(objects);
+    }
+
+    /// <summary>Appends to main sheaves as long as there is room; the rest goes to the slabs.</summary>
+    private unsafe void FreeBulkToSheaves(Span<nint> objects)
+    {
+        for (int i = 0; i < objects.Length; i++)
+        {
+            var obj = (void*)objects[i];
+            Page* slab = _slabs.SlabOf(obj);
+            if (slab == null)
+                _slabs.ThrowNotASlab(obj, $"kmem_cache_free_bulk({Name})");
+            if (_slabs.CacheOf(slab) != this || !TryMarkFree(obj))
+            {
+                // What was looked at before is free, and must not be lost.
+                FreeToSlabs(objects[..i]);
+                _slabs.ThrowBadFree(_slabs.CacheOf(slab), slab, obj);
+            }
+        }
+
+        CpuTask* task = _cpus.Current;
+        while (objects.Length > 0)
+        {
+            int cpu = _cpus.Enter(task);
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Main->IsFull && !TryMakeRoom(c, BarnOf(cpu)))
+            {
+                _cpus.Leave(task);
+                FreeToSlabs(objects);
+                return;
+            }
+
+            int count = Math.Min(objects.Length, (int)c->Main->Capacity - c->Main->Size);
+            objects[..count].CopyTo(new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count));
+            c->Main->Size += count;
+            objects = objects[count..];
+            _cpus.Leave(task);
+        }
+    }
+
+    /// <summary>Room in the main sheaf without allocating or flushing.</summary>
+    private static unsafe bool TryMakeRoom(KmemCacheCpu* c, Barn barn)
+    {
+        if (c->Spare != null && !c->Spare->IsFull)
+        {
+            SwapSheaves(c);
+            return true;
+        }
+
+        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Main, out _);
+        if (empty == null)
+            return false;
+        if (c->Spare == null)
+            c->Spare = c->Main;
+        c->Main = empty;
+        return true;
+    }
 
     /// <summary>
     /// Takes the last object of an array and all others of its slab that are near enough, links them and frees the chain
-    /// (build_detached_freelist).
+    /// (build_detached_freelist). With the free hooks the chain ends up reversed: the last array entry is its head.
     /// </summary>
-    /// <param name="objects">Addresses; those that are taken go to the end.</param>
-    /// <param name="slab">The slab of the last one.</param>
-    /// <param name="withHooks">
-    /// The free hooks reverse a chain, so that the last array entry is its head. Undoing an allocation has no hooks.
-    /// </param>
     /// <returns>How many entries at the start of the array are still to be freed.</returns>
-    internal unsafe int FreeChainFromEnd(Span<nint> objects, Page* slab, bool withHooks = true)
+    internal unsafe int FreeChainFromEnd(Span<nint> objects, Page* slab)
     {
         int left = objects.Length - 1;
         void* head = (void*)objects[left];
@@ -74,20 +188,10 @@ public sealed partial class KmemCache
         int same = left;
         for (int i = left - 1; i >= 0; i--)
         {
-            void* obj = (void*)objects[i];
-            if (_slabs.SlabOf(obj) == slab && TryMarkFree(obj))
+            if (_slabs.SlabOf((void*)objects[i]) == slab && TryMarkFree((void*)objects[i]))
             {
-                if (withHooks)
-                {
-                    SetFreePointer(tail, obj);
-                    tail = obj;
-                }
-                else
-                {
-                    SetFreePointer(obj, head);
-                    head = obj;
-                }
-
+                SetFreePointer(tail, (void*)objects[i]);
+                tail = (void*)objects[i];
                 count++;
                 same--;
                 if (i != same)
@@ -101,48 +205,6 @@ public sealed partial class KmemCache
 
         FreeChain(slab, head, tail, count);
         return same;
-    }
-
-    private unsafe bool TryFill(CpuTask* task, Gfp gfp, Span<nint> objects, ref int filled)
-    {
-        while (filled < objects.Length)
-        {
-            int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
-            void* obj = c->Freelist;
-            while (obj != null && filled < objects.Length)
-            {
-                void* next = FreePointer(obj);
-                if (!IsSameSlabOrNull(obj, next))
-                    ThrowCorruptFreelist(task, c, obj, next);
-                c->Freelist = next;
-                MarkLive(obj);
-                objects[filled++] = (nint)obj;
-                obj = next;
-            }
-
-            if (filled == objects.Length)
-            {
-                _cpus.Leave(task);
-                break;
-            }
-
-            obj = AllocSlow(task, cpu, gfp, -1);
-            if (obj == null)
-                return false;
-
-            objects[filled++] = (nint)obj;
-        }
-
-        return true;
-    }
-
-    private unsafe void TakeBack(Span<nint> objects, int filled)
-    {
-        Span<nint> left = objects[..filled];
-        while (left.Length > 0)
-            left = left[..FreeChainFromEnd(left, _slabs.SlabOf((void*)left[^1]), withHooks: false)];
-        objects[..filled].Clear();
     }
 
     private unsafe void FreeChain(Page* slab, void* head, void* tail, int count)

@@ -19,7 +19,12 @@ public sealed partial class KmemCache
     {
         FlushAll();
         foreach (KmemCacheNode node in _nodes)
+        {
+            if (node.Barn != null)
+                EmptyBarn(this, node.Barn);
             ShrinkNode(node);
+        }
+
         return SlabCount > 0;
     }
 
@@ -39,6 +44,8 @@ public sealed partial class KmemCache
         {
             // A closing cache is waited for on every CPU: whoever was inside a section is through it afterwards.
             KmemCacheCpu* c = _cpu + cpu;
+            if (c->Main != null)
+                FlushSheavesOf(cpu);
             if (c->Slab == null && c->Partial == null && !IsClosed)
                 continue;
 
@@ -46,7 +53,9 @@ public sealed partial class KmemCache
             Page* slab = c->Slab;
             void* freelist = c->Freelist;
             Page* chain = c->Partial;
-            *c = default;
+            c->Slab = null;
+            c->Freelist = null;
+            c->Partial = null;
             _cpus.ReleaseRemote(cpu);
 
             if (slab != null)
@@ -87,6 +96,18 @@ public sealed partial class KmemCache
     internal unsafe void* NextFree(void* obj) => FreePointer(obj);
 
     internal unsafe void* ObjectOf(Page* slab, int index) => ObjectAt(slab, index);
+
+    /// <summary>Frees the CPUs' main sheaves; the cache is empty and goes away.</summary>
+    internal unsafe void FreeMainSheaves()
+    {
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            Sheaf* main = (_cpu + cpu)->Main;
+            (_cpu + cpu)->Main = null;
+            if (main != null)
+                FreeSheaf(main);
+        }
+    }
 
     /// <summary>
     /// From here on no CPU gets another slab: a request that needs one is refused. What is on free lists still serves.

@@ -38,12 +38,12 @@ public sealed partial class KmemCache
 
         int order = Geometry.Order;
         int objects = Geometry.ObjectsPerSlab;
-        Page* slab = _slabs.Pages.AllocFrozen(quiet, order, node);
+        Page* slab = AllocPages(quiet, order, node);
         if (slab == null)
         {
             order = Geometry.MinOrder;
             objects = Geometry.MinObjects;
-            slab = _slabs.Pages.AllocFrozen(flags, order, node);
+            slab = AllocPages(flags, order, node);
             if (slab == null)
                 return null;
         }
@@ -60,8 +60,8 @@ public sealed partial class KmemCache
         return slab;
     }
 
-    private unsafe void CountNewSlab(Page* slab) =>
-        _nodes[NodeOf(slab)].CountSlab(1, SlabState.Read(slab).Objects);
+    private unsafe void CountNewSlab(Page* slab, int sign = 1) =>
+        _nodes[NodeOf(slab)].CountSlab(sign, sign * SlabState.Read(slab).Objects);
 
     /// <summary>Links all objects in order of first use, and runs the constructor on each.</summary>
     /// <returns>Index of the first object.</returns>
@@ -159,7 +159,8 @@ public sealed partial class KmemCache
             ReleasePages(slab);
     }
 
-    private unsafe void ReleasePages(Page* slab)
+    /// <summary>Gives a discarded slab's pages back; its grace period, if it needs one, is over.</summary>
+    internal unsafe void ReleasePages(Page* slab)
     {
         int order = PageAllocator.CompoundOrder(slab);
         _slabs.AccountPages(slab, -(1L << order), Flags);
@@ -168,8 +169,16 @@ public sealed partial class KmemCache
         slab->SlabCache = 0;
         slab->Private = 0;
         slab->Flags &= ~(PageFlags.SlabPfMemAlloc | PageFlags.SlabOnPartialList);
-        _slabs.Pages.FreeFrozen(slab, order);
+        if (_slabs.PageSink == null)
+            _slabs.Pages.FreeFrozen(slab, order);
+        else
+            _slabs.PageSink((nint)slab, order);
     }
+
+    private unsafe Page* AllocPages(Gfp gfp, int order, int node) =>
+        _slabs.PageSource == null
+            ? _slabs.Pages.AllocFrozen(gfp, order, node)
+            : (Page*)_slabs.PageSource(gfp, order, node);
 
     /// <summary>
     /// A free list's next object; a link that leaves the slab ends the list, with a report. Only for a list that nobody

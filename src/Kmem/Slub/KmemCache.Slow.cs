@@ -45,7 +45,6 @@ public sealed partial class KmemCache
         if (!IsSameSlabOrNull(freelist, rest))
             ThrowCorruptFreelist(task, c, freelist, rest);
         c->Freelist = rest;
-        MarkLive(freelist);
         _cpus.Leave(task);
         return freelist;
     }

@@ -46,6 +46,7 @@ public sealed partial class KmemCache
         _objectSize = geometry.ObjectSize;
         _inuse = geometry.Inuse;
         _constructor = traits.Constructor;
+        _sheafCapacity = traits.SheafCapacity;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
         MinPartial = geometry.MinPartial;
@@ -62,7 +63,7 @@ public sealed partial class KmemCache
         new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
         _nodes = new KmemCacheNode[slabs.Pages.Nodes.Count];
         for (int node = 0; node < _nodes.Length; node++)
-            _nodes[node] = new KmemCacheNode();
+            _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn() : null };
     }
 
     /// <summary>
@@ -176,25 +177,13 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
-        int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
-        void* obj = c->Freelist;
-        if (obj == null || node >= 0)
-        {
-            obj = AllocSlow(task, cpu, gfp, node);
-            if (obj == null)
-                return null;
-        }
-        else
-        {
-            void* next = FreePointer(obj);
-            if (!IsSameSlabOrNull(obj, next))
-                ThrowCorruptFreelist(task, c, obj, next);
-            c->Freelist = next;
-            MarkLive(obj);
-            _cpus.Leave(task);
-        }
+        void* obj = _sheafCapacity == 0 ? null : AllocFromSheaf(task, gfp, node);
+        if (obj == null)
+            obj = AllocFromSlabs(task, gfp, node);
+        if (obj == null)
+            return null;
 
+        MarkLive(obj);
         if ((gfp & Gfp.Zero) != 0)
             new Span<byte>(obj, _objectSize).Clear();
         if (_slabs.Trace != null)
@@ -210,6 +199,9 @@ public sealed partial class KmemCache
             _slabs.ThrowBadFree(this, slab, obj);
 
         CpuTask* task = _cpus.Current;
+        if (_sheafCapacity != 0 && FreeToSheaf(task, slab, obj))
+            return;
+
         int cpu = _cpus.Enter(task);
         KmemCacheCpu* c = _cpu + cpu;
         if (c->Slab == slab)
@@ -221,6 +213,24 @@ public sealed partial class KmemCache
         }
 
         FreeSlow(task, cpu, slab, obj, obj, 1);
+    }
+
+    /// <summary>One object from this CPU's slab or further away; not yet marked as live.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe void* AllocFromSlabs(CpuTask* task, Gfp gfp, int node)
+    {
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        void* obj = c->Freelist;
+        if (obj == null || node >= 0)
+            return AllocSlow(task, cpu, gfp, node);
+
+        void* next = FreePointer(obj);
+        if (!IsSameSlabOrNull(obj, next))
+            ThrowCorruptFreelist(task, c, obj, next);
+        c->Freelist = next;
+        _cpus.Leave(task);
+        return obj;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -287,4 +297,6 @@ public sealed partial class KmemCache
 /// <param name="Constructor">Run once per object of a new slab, or null.</param>
 /// <param name="UserOffset">Start of the part that user copies may touch.</param>
 /// <param name="UserSize">Bytes that user copies may touch.</param>
-internal readonly record struct CacheTraits(SlabConstructor? Constructor, int UserOffset, int UserSize);
+/// <param name="SheafCapacity">Objects in a sheaf; 0 for a cache without.</param>
+internal readonly record struct CacheTraits(
+    SlabConstructor? Constructor = null, int UserOffset = 0, int UserSize = 0, int SheafCapacity = 0);

@@ -27,6 +27,9 @@ internal sealed class KmemCacheNode
 
     public long TotalObjects => Volatile.Read(ref _objects);
 
+    /// <summary>The node's sheaves, if the cache has them.</summary>
+    public Barn? Barn { get; init; }
+
     /// <summary>The object of kmem_cache_node that stands for this node's part of the cache.</summary>
     public nint Descriptor { get; set; }
 
@@ -94,4 +97,13 @@ internal struct KmemCacheCpu
 
     /// <summary>Chain of partial slabs kept for this CPU, through CpuPartialNext; the first one knows the length.</summary>
     public unsafe Page* Partial;
+
+    /// <summary>The sheaf that objects are popped from and pushed to; only in caches with sheaves.</summary>
+    public unsafe Sheaf* Main;
+
+    /// <summary>An empty or full sheaf, or null.</summary>
+    public unsafe Sheaf* Spare;
+
+    /// <summary>The sheaf that collects objects to be freed after a grace period, or null.</summary>
+    public unsafe Sheaf* RcuFree;
 }

@@ -37,8 +37,8 @@ internal sealed partial class SlabAllocator : IDisposable
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private KmemCache?[] _byId = new KmemCache?[256];
-    private readonly KmemCache? _bootNode;
-    private readonly KmemCache? _bootCache;
+    private KmemCache? _bootNode;
+    private KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 
@@ -52,15 +52,6 @@ internal sealed partial class SlabAllocator : IDisposable
         _nodeOfCpu = nodeOfCpu;
         _random = Math.Max(1, options.Seed * 0x9e37_79b9_7f4a_7c15); // the multiplier is odd: no two seeds meet
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
-
-        // The descriptors of caches come from caches themselves; these two are there before all others.
-        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        _bootCache = CreateBoot(
-            "kmem_cache", KmemCacheSize + (8 * pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, new CacheTraits(null, 0, 0));
-        _bootNode.RefCount = BootRefCount;
-        _bootCache.RefCount = BootRefCount;
-        Describe(_bootNode);
-        Describe(_bootCache);
     }
 
     public PageAllocator Pages { get; }
@@ -79,6 +70,18 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
+    public Func<Gfp, int, int, nint>? PageSource { get; set; }
+
+    /// <summary>Where slabs' pages go if not to the page allocator.</summary>
+    public Action<nint, int>? PageSink { get; set; }
+
+    /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
+    public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
+
+    /// <summary>Where they go.</summary>
+    public Action<nint> FreeMetadata { get; set; } = _ => { };
+
     /// <summary>A copy of the list of caches, newest first, as /proc/slabinfo shows it.</summary>
     public IReadOnlyList<KmemCache> Caches
     {
@@ -86,6 +89,33 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
+        }
+    }
+
+    /// <summary>
+    /// Creates the caches that the descriptors of all caches come from, these two included (kmem_cache_init).
+    /// </summary>
+    public void Start()
+    {
+        CacheTraits plain = default;
+        _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
+        _bootCache = CreateBoot(
+            "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
+        _bootNode.RefCount = _bootCache.RefCount = -1; // nobody joins them, nobody destroys them
+        Describe(_bootNode);
+        Describe(_bootCache);
+    }
+
+    /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, int sheafCapacity)
+    {
+        lock (_mutex)
+        {
+            int id = FreeId();
+            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(SheafCapacity: sheafCapacity)) { RefCount = refCount };
+            _byId[id] = cache;
+            _caches.Add(cache);
+            return cache;
         }
     }
 
@@ -112,6 +142,9 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
     public unsafe ulong KernelAddress(void* address) =>
         AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+
+    /// <summary>The other way round: the pointer to an address of the direct map.</summary>
+    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - AddressMap.PageOffset);
 
     public unsafe ulong KernelPageAddress(Page* page) =>
         AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
@@ -165,6 +198,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
             KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
             Describe(cache);
+            cache.StartSheaves();
             return cache;
         }
     }
@@ -184,6 +218,7 @@ internal sealed partial class SlabAllocator : IDisposable
         if (cache.IsConstructing)
             Pages.ThrowBug($"BUG: kmem_cache_destroy({cache.Name}): called from the cache's own constructor");
 
+        cache.FlushRcuSheaves();
         Rcu.Barrier();
         lock (_mutex)
         {
@@ -200,12 +235,15 @@ internal sealed partial class SlabAllocator : IDisposable
 
             cache.Close();
             cache.Shrink();
+            if (cache.SheafCapacity > 0)
+                cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
             if (cache.SlabCount > 0)
             {
                 cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
             }
 
+            cache.FreeMainSheaves();
             _caches.Remove(cache);
             _aliases.RemoveAll(alias => alias.Cache == cache);
             FreeDescriptors(cache);
@@ -231,20 +269,31 @@ internal sealed partial class SlabAllocator : IDisposable
     public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
     {
         nint tag = TagOf(cache.Id);
+        ForEachSlab(slab =>
+        {
+            if (((Page*)slab)->SlabCache == tag)
+                visit(slab);
+        });
+    }
+
+    /// <summary>Calls back for every slab of every cache, in order of address. Nobody may be at work.</summary>
+    public unsafe void ForEachSlab(Action<nint> visit)
+    {
         foreach (ZonePages pages in Pages.Zones)
         {
             for (ulong pfn = pages.Zone.StartPfn; pfn < pages.Zone.EndPfn;)
             {
-                Page* page = Map.PageOf(pfn);
-                if (page->Type == PageType.Buddy)
+                if (!Pages.HasMemory(pages.Zone, pfn))
                 {
-                    pfn += 1UL << (int)page->Private;
+                    pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
                     continue;
                 }
 
-                if (page->Type == PageType.Slab && page->SlabCache == tag)
+                Page* page = Map.PageOf(pfn);
+                if (page->Type == PageType.Slab)
                     visit((nint)page);
-                pfn += 1UL << PageAllocator.CompoundOrder(page);
+                int order = page->Type == PageType.Buddy ? (int)page->Private : Math.Max(page->AllocatedOrderPlusOne - 1, 0);
+                pfn += 1UL << order;
             }
         }
     }
@@ -344,7 +393,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>
     private KmemCache? FindMergeable(int size, int align, SlabFlags flags, CacheTraits traits)
     {
-        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
+        if (!Options.Merge || traits.Constructor != null || traits.UserSize != 0 || traits.SheafCapacity != 0 || (flags & SlabFlagMask.NeverMerge) != 0)
             return null;
 
         int aligned = SlabGeometry.AlignmentOf(flags, align, size, Options.CacheLineSize);
@@ -367,7 +416,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>Whether others may be merged into a cache; such caches have a ":" name in sysfs.</summary>
     public bool IsMergeable(KmemCache cache) =>
-        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.RefCount >= 0
+        Options.Merge && !cache.HasConstructor && cache.UserSize == 0 && cache.SheafCapacity == 0 && cache.RefCount >= 0
         && (cache.Flags & SlabFlagMask.NeverMerge) == 0;
 
     private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;

@@ -72,54 +72,54 @@ public readonly record struct SlabGeometry
     private const int PageSize = 4096;
 
     /// <summary>Bytes from one object to the next.</summary>
-    public int Size { get; private init; }
+    public int Size { get; internal init; }
 
     /// <summary>Bytes the user asked for.</summary>
-    public int ObjectSize { get; private init; }
+    public int ObjectSize { get; internal init; }
 
     /// <summary>Alignment of every object in bytes.</summary>
-    public int Align { get; private init; }
+    public int Align { get; internal init; }
 
     /// <summary>Offset in bytes from the object where the allocator's own data begins.</summary>
-    public int Inuse { get; private init; }
+    public int Inuse { get; internal init; }
 
     /// <summary>Offset in bytes from the object of the link to the next free object.</summary>
-    public int FreePointerOffset { get; private init; }
+    public int FreePointerOffset { get; internal init; }
 
     /// <summary>Bytes of the red zone before the object; 0 without <see cref="SlabFlags.RedZone"/>.</summary>
-    public int RedLeftPad { get; private init; }
+    public int RedLeftPad { get; internal init; }
 
     /// <summary>Preferred order of a slab.</summary>
-    public int Order { get; private init; }
+    public int Order { get; internal init; }
 
     /// <summary>Objects in a slab of <see cref="Order"/>.</summary>
-    public int ObjectsPerSlab { get; private init; }
+    public int ObjectsPerSlab { get; internal init; }
 
     /// <summary>
     /// The order to fall back to when no block of <see cref="Order"/> is free: enough for one object.
     /// </summary>
-    public int MinOrder { get; private init; }
+    public int MinOrder { get; internal init; }
 
     /// <summary>Objects in a slab of <see cref="MinOrder"/>.</summary>
-    public int MinObjects { get; private init; }
+    public int MinObjects { get; internal init; }
 
     /// <summary>Slabs a node keeps on its partial list even if they are empty.</summary>
-    public int MinPartial { get; private init; }
+    public int MinPartial { get; internal init; }
 
     /// <summary>Free objects a CPU may hold in partial slabs; 0 for a debug cache.</summary>
-    public int CpuPartial { get; private init; }
+    public int CpuPartial { get; internal init; }
 
     /// <summary><see cref="CpuPartial"/> in slabs, taken as half full.</summary>
-    public int CpuPartialSlabs { get; private init; }
+    public int CpuPartialSlabs { get; internal init; }
 
     /// <summary>The flags in force, after <see cref="SlabGeometryRequest.NoHigherOrderDebug"/>.</summary>
-    public SlabFlags Flags { get; private init; }
+    public SlabFlags Flags { get; internal init; }
 
     /// <summary>The flags that every request for a slab's pages carries.</summary>
-    public Gfp AllocFlags { get; private init; }
+    public Gfp AllocFlags { get; internal init; }
 
     /// <summary>Whether the bodies of free objects are filled with a pattern.</summary>
-    public bool PoisonsObjects { get; private init; }
+    public bool PoisonsObjects { get; internal init; }
 
     /// <summary>Whether the free pointer lies behind the object, not in it.</summary>
     public bool FreePointerOutside => FreePointerOffset >= Inuse;

@@ -155,6 +155,16 @@ internal sealed class Zone : IDisposable
         _freePagesDiff[cpu] = (int)diff;
     }
 
+    /// <summary>Sets the counter of free frames: its global part, and one CPU's difference.</summary>
+    public unsafe void RestoreFreePages(long global, int cpu, int diff)
+    {
+        _freePages = global;
+        _freePagesDiff[cpu] = diff;
+    }
+
+    /// <summary>The global part as it is, and what a CPU has not folded in.</summary>
+    public unsafe (long Global, int Diff) FreePagesParts(int cpu) => (_freePages, _freePagesDiff[cpu]);
+
     /// <summary>Folds one CPU's difference into the global part (the stat work, or a CPU going idle). Zone locked.</summary>
     public unsafe void FoldLocked(int cpu)
     {

@@ -136,13 +136,17 @@ internal static class ZoneLayout
         return high > low ? high - low : 0;
     }
 
-    /// <summary>All pageblocks of the span belong to the zone and start as Movable, holes included.</summary>
+    /// <summary>
+    /// The zone's memory belongs to it, and of the holes in its span what no other zone has; spans of nodes may interleave.
+    /// All pageblocks start as Movable.
+    /// </summary>
     private static void Mark(Zone zone, BootPages[] present, PageblockMap blocks)
     {
         for (ulong pfn = zone.StartPfn & ~(ulong)(PageOrder.PageblockPages - 1); pfn < zone.EndPfn;
             pfn += PageOrder.PageblockPages)
         {
-            blocks.SetZone(pfn, zone.Index);
+            if (blocks.ZoneOf(pfn) == PageblockMap.NoZone)
+                blocks.SetZone(pfn, zone.Index);
             blocks.SetType(pfn, Migratetype.Movable);
         }
 
@@ -151,7 +155,10 @@ internal static class ZoneLayout
             ulong end = Math.Min(range.End, zone.EndPfn);
             ulong start = Math.Max(range.Start, zone.StartPfn) & ~(ulong)(PageOrder.PageblockPages - 1);
             for (ulong pfn = start; pfn < end; pfn += PageOrder.PageblockPages)
+            {
+                blocks.SetZone(pfn, zone.Index);
                 blocks.SetPresent(pfn);
+            }
         }
     }
 }

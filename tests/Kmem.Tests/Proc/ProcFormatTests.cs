@@ -242,7 +242,8 @@ public sealed class ProcFormatTests
     public void Broken_cache_files_are_refused_by_name(string file, string text)
     {
         var files = new Dictionary<string, string>(
-            new SlabSysfs { Name = "demo" }.Render(), StringComparer.Ordinal) { [file] = text };
+            new SlabSysfs { Name = "demo" }.Render(), StringComparer.Ordinal)
+        { [file] = text };
         ProcFormatException error = Assert.Throws<ProcFormatException>(() => SlabSysfs.Parse("demo", files));
         Assert.Equal("/sys/kernel/slab/demo/" + file, error.FileKind);
     }

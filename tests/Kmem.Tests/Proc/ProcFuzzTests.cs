@@ -34,6 +34,10 @@ public sealed class ProcFuzzTests
     public void Damaged_proc_texts(string file) =>
         Fuzz(Head(ProcTexts.Read("proc-git-before", file), 4000), ProcTexts.Rewrite[file]);
 
+    [Fact]
+    public void Damaged_vmallocinfo() =>
+        Fuzz(Head(TestData.ReadGzip("vmap/r3/vmallocinfo.txt.gz"), 4000), VmallocInfoTests.Rewrite);
+
     [Theory]
     [InlineData(FragIndexKind.UnusableIndex, "0.000 0.013 1.000 ")]
     [InlineData(FragIndexKind.ExtfragIndex, "-1.000  0.013  0.999 ")]

@@ -258,7 +258,9 @@ public sealed class FtraceInputTests
         long allocated = GC.GetAllocatedBytesForCurrentThread() - before;
         Assert.Equal(48 * lines, r.Lines);
         Assert.Equal(names, r.Names.Count);
-        Assert.InRange(allocated, 0, gzip ? 64 << 10 : 4 << 10);
+
+        // A collection on another thread ends this one's allocation buffer, which then counts whole.
+        Assert.InRange(allocated, 0, 64 << 10);
     }
 
     private sealed class FailingStream() : MemoryStream(Encoding.UTF8.GetBytes(Free))

@@ -1,0 +1,69 @@
+namespace Kmem.Tracing;
+
+/// <summary>
+/// An operation that can be stopped in the middle and carried on later, while others run: a thread of its own that takes
+/// turns with the thread that drives it. Exactly one of the two runs at any time.
+/// </summary>
+internal sealed class Fiber : IDisposable
+{
+    [ThreadStatic]
+    private static Fiber? t_current;
+
+    private readonly SemaphoreSlim _toFiber = new(0);
+    private readonly SemaphoreSlim _toDriver = new(0);
+    private readonly Thread _thread;
+    private Exception? _error;
+
+    /// <summary>Prepares an operation; nothing runs before <see cref="Resume"/>.</summary>
+    public Fiber(Action operation)
+    {
+        _thread = new Thread(() => Run(operation)) { IsBackground = true, Name = "fiber" };
+        _thread.Start();
+    }
+
+    /// <summary>The operation that this thread is, or null.</summary>
+    public static Fiber? Current => t_current;
+
+    public bool IsDone { get; private set; }
+
+    /// <summary>Runs the operation until it pauses or ends.</summary>
+    public void Resume()
+    {
+        _toFiber.Release();
+        _toDriver.Wait();
+        if (_error != null)
+            throw new InvalidOperationException("an operation of the replay failed", _error);
+    }
+
+    /// <summary>Called by the operation: gives the turn back until the next <see cref="Resume"/>.</summary>
+    public void Pause()
+    {
+        _toDriver.Release();
+        _toFiber.Wait();
+    }
+
+    public void Dispose()
+    {
+        if (IsDone)
+            _thread.Join();
+        _toFiber.Dispose();
+        _toDriver.Dispose();
+    }
+
+    private void Run(Action operation)
+    {
+        t_current = this;
+        _toFiber.Wait();
+        try
+        {
+            operation();
+        }
+        catch (Exception error) when (error is KernelBugException or InvalidOperationException)
+        {
+            _error = error;
+        }
+
+        IsDone = true;
+        _toDriver.Release();
+    }
+}

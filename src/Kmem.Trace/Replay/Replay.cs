@@ -1,0 +1,91 @@
+namespace Kmem.Tracing;
+
+/// <summary>What a replay runs on.</summary>
+public sealed record ReplayOptions
+{
+    /// <summary>Whose rules the machine follows.</summary>
+    public KernelProfile Profile { get; init; } = KernelProfile.Linux618;
+
+    /// <summary>
+    /// Number of CPUs, 1 to 1024. Null: as the trace's header says (<c>#P:2</c>), or one more than the highest CPU
+    /// number among the first events. Events of CPUs that the machine does not have run on CPU number modulo this, and
+    /// are counted in <see cref="ReplayReport.FoldedCpuEvents"/>.
+    /// </summary>
+    public int? Cpus { get; init; }
+
+    /// <summary>Bytes of RAM. Costs address space only, until it is used.</summary>
+    public ulong RamBytes { get; init; } = 16UL << 30;
+
+    /// <summary>Seed of everything random in the machine.</summary>
+    public ulong Seed { get; init; } = 1;
+}
+
+/// <summary>
+/// Replays a recording of a kernel's memory events through a machine of Kmem:
+/// <code>
+///   ftrace text ─▶ FtraceReader ─▶ ReplayEngine ─▶ Machine: page allocator, SLUB, kmalloc
+///                                   │    ▲              │
+///             address of the kernel └────┴─ our address ┘      then ReplayReport
+/// </code>
+/// </summary>
+/// <remarks>
+/// Memory is bounded: it grows with the number of live objects, call sites and caches, not with the number of events.
+/// </remarks>
+public static class Replay
+{
+    /// <summary>Replays all events, each on the CPU that it names, on the calling thread.</summary>
+    /// <param name="reader">A reader that nobody has read events from. It stays open.</param>
+    /// <param name="options">What to replay on.</param>
+    /// <param name="progress">Called about every 65 536 events with the number of events so far; or null.</param>
+    /// <returns>
+    /// The machine as it is after the last event, and the report. The same input and options give the same machine and,
+    /// speed aside, the same report. Dispose it to give the machine's memory back.
+    /// </returns>
+    /// <exception cref="TraceFormatException">The input is no trace.</exception>
+    /// <exception cref="IOException">The input cannot be read any further.</exception>
+    /// <exception cref="ArgumentException">The machine cannot have so many CPUs or so much RAM.</exception>
+    /// <exception cref="PlatformException">The host refused the address space or the memory.</exception>
+    public static ReplayResult Run(FtraceReader reader, ReplayOptions options, Action<long>? progress = null)
+    {
+        ArgumentNullException.ThrowIfNull(reader);
+        ArgumentNullException.ThrowIfNull(options);
+        var start = TraceStart.Read(reader);
+        Machine machine = Machine.Boot(new MachineOptions
+        {
+            Profile = options.Profile,
+            Cpus = options.Cpus ?? start.Cpus,
+            RamBytes = options.RamBytes,
+            Seed = options.Seed,
+        });
+        try
+        {
+            var engine = new ReplayEngine(machine, reader, progress);
+            engine.Run(start.Events);
+            return new ReplayResult(machine, engine.Report());
+        }
+        catch
+        {
+            machine.Dispose();
+            throw;
+        }
+    }
+}
+
+/// <summary>What a replay leaves behind.</summary>
+public sealed class ReplayResult : IDisposable
+{
+    internal ReplayResult(Machine machine, ReplayReport report)
+    {
+        Machine = machine;
+        Report = report;
+    }
+
+    /// <summary>The machine after the last event, with everything that is still allocated.</summary>
+    public Machine Machine { get; }
+
+    /// <summary>What happened.</summary>
+    public ReplayReport Report { get; }
+
+    /// <summary>Disposes the machine.</summary>
+    public void Dispose() => Machine.Dispose();
+}

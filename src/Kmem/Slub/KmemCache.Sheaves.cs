@@ -1,0 +1,591 @@
+using System.Runtime.CompilerServices;
+
+namespace Kmem;
+
+/// <content>
+/// Sheaves: per CPU a main one to pop from and push to, a spare one (empty or full), and one that collects objects freed
+/// after a grace period; behind them the node's barn. Only for caches created with a sheaf capacity.
+/// </content>
+public sealed partial class KmemCache
+{
+    /// <summary>Objects that a main sheaf gives back to its slabs at a time (PCS_BATCH_MAX).</summary>
+    private const int FlushBatch = 32;
+
+    private readonly int _sheafCapacity;
+
+    /// <summary>Objects in a sheaf; 0 if the cache has no sheaves.</summary>
+    public int SheafCapacity => _sheafCapacity;
+
+    /// <summary>Gives every CPU its main sheaf.</summary>
+    internal unsafe void StartSheaves()
+    {
+        if (_sheafCapacity == 0)
+            return;
+
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            Sheaf* main = NewSheaf(Gfp.Kernel, _sheafCapacity);
+            if (main == null)
+                throw new OutOfMemoryException($"cache {Name}: no memory for the sheaf of CPU {cpu}");
+            (_cpu + cpu)->Main = main;
+        }
+    }
+
+    /// <summary>
+    /// Takes a sheaf that holds at least a number of objects, so that as many allocations cannot fail
+    /// (kmem_cache_prefill_sheaf).
+    /// </summary>
+    /// <returns>The sheaf, or null if memory ran out.</returns>
+    internal unsafe Sheaf* PrefillSheaf(Gfp gfp, int count)
+    {
+        Sheaf* sheaf;
+        if (count > _sheafCapacity)
+        {
+            sheaf = NewSheaf(gfp, count);
+        }
+        else
+        {
+            CpuTask* task = _cpus.Current;
+            int cpu = _cpus.Enter(task);
+            KmemCacheCpu* c = _cpu + cpu;
+            Barn barn = BarnOf(cpu);
+            sheaf = c->Spare;
+            c->Spare = null;
+            if (sheaf == null)
+                sheaf = barn.TakeFull();
+            if (sheaf == null)
+                sheaf = barn.TakeEmpty();
+            _cpus.Leave(task);
+            if (sheaf == null)
+                sheaf = NewSheaf(gfp, _sheafCapacity);
+        }
+
+        if (sheaf != null && sheaf->Size < count && !Fill(sheaf, gfp))
+        {
+            FreeSheaf(sheaf);
+            return null;
+        }
+
+        return sheaf;
+    }
+
+    /// <summary>Tops a prefilled sheaf up (kmem_cache_refill_sheaf).</summary>
+    internal unsafe bool RefillSheaf(Gfp gfp, ref Sheaf* sheaf, int count)
+    {
+        if (sheaf->Size >= count)
+            return true;
+        if (sheaf->Capacity >= count)
+            return Fill(sheaf, gfp);
+
+        Sheaf* larger = PrefillSheaf(gfp, count);
+        if (larger == null)
+            return false;
+        ReturnSheaf(gfp, sheaf);
+        sheaf = larger;
+        return true;
+    }
+
+    /// <summary>Takes an object of a prefilled sheaf; null when it is used up.</summary>
+    internal unsafe void* AllocFromPrefilled(Gfp gfp, Sheaf* sheaf)
+    {
+        if (sheaf->Size == 0)
+            return null;
+
+        void* obj = Sheaf.Pop(sheaf);
+        MarkLive(obj);
+        if ((gfp & Gfp.Zero) != 0)
+            new Span<byte>(obj, _objectSize).Clear();
+        return obj;
+    }
+
+    /// <summary>Gives a prefilled sheaf back as it is (kmem_cache_return_sheaf).</summary>
+    internal unsafe void ReturnSheaf(Gfp gfp, Sheaf* sheaf)
+    {
+        if (sheaf->Capacity != _sheafCapacity)
+        {
+            FreeSheaf(sheaf);
+            return;
+        }
+
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        Barn barn = BarnOf(cpu);
+        if (c->Spare == null)
+        {
+            c->Spare = sheaf;
+            sheaf = null;
+        }
+
+        _cpus.Leave(task);
+        if (sheaf == null)
+            return;
+        if (barn.FullCount >= Barn.MaxFull || !Fill(sheaf, gfp))
+            FreeSheaf(sheaf);
+        else
+            barn.PutFull(sheaf);
+    }
+
+    /// <summary>
+    /// Puts an object aside until a grace period is over, with others of its kind. It is no longer live.
+    /// </summary>
+    /// <returns>False if there is no sheaf for it: the object is as before, and the caller finds another way.</returns>
+    internal unsafe bool FreeRcu(Page* slab, void* obj)
+    {
+        if (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(_cpus.CurrentCpu))
+            return false;
+        if (!TryMarkFree(obj))
+            _slabs.ThrowBadFree(this, slab, obj);
+        if (FreeRcuToSheaf(obj))
+            return true;
+
+        MarkLive(obj);
+        return false;
+    }
+
+    /// <summary>The same for an object that is marked free already.</summary>
+    internal unsafe bool FreeRcuToSheaf(void* obj)
+    {
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        Barn barn = BarnOf(cpu);
+        if (c->RcuFree == null)
+        {
+            if (c->Spare != null && c->Spare->Size == 0)
+            {
+                c->RcuFree = c->Spare;
+                c->Spare = null;
+            }
+            else
+            {
+                c->RcuFree = barn.TakeEmpty();
+            }
+        }
+
+        if (c->RcuFree == null)
+        {
+            _cpus.Leave(task);
+            Sheaf* empty = NewSheaf(Gfp.NoWait, _sheafCapacity);
+            if (empty == null)
+                return false;
+
+            cpu = _cpus.Enter(task);
+            c = _cpu + cpu;
+            if (c->RcuFree == null)
+                c->RcuFree = empty;
+            else
+                BarnOf(cpu).PutEmpty(empty);
+        }
+
+        Sheaf* sheaf = c->RcuFree;
+        Sheaf.Push(sheaf, obj);
+        bool full = sheaf->IsFull;
+        if (full)
+        {
+            sheaf->Node = _slabs.NodeOfCpu(cpu);
+            c->RcuFree = null;
+        }
+
+        _cpus.Leave(task);
+        if (full)
+            _slabs.Rcu.Call(new RcuSheafFree(this, (nint)sheaf).Run);
+        return true;
+    }
+
+    /// <summary>The grace period of a sheaf is over: it becomes a full one of its barn, unless that has enough.</summary>
+    internal unsafe void FinishRcuSheaf(Sheaf* sheaf)
+    {
+        Barn barn = _nodes[sheaf->Node].Barn!;
+        if (sheaf->IsFull && barn.FullCount < Barn.MaxFull)
+        {
+            barn.PutFull(sheaf);
+            return;
+        }
+
+        bool wasFull = sheaf->IsFull;
+        Flush(sheaf);
+        if (wasFull && barn.EmptyCount < Barn.MaxEmpty)
+            barn.PutEmpty(sheaf);
+        else
+            FreeSheaf(sheaf);
+    }
+
+    /// <summary>Pops an object of the CPU's main sheaf; null leaves it to the slabs.</summary>
+    private unsafe void* AllocFromSheaf(CpuTask* task, Gfp gfp, int node)
+    {
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        if (node >= 0 && node != _slabs.NodeOfCpu(cpu))
+        {
+            _cpus.Leave(task);
+            return null;
+        }
+
+        if (c->Main->Size == 0 && !RefillMain(task, ref c, cpu, gfp))
+            return null;
+
+        Sheaf* main = c->Main;
+        void* obj = Sheaf.ObjectsOf(main)[main->Size - 1];
+        if (node >= 0 && NodeOf(_slabs.SlabOf(obj)) != node)
+            obj = null;
+        else
+            main->Size--;
+        _cpus.Leave(task);
+        return obj;
+    }
+
+    /// <summary>Makes the main sheaf non-empty. Entered inside a section; on failure left outside.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe bool RefillMain(CpuTask* task, ref KmemCacheCpu* c, int cpu, Gfp gfp)
+    {
+        if (c->Spare != null && c->Spare->Size > 0)
+        {
+            SwapSheaves(c);
+            return true;
+        }
+
+        Barn barn = BarnOf(cpu);
+        Sheaf* sheaf = barn.ExchangeForFull(c->Main);
+        if (sheaf != null)
+        {
+            c->Main = sheaf;
+            return true;
+        }
+
+        if ((gfp & Gfp.DirectReclaim) != 0)
+        {
+            sheaf = c->Spare; // it is empty
+            c->Spare = null;
+            if (sheaf == null)
+                sheaf = barn.TakeEmpty();
+        }
+
+        _cpus.Leave(task);
+        if ((gfp & Gfp.DirectReclaim) == 0)
+            return false;
+        if (sheaf == null)
+            sheaf = NewSheaf(gfp, _sheafCapacity);
+        if (sheaf == null)
+            return false;
+        if (!Fill(sheaf, gfp))
+        {
+            FreeSheaf(sheaf);
+            return false;
+        }
+
+        cpu = _cpus.Enter(task);
+        c = _cpu + cpu;
+        InstallFull(c, BarnOf(cpu), sheaf);
+        return true;
+    }
+
+    private static unsafe void InstallFull(KmemCacheCpu* c, Barn barn, Sheaf* full)
+    {
+        if (c->Main->Size == 0)
+        {
+            barn.PutEmpty(c->Main);
+            c->Main = full;
+        }
+        else if (c->Spare == null)
+        {
+            c->Spare = full;
+        }
+        else if (c->Spare->Size == 0)
+        {
+            barn.PutEmpty(c->Spare);
+            c->Spare = full;
+        }
+        else
+        {
+            barn.PutFull(full);
+        }
+    }
+
+    /// <summary>Pushes a freed object to the CPU's main sheaf. It must belong to the CPU's node.</summary>
+    /// <returns>False if the object belongs to another node.</returns>
+    private unsafe bool FreeToSheaf(CpuTask* task, Page* slab, void* obj)
+    {
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = _cpu + cpu;
+        if (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(cpu))
+        {
+            _cpus.Leave(task);
+            return false;
+        }
+
+        while (c->Main->IsFull)
+            MakeRoom(task, ref cpu, ref c);
+        Sheaf.Push(c->Main, obj);
+        _cpus.Leave(task);
+        return true;
+    }
+
+    /// <summary>Replaces a full main sheaf. Entered and left inside a section, perhaps of another CPU.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void MakeRoom(CpuTask* task, ref int cpu, ref KmemCacheCpu* c)
+    {
+        Barn barn = BarnOf(cpu);
+        Sheaf* flushed = null;
+        if (c->Spare == null)
+        {
+            Sheaf* empty = barn.TakeEmpty();
+            if (empty != null)
+            {
+                c->Spare = c->Main;
+                c->Main = empty;
+                return;
+            }
+        }
+        else if (!c->Spare->IsFull)
+        {
+            SwapSheaves(c);
+            return;
+        }
+        else
+        {
+            Sheaf* empty = barn.ExchangeForEmpty(c->Main, out bool noRoom);
+            if (empty != null)
+            {
+                c->Main = empty;
+                return;
+            }
+
+            if (noRoom)
+            {
+                flushed = c->Spare;
+                c->Spare = null;
+            }
+        }
+
+        _cpus.Leave(task);
+        if (flushed != null)
+            Flush(flushed);
+        else
+            flushed = NewSheaf(Gfp.NoWait, _sheafCapacity);
+        if (flushed == null)
+        {
+            FlushMain(task);
+            cpu = _cpus.Enter(task);
+            c = _cpu + cpu;
+            return;
+        }
+
+        cpu = _cpus.Enter(task);
+        c = _cpu + cpu;
+        InstallEmpty(c, BarnOf(cpu), flushed);
+    }
+
+    private static unsafe void InstallEmpty(KmemCacheCpu* c, Barn barn, Sheaf* empty)
+    {
+        if (c->Spare == null)
+        {
+            c->Spare = c->Main;
+            c->Main = empty;
+        }
+        else if (!c->Main->IsFull)
+        {
+            barn.PutEmpty(empty);
+        }
+        else if (!c->Spare->IsFull)
+        {
+            SwapSheaves(c);
+            barn.PutEmpty(empty);
+        }
+        else
+        {
+            barn.PutFull(c->Main);
+            c->Main = empty;
+        }
+    }
+
+    /// <summary>Empties this CPU's main sheaf in batches from its top, each kept in array order. Outside a section.</summary>
+    private unsafe void FlushMain(CpuTask* task)
+    {
+        Span<nint> batch = stackalloc nint[FlushBatch];
+        int count;
+        do
+        {
+            int cpu = _cpus.Enter(task);
+            Sheaf* main = (_cpu + cpu)->Main;
+            count = Math.Min(FlushBatch, main->Size);
+            main->Size -= count;
+            new Span<nint>(Sheaf.ObjectsOf(main) + main->Size, count).CopyTo(batch);
+            _cpus.Leave(task);
+            FreeToSlabs(batch[..count]);
+        }
+        while (count == FlushBatch);
+    }
+
+    /// <summary>Gives all objects of a sheaf back to their slabs. Outside a section.</summary>
+    private unsafe void Flush(Sheaf* sheaf)
+    {
+        FreeToSlabs(Sheaf.Objects(sheaf));
+        sheaf->Size = 0;
+    }
+
+    /// <summary>
+    /// The bulk free without the free hooks: chains are not reversed, the match found last is the head. The objects are
+    /// marked free already.
+    /// </summary>
+    private unsafe void FreeToSlabs(Span<nint> objects)
+    {
+        while (objects.Length > 0)
+        {
+            int left = objects.Length - 1;
+            void* tail = (void*)objects[left];
+            Page* slab = _slabs.SlabOf(tail);
+            void* head = tail;
+            int count = 1;
+            int misses = BulkLookAhead;
+            int same = left;
+            for (int i = left - 1; i >= 0; i--)
+            {
+                if (_slabs.SlabOf((void*)objects[i]) == slab)
+                {
+                    SetFreePointer((void*)objects[i], head);
+                    head = (void*)objects[i];
+                    count++;
+                    same--;
+                    if (i != same)
+                        (objects[i], objects[same]) = (objects[same], objects[i]);
+                }
+                else if (--misses == 0)
+                {
+                    break;
+                }
+            }
+
+            FreeChain(slab, head, tail, count);
+            objects = objects[..same];
+        }
+    }
+
+    /// <summary>Fills a sheaf to its capacity from the slabs; all or nothing. Outside a section.</summary>
+    private unsafe bool Fill(Sheaf* sheaf, Gfp gfp)
+    {
+        int before = sheaf->Size;
+        while (!sheaf->IsFull)
+        {
+            void* obj = AllocFromSlabs(_cpus.Current, gfp | Gfp.NoMemAlloc, -1);
+            if (obj == null)
+            {
+                FreeToSlabs(Sheaf.Objects(sheaf)[before..]);
+                sheaf->Size = before;
+                return false;
+            }
+
+            Sheaf.Push(sheaf, obj);
+        }
+
+        return true;
+    }
+
+    private unsafe Sheaf* NewSheaf(Gfp gfp, int capacity)
+    {
+        Gfp plain = gfp & ~(Gfp.Dma | Gfp.Reclaimable | Gfp.Account | Gfp.NoFail);
+        var sheaf = (Sheaf*)_slabs.AllocMetadata((nuint)(Sheaf.HeaderBytes + (capacity * sizeof(nint))), plain | Gfp.Zero);
+        if (sheaf != null)
+            *sheaf = new Sheaf { Capacity = capacity };
+        return sheaf;
+    }
+
+    /// <summary>Ends a sheaf; what it holds goes to the slabs.</summary>
+    private unsafe void FreeSheaf(Sheaf* sheaf)
+    {
+        Flush(sheaf);
+        _slabs.FreeMetadata((nint)sheaf);
+    }
+
+    /// <summary>Lets the grace periods of objects begin that still gather on CPUs (kvfree_rcu_barrier_on_cache).</summary>
+    internal unsafe void FlushRcuSheaves()
+    {
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
+        {
+            _cpus.AcquireRemote(cpu);
+            Sheaf* sheaf = (_cpu + cpu)->RcuFree;
+            (_cpu + cpu)->RcuFree = null;
+            _cpus.ReleaseRemote(cpu);
+            if (sheaf != null)
+            {
+                sheaf->Node = _slabs.NodeOfCpu(cpu);
+                _slabs.Rcu.Call(new RcuSheafFree(this, (nint)sheaf).Run);
+            }
+        }
+    }
+
+    /// <summary>Gives all sheaves of a CPU back, except its main one, which is kept empty. Outside a section.</summary>
+    private unsafe void FlushSheavesOf(int cpu)
+    {
+        KmemCacheCpu* c = _cpu + cpu;
+        _cpus.AcquireRemote(cpu);
+        Sheaf* spare = c->Spare;
+        Sheaf* rcu = c->RcuFree;
+        c->Spare = null;
+        c->RcuFree = null;
+        var objects = new nint[c->Main->Size];
+        Sheaf.Objects(c->Main).CopyTo(objects);
+        c->Main->Size = 0;
+        _cpus.ReleaseRemote(cpu);
+
+        if (spare != null)
+            FreeSheaf(spare);
+        if (rcu != null)
+        {
+            rcu->Node = _slabs.NodeOfCpu(cpu);
+            _slabs.Rcu.Call(new RcuSheafFree(this, (nint)rcu).Run);
+        }
+
+        for (int end = objects.Length; end > 0; end -= FlushBatch)
+        {
+            int start = Math.Max(0, end - FlushBatch);
+            FreeToSlabs(objects.AsSpan(start, end - start));
+        }
+    }
+
+    /// <summary>Full sheaves are flushed and freed from the head, then the empty ones.</summary>
+    private static unsafe void EmptyBarn(KmemCache cache, Barn barn)
+    {
+        for (Sheaf* sheaf = barn.TakeFull(); sheaf != null; sheaf = barn.TakeFull())
+            cache.FreeSheaf(sheaf);
+        for (Sheaf* sheaf = barn.TakeEmpty(); sheaf != null; sheaf = barn.TakeEmpty())
+            cache.FreeSheaf(sheaf);
+    }
+
+    private Barn BarnOf(int cpu) => _nodes[_nodes.Length == 1 ? 0 : _slabs.NodeOfCpu(cpu)].Barn!;
+
+    /// <summary>All sheaves that belong to the cache and hold objects; for checks.</summary>
+    internal unsafe IEnumerable<nint> AllSheaves()
+    {
+        var all = new List<nint>();
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
+        {
+            KmemCacheCpu* c = _cpu + cpu;
+            foreach (nint sheaf in (ReadOnlySpan<nint>)[(nint)c->Main, (nint)c->Spare, (nint)c->RcuFree])
+            {
+                if (sheaf != 0)
+                    all.Add(sheaf);
+            }
+        }
+
+        foreach (KmemCacheNode node in _nodes)
+        {
+            if (node.Barn != null)
+                all.AddRange([.. node.Barn.List(full: true), .. node.Barn.List(full: false)]);
+        }
+
+        return all;
+    }
+
+    private static unsafe void SwapSheaves(KmemCacheCpu* c)
+    {
+        Sheaf* main = c->Main;
+        c->Main = c->Spare;
+        c->Spare = main;
+    }
+
+    private sealed class RcuSheafFree(KmemCache cache, nint sheaf)
+    {
+        public unsafe void Run() => cache.FinishRcuSheaf((Sheaf*)sheaf);
+    }
+}

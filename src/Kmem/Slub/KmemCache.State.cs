@@ -1,0 +1,218 @@
+namespace Kmem;
+
+/// <content>Bringing a cache into a given state.</content>
+public sealed partial class KmemCache
+{
+    /// <summary>Makes frames a slab of this cache with a given free list; all other objects are live.</summary>
+    internal unsafe void RestoreSlab(
+        ulong pfn, int order, int inUse, int objects, bool frozen, ReadOnlySpan<int> freelist)
+    {
+        Page* slab = _slabs.Map.PageOf(pfn);
+        _slabs.Pages.RestoreAllocated(slab, order, compound: true);
+        slab->SlabCache = SlabAllocator.TagOf(Id);
+        slab->Type = PageType.Slab;
+        for (int i = 0; i < objects; i++)
+            MarkLive(ObjectAt(slab, i));
+        LinkFree(slab, freelist);
+        int first = freelist.Length > 0 ? freelist[0] : SlabState.NoFreeObject;
+        slab->SlabState = new SlabState(first, inUse, objects, frozen).Word;
+        _nodes[NodeOf(slab)].CountSlab(1, objects);
+        _slabs.AccountPages(slab, 1L << order, Flags);
+    }
+
+    /// <summary>Sets what a CPU holds: its current slab with the CPU's own free list, and its chain, first slab first.</summary>
+    internal unsafe void RestoreCpu(int cpu, ulong? slabPfn, ReadOnlySpan<int> freelist, IReadOnlyList<ulong> partial)
+    {
+        KmemCacheCpu* c = _cpu + cpu;
+        if (slabPfn is { } pfn)
+        {
+            c->Slab = _slabs.Map.PageOf(pfn);
+            LinkFree(c->Slab, freelist);
+            c->Freelist = freelist.Length > 0 ? ObjectAt(c->Slab, freelist[0]) : null;
+        }
+
+        for (int i = partial.Count - 1; i >= 0; i--)
+            PushCpuPartial(c, _slabs.Map.PageOf(partial[i]));
+    }
+
+    /// <summary>Sets a node's partial list, first slab first.</summary>
+    internal unsafe void RestoreNode(int node, IReadOnlyList<ulong> partial)
+    {
+        foreach (ulong pfn in partial)
+            _nodes[node].AddLocked(_slabs.Map.PageOf(pfn), tail: true);
+    }
+
+    /// <summary>Writes a sheaf into the kmalloc block that it is; its objects are free.</summary>
+    internal unsafe nint RestoreSheaf(ulong kernelAddress, ReadOnlySpan<ulong> objects)
+    {
+        var sheaf = (Sheaf*)_slabs.PointerOf(kernelAddress);
+        *sheaf = default;
+        sheaf->Capacity = Math.Max(_sheafCapacity, objects.Length);
+        foreach (ulong address in objects)
+        {
+            void* obj = _slabs.PointerOf(address);
+            TryMarkFree(obj);
+            Sheaf.Push(sheaf, obj);
+        }
+
+        return (nint)sheaf;
+    }
+
+    internal unsafe void RestoreSheavesOf(int cpu, nint main, nint spare, nint rcuFree)
+    {
+        (_cpu + cpu)->Main = (Sheaf*)main;
+        (_cpu + cpu)->Spare = (Sheaf*)spare;
+        (_cpu + cpu)->RcuFree = (Sheaf*)rcuFree;
+    }
+
+    internal unsafe void RestoreInBarn(nint sheaf, bool full)
+    {
+        if (full)
+            _nodes[0].Barn!.PutFull((Sheaf*)sheaf);
+        else
+            _nodes[0].Barn!.PutEmpty((Sheaf*)sheaf);
+    }
+
+    /// <summary>
+    /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that was
+    /// handed out goes back.
+    /// </summary>
+    /// <returns>False if the wanted object is not a free object of this cache: nothing was changed.</returns>
+    internal unsafe bool Exchange(void* taken, void* wanted)
+    {
+        Page* slab = _slabs.SlabOf(wanted);
+        if (slab == null || _slabs.CacheOf(slab) != this || IsLive(wanted) || !TryUnlink(slab, wanted))
+            return false;
+
+        MarkLive(wanted);
+        FreeCore(_slabs.SlabOf(taken), taken);
+        return true;
+    }
+
+    private unsafe bool TryUnlink(Page* slab, void* obj)
+    {
+        foreach (nint sheaf in AllSheaves())
+        {
+            int at = Sheaf.Objects((Sheaf*)sheaf).IndexOf((nint)obj);
+            if (at < 0)
+                continue;
+
+            Sheaf.Objects((Sheaf*)sheaf)[(at + 1)..].CopyTo(Sheaf.Objects((Sheaf*)sheaf)[at..]);
+            ((Sheaf*)sheaf)->Size--;
+            return true;
+        }
+
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Slab != slab)
+                continue;
+            if (c->Freelist == obj)
+            {
+                c->Freelist = FreePointer(obj);
+                return true;
+            }
+
+            if (TryUnlinkAfter(c->Freelist, obj))
+                return true;
+        }
+
+        SlabState state = SlabState.Read(slab);
+        if (!state.HasFree)
+            return false;
+
+        void* first = ObjectAt(slab, state.FreeIndex);
+        void* next = first == obj ? FreePointer(obj) : first;
+        if (first != obj && !TryUnlinkAfter(first, obj))
+            return false;
+
+        int head = next == null ? SlabState.NoFreeObject : IndexOf(slab, next);
+        SlabState.TryChange(slab, state, state.With(head, state.InUse + 1, state.Frozen));
+        if (next == null && !state.Frozen)
+            TakeOffLists(slab);
+        return true;
+    }
+
+    /// <summary>
+    /// Gives up a slab that the recorded kernel freed at this moment, wherever it is here. One that waits for the end of a
+    /// grace period is on no list any more.
+    /// </summary>
+    internal unsafe void Forget(Page* slab)
+    {
+        bool held = SlabState.Read(slab) is { HasFree: true } && (slab->Flags & PageFlags.SlabOnPartialList) != 0;
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            KmemCacheCpu* c = _cpu + cpu;
+            if (c->Slab == slab)
+            {
+                c->Slab = null;
+                c->Freelist = null;
+                held = true;
+            }
+
+            for (Page* link = c->Partial; link != null && !held; link = link->CpuPartialNext)
+                held = link == slab;
+        }
+
+        if (held)
+        {
+            TakeOffLists(slab);
+            CountNewSlab(slab, -1);
+        }
+
+        for (int i = 0; i < SlabState.Read(slab).Objects; i++)
+            TryMarkFree(ObjectAt(slab, i));
+        ReleasePages(slab);
+    }
+
+    /// <summary>A slab that became full belongs on no list.</summary>
+    private unsafe void TakeOffLists(Page* slab)
+    {
+        if ((slab->Flags & PageFlags.SlabOnPartialList) != 0)
+        {
+            KmemCacheNode node = _nodes[NodeOf(slab)];
+            node.Lock.Acquire();
+            node.RemoveLocked(slab);
+            node.Lock.Release();
+            return;
+        }
+
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            KmemCacheCpu* c = _cpu + cpu;
+            var chain = new List<nint>();
+            for (Page* link = c->Partial; link != null; link = link->CpuPartialNext)
+                chain.Add((nint)link);
+            if (!chain.Remove((nint)slab))
+                continue;
+
+            c->Partial = null;
+            for (int i = chain.Count - 1; i >= 0; i--)
+                PushCpuPartial(c, (Page*)chain[i]);
+        }
+    }
+
+    private unsafe bool TryUnlinkAfter(void* first, void* obj)
+    {
+        for (void* before = first; before != null; before = FreePointer(before))
+        {
+            if (FreePointer(before) == obj)
+            {
+                SetFreePointer(before, FreePointer(obj));
+                return true;
+            }
+        }
+
+        return false;
+    }
+
+    private unsafe void LinkFree(Page* slab, ReadOnlySpan<int> freelist)
+    {
+        for (int i = 0; i < freelist.Length; i++)
+        {
+            void* obj = ObjectAt(slab, freelist[i]);
+            TryMarkFree(obj);
+            SetFreePointer(obj, i + 1 < freelist.Length ? ObjectAt(slab, freelist[i + 1]) : null);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+using System.Runtime.InteropServices;
+
+namespace Kmem;
+
+/// <summary>
+/// An array of free objects of a cache with its count (<c>struct slab_sheaf</c>): handed out and taken back at the end,
+/// without looking at slabs. It is itself a kmalloc block.
+/// <code>
+///   | Next | Capacity | – | Size, Node | object 0 | object 1 | … | object Size−1 |  room  |
+///     32 bytes                                                     ↑ next one out
+/// </code>
+/// </summary>
+[StructLayout(LayoutKind.Sequential, Size = HeaderBytes)]
+internal struct Sheaf
+{
+    public const int HeaderBytes = 32;
+
+    /// <summary>The next sheaf of the barn's list.</summary>
+    public unsafe Sheaf* Next;
+
+    public long Capacity;
+
+    private readonly long _reserved;
+
+    public int Size;
+
+    /// <summary>The node where it was filled.</summary>
+    public int Node;
+
+    public readonly bool IsFull => Size == Capacity;
+
+    public static unsafe void** ObjectsOf(Sheaf* sheaf) => (void**)((byte*)sheaf + HeaderBytes);
+
+    public static unsafe void Push(Sheaf* sheaf, void* obj) => ObjectsOf(sheaf)[sheaf->Size++] = obj;
+
+    public static unsafe void* Pop(Sheaf* sheaf) => ObjectsOf(sheaf)[--sheaf->Size];
+
+    public static unsafe Span<nint> Objects(Sheaf* sheaf) => new((byte*)sheaf + HeaderBytes, sheaf->Size);
+}
+
+/// <summary>
+/// A node's store of full and of empty sheaves of a cache (<c>struct node_barn</c>). CPUs exchange whole sheaves here, so
+/// that objects freed on one CPU reach another one many at a time.
+/// </summary>
+internal sealed class Barn
+{
+    public const int MaxFull = 10;
+    public const int MaxEmpty = 10;
+
+    private SpinLock _lock = new(LockRank.Barn);
+    private unsafe Sheaf* _full;
+    private unsafe Sheaf* _empty;
+
+    public int FullCount { get; private set; }
+
+    public int EmptyCount { get; private set; }
+
+    public unsafe void PutFull(Sheaf* sheaf)
+    {
+        _lock.Acquire();
+        sheaf->Next = _full;
+        _full = sheaf;
+        FullCount++;
+        _lock.Release();
+    }
+
+    public unsafe void PutEmpty(Sheaf* sheaf)
+    {
+        _lock.Acquire();
+        sheaf->Next = _empty;
+        _empty = sheaf;
+        EmptyCount++;
+        _lock.Release();
+    }
+
+    public unsafe Sheaf* TakeFull()
+    {
+        _lock.Acquire();
+        Sheaf* sheaf = TakeFullLocked();
+        _lock.Release();
+        return sheaf;
+    }
+
+    public unsafe Sheaf* TakeEmpty()
+    {
+        _lock.Acquire();
+        Sheaf* sheaf = TakeEmptyLocked();
+        _lock.Release();
+        return sheaf;
+    }
+
+    /// <summary>Gives a full sheaf for an empty one, if there is a full one.</summary>
+    public unsafe Sheaf* ExchangeForFull(Sheaf* empty)
+    {
+        _lock.Acquire();
+        Sheaf* full = TakeFullLocked();
+        if (full != null)
+        {
+            empty->Next = _empty;
+            _empty = empty;
+            EmptyCount++;
+        }
+
+        _lock.Release();
+        return full;
+    }
+
+    /// <summary>Gives an empty sheaf for a full one, if there is an empty one and room for a full one.</summary>
+    /// <param name="full">The full one.</param>
+    /// <param name="noRoom">Set if there are enough full ones.</param>
+    public unsafe Sheaf* ExchangeForEmpty(Sheaf* full, out bool noRoom)
+    {
+        _lock.Acquire();
+        noRoom = FullCount >= MaxFull;
+        Sheaf* empty = noRoom ? null : TakeEmptyLocked();
+        if (empty != null)
+        {
+            full->Next = _full;
+            _full = full;
+            FullCount++;
+        }
+
+        _lock.Release();
+        return empty;
+    }
+
+    /// <summary>Sheaves of a list, head first, for checks and state dumps.</summary>
+    public unsafe List<nint> List(bool full)
+    {
+        var sheaves = new List<nint>();
+        for (Sheaf* sheaf = full ? _full : _empty; sheaf != null; sheaf = sheaf->Next)
+            sheaves.Add((nint)sheaf);
+        return sheaves;
+    }
+
+    private unsafe Sheaf* TakeFullLocked()
+    {
+        Sheaf* sheaf = _full;
+        if (sheaf != null)
+        {
+            _full = sheaf->Next;
+            FullCount--;
+        }
+
+        return sheaf;
+    }
+
+    private unsafe Sheaf* TakeEmptyLocked()
+    {
+        Sheaf* sheaf = _empty;
+        if (sheaf != null)
+        {
+            _empty = sheaf->Next;
+            EmptyCount--;
+        }
+
+        return sheaf;
+    }
+}

@@ -1,0 +1,106 @@
+using System.Reflection;
+using System.Runtime.Loader;
+using System.Text.RegularExpressions;
+using Microsoft.CodeAnalysis;
+using Microsoft.CodeAnalysis.CSharp;
+
+namespace Kmem.Tests;
+
+/// <summary>Console output is the process's: nothing else may run meanwhile.</summary>
+[CollectionDefinition("console", DisableParallelization = true)]
+public sealed class ConsoleCollection;
+
+/// <summary>The README's C# blocks are programs: they compile without a warning, run, and print what the README says.</summary>
+[Collection("console")]
+public sealed partial class ReadmeTests
+{
+    private const string ImplicitUsings =
+        "global using System; global using System.Collections.Generic; global using System.IO; global using System.Linq;";
+
+    private static readonly string s_readme = File.ReadAllText(Repository.PathOf("README.md"));
+
+    /// <summary>Each C# block by its number, with the text block that follows it directly, if one does.</summary>
+    public static TheoryData<int, string, string?> Programs()
+    {
+        var programs = new TheoryData<int, string, string?>();
+        foreach (Match match in ProgramWithOutput().Matches(s_readme.ReplaceLineEndings("\n")))
+        {
+            Group output = match.Groups["output"];
+            programs.Add(programs.Count + 1, match.Groups["code"].Value, output.Success ? output.Value : null);
+        }
+
+        return programs;
+    }
+
+    [Fact]
+    public void TheReadmeHasPrograms() => Assert.True(Programs().Count >= 2);
+
+    [Theory]
+    [MemberData(nameof(Programs), DisableDiscoveryEnumeration = true)]
+    public void EachProgramRunsAndPrintsWhatIsShown(int number, string code, string? shown)
+    {
+        string printed = Run(Compile($"readme{number}", code));
+        if (shown != null)
+            Assert.Equal(WithoutNumbers(shown), WithoutNumbers(printed));
+    }
+
+    [Fact]
+    public void FilesNamedInCommandsExist()
+    {
+        string[] paths = PathInCommand().Matches(s_readme).Select(match => match.Value)
+            .Distinct(StringComparer.Ordinal).ToArray();
+        Assert.NotEmpty(paths);
+        Assert.All(paths, path => Assert.True(Path.Exists(Repository.PathOf(path)), path));
+    }
+
+    private static byte[] Compile(string name, string code)
+    {
+        var options = new CSharpParseOptions(LanguageVersion.Latest);
+        CSharpCompilation compilation = CSharpCompilation.Create(
+            name,
+            [CSharpSyntaxTree.ParseText(code, options), CSharpSyntaxTree.ParseText(ImplicitUsings, options)],
+            [.. Repository.FrameworkReferences, MetadataReference.CreateFromFile(typeof(Machine).Assembly.Location)],
+            new CSharpCompilationOptions(
+                OutputKind.ConsoleApplication, allowUnsafe: true, nullableContextOptions: NullableContextOptions.Enable));
+        using var image = new MemoryStream();
+        Microsoft.CodeAnalysis.Emit.EmitResult result = compilation.Emit(image);
+        Assert.Empty(result.Diagnostics.Where(diagnostic => diagnostic.Severity >= DiagnosticSeverity.Warning));
+        return image.ToArray();
+    }
+
+    private static string Run(byte[] image)
+    {
+        var context = new AssemblyLoadContext("README", isCollectible: true);
+        TextWriter console = Console.Out;
+        var output = new StringWriter();
+        try
+        {
+            Assembly program = context.LoadFromStream(new MemoryStream(image));
+            Console.SetOut(output);
+            program.EntryPoint!.Invoke(null, [Array.Empty<string>()]);
+        }
+        finally
+        {
+            Console.SetOut(console);
+            context.Unload();
+        }
+
+        return output.ToString();
+    }
+
+    /// <summary>Addresses and counts change with every cache that boot creates; words do not.</summary>
+    private static string WithoutNumbers(string text) =>
+        Number().Replace(text.ReplaceLineEndings("\n").Trim(), "#");
+
+    [GeneratedRegex(
+        "```csharp\n(?<code>.*?)```(?:\\s*```text\n(?<output>.*?)```)?",
+        RegexOptions.Singleline | RegexOptions.ExplicitCapture,
+        matchTimeoutMilliseconds: 1000)]
+    private static partial Regex ProgramWithOutput();
+
+    [GeneratedRegex("0x[0-9a-f]+|[0-9]+", RegexOptions.None, matchTimeoutMilliseconds: 1000)]
+    private static partial Regex Number();
+
+    [GeneratedRegex("(?<=[ (])(?:src|samples|bench|docs)/[A-Za-z0-9_./-]*[A-Za-z0-9]", RegexOptions.None, matchTimeoutMilliseconds: 1000)]
+    private static partial Regex PathInCommand();
+}

@@ -1,0 +1,53 @@
+namespace Kmem.Tool.Tests;
+
+public sealed class HelpTests
+{
+    [Fact]
+    public async Task VersionIsOneLine()
+    {
+        Outcome outcome = await Tool.Run("--version");
+        Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
+        Assert.Matches(@"^kmem \d+\.\d+\.\d+\S*\r?\n$", outcome.Output);
+    }
+
+    [Theory]
+    [InlineData("--help", "replay", "geometry", "Examples:", "kmem replay samples/traces/git/trace.txt.gz", "Exit code:")]
+    [InlineData("replay --help", "--profile <NAME>", "--ram <SIZE>", "pagetypeinfo", "Examples:")]
+    [InlineData("geometry -h --nonsense", "--freeptr", "--table", "Examples:")]
+    public async Task HelpShowsTheUseByExamples(string line, params string[] parts)
+    {
+        Outcome outcome = await Tool.Run(line.Split(' '));
+        Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
+        Assert.All(parts, part => Assert.Contains(part, outcome.Output, StringComparison.Ordinal));
+    }
+
+    [Fact]
+    public async Task AFullDiskUnderTheOutputIsOneLine()
+    {
+        var error = new StringWriter();
+        int exit = await Program.RunAsync(["geometry", "--size", "8", "--json"], new FullDisk(), error);
+        Assert.Equal((2, "kmem: the output cannot be written: No space left on device" + Environment.NewLine),
+            (exit, error.ToString()));
+    }
+
+    [Fact]
+    public async Task EveryExampleParses()
+    {
+        string help = (await Tool.Run("--help")).Output;
+        string[] examples = [.. help.Split('\n').Select(line => line.Trim())
+            .Where(line => line.StartsWith("kmem ", StringComparison.Ordinal) && !line.StartsWith("kmem [", StringComparison.Ordinal))];
+        Assert.Equal(7, examples.Length);
+        foreach (string example in examples)
+        {
+            // The files need not be here: what is wrong then is the file, and no hint to --help is given.
+            string[] args = [.. example.Split(" < ")[0].Split(' ').Skip(1).Select(word => word == "-" ? "no-such" : word)];
+            Outcome outcome = await Tool.Run(args);
+            Assert.DoesNotContain("--help", outcome.Error, StringComparison.Ordinal);
+        }
+    }
+
+    private sealed class FullDisk : StringWriter
+    {
+        public override void WriteLine(string? value) => throw new IOException("No space left on device");
+    }
+}
