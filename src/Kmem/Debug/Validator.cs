@@ -89,10 +89,14 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             "BUDDY-04",
             $"{where}: descriptor says type {page->Type}, order {page->Private}");
         Expect(page->RefCount == 0, "BUDDY-07", $"{where}: {page->RefCount} references to a free page");
-        Expect(
-            blocks.TypeOf(pfn) == type,
-            "BUDDY-08",
-            $"{where}: on the list of {type}, but its pageblock is {blocks.TypeOf(pfn)}");
+        for (ulong frame = pfn; frame < pfn + (1UL << order); frame += PageOrder.PageblockPages)
+        {
+            Expect(
+                blocks.TypeOf(frame) == type,
+                "BUDDY-08",
+                $"{where}: on the list of {type}, but the pageblock of 0x{frame:x} is {blocks.TypeOf(frame)}");
+        }
+
         ulong buddyPfn = pfn ^ (1UL << order);
         bool mayMerge = order < PageOrder.Max && zone.Buddy.IsFreeBlock(map.PageOf(buddyPfn), buddyPfn, order);
         bool sameKind = blocks.TypeOf(buddyPfn) == type
@@ -177,6 +181,26 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             all == (long)zone.Zone.Managed,
             "ZONE-04",
             $"{name}: {free} free + {zone.PcpCount} on per-CPU lists + {used} in use = {all}, managed {zone.Zone.Managed}");
+        CheckSizes(zone.Zone);
+    }
+
+    private void CheckSizes(Zone zone)
+    {
+        Expect(
+            zone.Managed <= zone.Present && zone.Present <= zone.Spanned,
+            "ZONE-05",
+            $"{zone.Name}: managed {zone.Managed}, present {zone.Present}, spanned {zone.Spanned}");
+        long reserved = 0;
+        for (ulong pfn = zone.StartPfn; pfn < zone.EndPfn; pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1)
+        {
+            if (blocks.ZoneOf(pfn) == zone.Index && blocks.TypeOf(pfn) == Migratetype.HighAtomic)
+                reserved += PageOrder.PageblockPages;
+        }
+
+        Expect(
+            reserved == zone.ReservedHighAtomic,
+            "ZONE-06",
+            $"{zone.Name}: {reserved} frames in HighAtomic pageblocks, counted {zone.ReservedHighAtomic}");
     }
 
     /// <summary>Frames of blocks that are allocated: their heads know the order.</summary>
