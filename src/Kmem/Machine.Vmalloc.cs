@@ -26,6 +26,7 @@ public sealed partial class Machine
     /// with 4 KiB pages.
     /// </exception>
     /// <exception cref="PlatformException">First use: the host has no range of addresses for the window.</exception>
+    /// <exception cref="OutOfMemoryException">First use: there is no memory for the first page tables.</exception>
     public unsafe void* Vmalloc(nuint size) => Vmallocs.Alloc(new VmallocRequest(size, Gfp.Kernel, VmCaller.Vmalloc));
 
     /// <summary>As <see cref="Vmalloc(nuint)"/>, with flags (__vmalloc).</summary>
@@ -51,6 +52,79 @@ public sealed partial class Machine
     /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
     public unsafe void* Vzalloc(nuint size) =>
         Vmallocs.Alloc(new VmallocRequest(size, Gfp.Kernel | Gfp.Zero, VmCaller.Vzalloc));
+
+    /// <summary>
+    /// As <see cref="Vmalloc(nuint)"/>, from blocks of 2 MiB if the size is at least that and there are such blocks
+    /// (vmalloc_huge); then the size is rounded up to 2 MiB.
+    /// </summary>
+    /// <param name="size">Bytes.</param>
+    /// <param name="gfp">Flags.</param>
+    /// <returns>The address, or null.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep, or the flags contradict each other.</exception>
+    /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
+    public unsafe void* VmallocHuge(nuint size, Gfp gfp) =>
+        Vmallocs.Alloc(new VmallocRequest(size, gfp, VmCaller.VmallocHuge) { Flags = VmFlags.AllowHugeVmap });
+
+    /// <summary>Allocates cleared memory that may be shown to a process (vmalloc_user).</summary>
+    /// <param name="size">Bytes.</param>
+    /// <returns>The address, or null.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
+    public unsafe void* VmallocUser(nuint size) => Vmallocs.Alloc(
+        new VmallocRequest(size, Gfp.Kernel | Gfp.Zero, VmCaller.VmallocUser)
+        {
+            Flags = VmFlags.UserMap,
+            Align = Pfn.PageSize,
+        });
+
+    /// <summary>Allocates memory of frames below 4 GiB (vmalloc_32).</summary>
+    /// <param name="size">Bytes.</param>
+    /// <returns>The address, or null.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
+    public unsafe void* Vmalloc32(nuint size) =>
+        Vmallocs.Alloc(new VmallocRequest(size, Gfp.Kernel | Gfp.Dma32, VmCaller.Vmalloc32));
+
+    /// <summary>Shows frames side by side at new addresses, with a guard page behind them (vmap).</summary>
+    /// <param name="frames">Any frames of the machine, in any order, one of them more than once if you like.</param>
+    /// <param name="readOnly">Whether writing through the new addresses ends the process (PAGE_KERNEL_RO).</param>
+    /// <param name="putPages">
+    /// The frames, each allocated alone and named once, become the area's, and <see cref="Vfree"/> frees them
+    /// (VM_MAP_PUT_PAGES). Else <see cref="Vunmap"/> ends the mapping, and the frames have to be kept until then.
+    /// </param>
+    /// <returns>The address; null if frames is empty or addresses, tables or mappings ran out: the frames stay yours.</returns>
+    /// <exception cref="ArgumentException">The machine has no such frame, or cannot free it alone.</exception>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
+    public unsafe void* Vmap(ReadOnlySpan<Pfn> frames, bool readOnly = false, bool putPages = false)
+    {
+        foreach (Pfn frame in frames)
+        {
+            if (frame.Value >= _map.EndPfn)
+                throw new ArgumentOutOfRangeException(nameof(frames), frame, "no such page frame");
+            if (putPages && _map.PageOf(frame.Value)->AllocatedOrderPlusOne != 1)
+                throw new ArgumentException($"frame {frame} was not allocated alone", nameof(frames));
+        }
+
+        return Vmallocs.Map(
+            frames,
+            putPages ? VmFlags.MapPutPages : VmFlags.None,
+            readOnly ? PageProt.Kernel & ~PageProt.Write : PageProt.Kernel);
+    }
+
+    /// <summary>Ends a <see cref="Vmap"/> (vunmap). Null is allowed.</summary>
+    /// <param name="pointer">What it returned.</param>
+    /// <exception cref="KernelBugException">
+    /// No such mapping starts there, it owns its frames, or this context may not sleep. Nothing was changed.
+    /// </exception>
+    public unsafe void Vunmap(void* pointer)
+    {
+        CheckContext(Gfp.Kernel);
+        if (VmallocIfUsed is { } vmalloc)
+            vmalloc.Unmap(pointer);
+        else if (pointer != null)
+            _pages.ThrowBug($"WARNING: Trying to vunmap() nonexistent vm area (0x{(ulong)pointer:x16}): there is none at all");
+    }
 
     /// <summary>
     /// Changes the size of memory from vmalloc (vrealloc). It stays where it is as far as its whole pages reach, and when it
@@ -215,7 +289,16 @@ public sealed partial class Machine
             if (_vmalloc is { } other)
                 return other;
 
-            var vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram);
+            VmallocAllocator vmalloc;
+            try
+            {
+                vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram);
+            }
+            catch (KernelBugException bug)
+            {
+                throw new OutOfMemoryException("no memory for the page tables of the vmalloc space", bug);
+            }
+
             vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
             _slabs.DescribeForeign = vmalloc.Describe;
             Proc.Vmalloc = vmalloc;

@@ -175,8 +175,8 @@ public sealed partial class Machine : IDisposable
             return;
 
         _disposed = true;
-        _cpus.Dispose();
         _vmalloc?.Dispose();
+        _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();
         _blocks.Dispose();

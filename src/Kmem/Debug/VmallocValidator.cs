@@ -16,7 +16,7 @@ internal static class VmallocValidator
                 if (area->Vm == null)
                     return;
 
-                CheckArea(area, map, owners, broken);
+                CheckArea(area, vmalloc.Tables, map, owners, broken);
                 if ((area->Vm->Flags & VmFlags.MapPutPages) == 0)
                     pages += area->Vm->PageCount;
             });
@@ -27,7 +27,8 @@ internal static class VmallocValidator
         return broken;
     }
 
-    private static unsafe void CheckArea(VmapArea* area, MemMap map, HashSet<nint> owners, List<BrokenRule> broken)
+    private static unsafe void CheckArea(
+        VmapArea* area, KernelPageTable tables, MemMap map, HashSet<nint> owners, List<BrokenRule> broken)
     {
         VmStruct* vm = area->Vm;
         string where = $"area 0x{area->Start:x}";
@@ -35,11 +36,15 @@ internal static class VmallocValidator
             broken.Add(new BrokenRule("VMALLOC-01", $"{where}: its vm_struct is about 0x{vm->Address:x} + {vm->Size}"));
         if ((vm->Flags & VmFlags.Uninitialized) != 0)
             broken.Add(new BrokenRule("VMALLOC-02", $"{where}: nobody builds it, and it is not complete"));
+        if ((vm->Flags & VmFlags.NoGuard) == 0 && tables.Translate(area->End - 1).IsValid)
+            broken.Add(new BrokenRule("VMALLOC-06", $"{where}: its guard page is mapped"));
         for (uint i = 0; i < vm->PageCount; i++)
         {
             Page* page = vm->Pages[i];
             if (page->RefCount < 1 || page->Type != PageType.None || !owners.Add((nint)page))
                 broken.Add(new BrokenRule("VMALLOC-03", $"{where}: frame 0x{map.PfnOf(page):x} is free or used twice"));
+            if (tables.Translate(vm->Address + ((ulong)i << Pfn.PageShift)).Value != map.PfnOf(page))
+                broken.Add(new BrokenRule("VMALLOC-05", $"{where}: page {i} is not mapped to its frame"));
         }
     }
 }

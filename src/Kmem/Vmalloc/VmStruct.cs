@@ -108,4 +108,7 @@ internal enum VmCaller : ulong
     Vrealloc,
     Kvmalloc,
     Vmap,
+    VmallocHuge,
+    VmallocUser,
+    Vmalloc32,
 }

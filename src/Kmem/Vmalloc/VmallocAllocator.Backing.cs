@@ -1,5 +1,3 @@
-using System.Globalization;
-
 namespace Kmem;
 
 /// <content>What lies behind an area: getting its pages, showing them in the window, and giving all of it back.</content>
@@ -31,13 +29,8 @@ internal sealed partial class VmallocAllocator
     private unsafe string? Populate(VmStruct* vm, in VmallocRequest request)
     {
         var count = (uint)(MappedSize(vm) >> Pfn.PageShift);
-        nuint bytes = count * (nuint)sizeof(Page*);
-        Gfp nested = (request.Gfp & GfpMask.Reclaim) | Gfp.Zero;
-        vm->Pages = bytes > LargestKmallocArray
-            ? (Page**)AllocCore(new VmallocRequest(bytes, nested, request.Caller) { Node = request.Node })
-            : (Page**)_kmalloc.Alloc(bytes, nested, request.Node);
-        if (vm->Pages == null)
-            return string.Create(CultureInfo.InvariantCulture, $"failed to allocated page array size {bytes}");
+        if (!AllocPageArray(vm, request, count))
+            return $"failed to allocated page array size {count * sizeof(Page*)}";
 
         try
         {
@@ -51,7 +44,7 @@ internal sealed partial class VmallocAllocator
         if (vm->PageCount != count)
             return "failed to allocate pages";
 
-        while (!Show(vm->Address, vm->Pages, count, vm->Size))
+        while (!Show(vm, count, PageProt.Kernel, request.Gfp))
         {
             if ((request.Gfp & Gfp.NoFail) == 0)
                 return "failed to map pages";
@@ -59,6 +52,16 @@ internal sealed partial class VmallocAllocator
         }
 
         return null;
+    }
+
+    private unsafe bool AllocPageArray(VmStruct* vm, in VmallocRequest request, uint count)
+    {
+        nuint bytes = count * (nuint)sizeof(Page*);
+        Gfp nested = (request.Gfp & GfpMask.Reclaim) | Gfp.Zero;
+        vm->Pages = bytes > LargestKmallocArray
+            ? (Page**)AllocCore(new VmallocRequest(bytes, nested, request.Caller) { Node = request.Node })
+            : (Page**)_kmalloc.Alloc(bytes, nested, request.Node);
+        return vm->Pages != null;
     }
 
     /// <summary>Fills the page array as far as there are pages (vm_area_alloc_pages).</summary>
@@ -69,7 +72,7 @@ internal sealed partial class VmallocAllocator
             gfp |= Gfp.HighMem;
         Span<Pfn> batch = stackalloc Pfn[BulkPages];
         MemMap map = _slabs.Map;
-        while (vm->PageCount < count)
+        while (vm->PageOrder == 0 && vm->PageCount < count)
         {
             Span<Pfn> wanted = batch[..(int)Math.Min(BulkPages, count - vm->PageCount)];
             wanted.Fill(Pfn.None);
@@ -80,49 +83,67 @@ internal sealed partial class VmallocAllocator
                 break;
         }
 
+        var order = (int)vm->PageOrder;
         while (vm->PageCount < count)
         {
-            Page* page = _pages.Alloc(gfp, 0, request.Node);
+            Page* page = _pages.Alloc(order > 0 ? gfp & ~Gfp.NoFail : gfp, order, request.Node);
             if (page == null)
                 return;
-            vm->Pages[vm->PageCount++] = page;
+
+            // A large block becomes single frames at once: each is freed on its own.
+            if (order > 0)
+                _pages.Split(map.PfnOf(page), order);
+            for (int i = 0; i < 1 << order; i++)
+                vm->Pages[vm->PageCount++] = page + i;
         }
     }
 
     /// <summary>
-    /// Maps pages at an address, each run of neighbouring frames by one call. When the budget of mappings is used up,
-    /// those of freed areas are given back first.
+    /// Maps an area's pages in the kernel's page tables and in the window, each run of neighbouring frames by one call.
     /// </summary>
-    /// <returns>False if that was not enough; part of the pages may be mapped then.</returns>
-    private unsafe bool Show(ulong address, Page** pages, uint count, ulong areaBytes)
+    /// <returns>False if tables or mappings ran out; then nothing is mapped.</returns>
+    private unsafe bool Show(VmStruct* vm, uint count, PageProt prot, Gfp gfp)
     {
-        ulong offset = address - Vmap.Start;
-        if (Volatile.Read(ref _unmapRefused) != 0 && _window.Unmap(offset, areaBytes) != WindowResult.Done)
+        ulong bytes = vm->Size;
+        if (Volatile.Read(ref _unmapRefused) != 0 && _window.Unmap(vm->Address - Vmap.Start, bytes) != WindowResult.Done)
             return false;
 
+        // Tables are always allocated as for GFP_KERNEL, but under the caller's limits on I/O.
+        Gfp tableGfp = (Gfp.Kernel & ~(Gfp.IO | Gfp.FS)) | (gfp & (Gfp.IO | Gfp.FS));
+        int maxShift = vm->PageOrder > 0 ? HugeShift : Pfn.PageShift;
         for (uint i = 0; i < count;)
         {
             uint run = 1;
-            while (i + run < count && pages[i + run] == pages[i] + run)
+            while (i + run < count && vm->Pages[i + run] == vm->Pages[i] + run)
                 run++;
 
-            ulong at = offset + (i * PageSize);
-            ulong frame = _slabs.Map.PfnOf(pages[i]) * PageSize;
-            ulong bytes = run * PageSize;
-            if (_window.Map(at, frame, bytes, WindowProtection.ReadWrite) != WindowResult.Done)
+            ulong va = vm->Address + (i * PageSize);
+            ulong pfn = _slabs.Map.PfnOf(vm->Pages[i]);
+            if (!Tables.Map(va, pfn, run, prot, CacheMode.WriteBack, maxShift, tableGfp) || !ShowRun(va, pfn, run, prot))
             {
-                Vmap.PurgeLazy(full: false);
-                if (_window.Map(at, frame, bytes, WindowProtection.ReadWrite) != WindowResult.Done)
-                {
-                    Unshow(new VmapRange(address, address + areaBytes));
-                    return false;
-                }
+                Tables.Unmap(vm->Address, count);
+                Unshow(new VmapRange(vm->Address, vm->Address + bytes));
+                return false;
             }
 
             i += run;
         }
 
         return true;
+    }
+
+    /// <summary>
+    /// One mapping of the window. When the budget of mappings is used up, those of freed areas are given back first.
+    /// </summary>
+    private bool ShowRun(ulong va, ulong pfn, uint pages, PageProt prot)
+    {
+        ulong bytes = pages * PageSize;
+        WindowProtection access = (prot & PageProt.Write) != 0 ? WindowProtection.ReadWrite : WindowProtection.ReadOnly;
+        if (_window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done)
+            return true;
+
+        Vmap.PurgeLazy(full: false);
+        return _window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done;
     }
 
     /// <summary>
@@ -150,6 +171,7 @@ internal sealed partial class VmallocAllocator
     private unsafe void Release(VmapArea* area)
     {
         VmStruct* vm = area->Vm;
+        Tables.Unmap(area->Start, MappedSize(vm) >> Pfn.PageShift);
         Vmap.FreeNoflush(area);
         KernelBugException? misuse = null;
         for (uint i = 0; i < vm->PageCount; i++)

@@ -15,19 +15,7 @@ internal sealed partial class VmallocAllocator
             : null;
 
     /// <summary>The frame behind a pointer into an area (vmalloc_to_page); none where nothing is mapped.</summary>
-    public unsafe Pfn PfnAt(void* pointer)
-    {
-        if (!Contains(pointer))
-            return Pfn.None;
-
-        ulong va = AddressOf(pointer);
-        VmapArea* area = Vmap.Find(va);
-        if (area == null || area->Vm == null)
-            return Pfn.None;
-
-        ulong index = (va - area->Start) >> Pfn.PageShift;
-        return index < area->Vm->PageCount ? new Pfn(_slabs.Map.PfnOf(area->Vm->Pages[index])) : Pfn.None;
-    }
+    public unsafe Pfn PfnAt(void* pointer) => Contains(pointer) ? Tables.Translate(AddressOf(pointer)) : Pfn.None;
 
     /// <summary>The area of vmalloc that starts at a pointer; it may be used as long as its owner does not free it.</summary>
     private unsafe VmStruct* AllocatedAt(void* pointer, string operation)

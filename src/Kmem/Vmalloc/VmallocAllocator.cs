@@ -11,6 +11,9 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
     /// <summary>NUMA node for everything; -1 for the CPU's own.</summary>
     public int Node { get; init; } = -1;
 
+    /// <summary>Bytes, a power of two.</summary>
+    public ulong Align { get; init; } = 1;
+
     public VmFlags Flags { get; init; }
 }
 
@@ -32,6 +35,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 {
     private const ulong SpaceBytes = 32UL << 40;
     private const ulong PageSize = Pfn.PageSize;
+    private const int HugeShift = 21;
+    private const ulong HugeSize = 1UL << HugeShift;
     private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse;
 
     private readonly SlabAllocator _slabs;
@@ -61,6 +66,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         _window = AddressWindow.Reserve(SpaceBytes, ram, budget: budget);
         try
         {
+            Tables = new KernelPageTable(_pages, slabs.Map, levels: 4);
             Vmap = new VmapAllocator(slabs, new VmapOptions
             {
                 // A host with less room has a smaller vmalloc space; where it starts stays.
@@ -69,6 +75,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         }
         catch
         {
+            Tables?.Dispose();
             _window.Dispose();
             throw;
         }
@@ -78,6 +85,9 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 
     /// <summary>The addresses.</summary>
     public VmapAllocator Vmap { get; }
+
+    /// <summary>The kernel's page tables: what is behind an address.</summary>
+    public KernelPageTable Tables { get; }
 
     /// <summary>The window's mappings in the host.</summary>
     public int MapCount => _window.MapCount;
@@ -91,6 +101,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     public void Dispose()
     {
         Vmap.Dispose();
+        Tables.Dispose();
         _window.Dispose();
     }
 
@@ -181,6 +192,70 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         return larger;
     }
 
+    /// <summary>
+    /// Shows frames that the caller has at new addresses (vmap). With <see cref="VmFlags.MapPutPages"/> they become the
+    /// area's, and <see cref="Free"/> frees them; else <see cref="Unmap"/> ends it.
+    /// </summary>
+    /// <returns>The address; null if there are no addresses or no mappings left, and then the frames are the caller's.</returns>
+    public unsafe void* Map(ReadOnlySpan<Pfn> frames, VmFlags flags, PageProt prot)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        if (frames.IsEmpty || (ulong)frames.Length > _totalRam)
+            return null;
+
+        nuint bytes = (nuint)frames.Length * (nuint)PageSize;
+        var request = new VmallocRequest(bytes, Gfp.Kernel, VmCaller.Vmap) { Flags = flags };
+        VmStruct* vm = Reserve(request, VmFlags.Map | VmFlags.Uninitialized | flags, Pfn.PageShift);
+        if (vm == null)
+            return null;
+
+        uint count = 0;
+        bool shown = AllocPageArray(vm, request, (uint)frames.Length);
+        if (shown)
+        {
+            foreach (Pfn frame in frames)
+                vm->Pages[count++] = _slabs.Map.PageOf(frame.Value);
+            shown = Show(vm, count, prot, Gfp.Kernel);
+        }
+
+        if (!shown)
+        {
+            Undo(vm);
+            return null;
+        }
+
+        if ((flags & VmFlags.MapPutPages) != 0)
+        {
+            vm->PageCount = count;
+        }
+        else
+        {
+            FreePageArray(vm);
+            vm->Pages = null;
+        }
+
+        Publish(vm);
+        return PointerOf(vm->Address);
+    }
+
+    /// <summary>Ends what <see cref="Map"/> began (vunmap); the frames stay their owner's.</summary>
+    /// <exception cref="KernelBugException">No such area starts there, or this context may not sleep.</exception>
+    public unsafe void Unmap(void* pointer)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        if (pointer == null)
+            return;
+
+        ulong va = AreaStart(pointer, "vunmap");
+        const VmFlags Refuse = NotFreeable | VmFlags.Deferred | VmFlags.Alloc | VmFlags.MapPutPages;
+        VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, Refuse, VmFlags.None);
+        if (area == null)
+            ThrowNoArea(pointer, "vunmap");
+        Release(area);
+    }
+
     /// <summary>Whether a pointer lies in the window (is_vmalloc_addr, which leaves the very last byte out).</summary>
     public unsafe bool Contains(void* pointer) => (ulong)((byte*)pointer - _window.Base) < _window.Bytes - 1;
 
@@ -208,37 +283,52 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
             return null;
         }
 
-        VmStruct* vm = Reserve(request, VmFlags.Alloc | VmFlags.Uninitialized | request.Flags);
-        if (vm == null)
+        if ((request.Flags & VmFlags.AllowHugeVmap) != 0 && request.Size >= HugeSize)
         {
-            Warn(request, "vm_struct allocation failed");
-            return null;
+            void* huge = TryAlloc(request, HugeShift);
+            if (huge != null)
+                return huge;
         }
 
-        string? failure;
-        try
+        return TryAlloc(request, Pfn.PageShift);
+    }
+
+    /// <summary>
+    /// Allocates with pages of one size. Only the attempt with small pages complains: it is the last one.
+    /// </summary>
+    private unsafe void* TryAlloc(VmallocRequest request, int shift)
+    {
+        VmStruct* vm = Reserve(request, VmFlags.Alloc | VmFlags.Uninitialized | request.Flags, shift);
+        string? failure = "vm_struct allocation failed";
+        if (vm != null)
         {
-            failure = Populate(vm, request);
-        }
-        catch
-        {
+            vm->PageOrder = (uint)(shift - Pfn.PageShift);
+            try
+            {
+                failure = Populate(vm, request);
+            }
+            catch
+            {
+                Undo(vm);
+                throw;
+            }
+
+            if (failure == null)
+            {
+                Publish(vm);
+                return PointerOf(vm->Address);
+            }
+
             Undo(vm);
-            throw;
         }
 
-        if (failure != null)
-        {
+        if (shift == Pfn.PageShift)
             Warn(request, failure);
-            Undo(vm);
-            return null;
-        }
-
-        Publish(vm);
-        return PointerOf(vm->Address);
+        return null;
     }
 
     /// <summary>Finds addresses and makes the vm_struct that describes them (__get_vm_area_node); null on failure.</summary>
-    private unsafe VmStruct* Reserve(in VmallocRequest request, VmFlags flags)
+    private unsafe VmStruct* Reserve(in VmallocRequest request, VmFlags flags, int shift)
     {
         Gfp gfp = request.Gfp & GfpMask.Reclaim;
         var vm = (VmStruct*)_kmalloc.Alloc(VmStruct.SizeInBytes, gfp | Gfp.Zero, request.Node);
@@ -248,8 +338,10 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         vm->Flags = flags;
         vm->Caller = request.Caller;
         vm->RequestedSize = request.Size;
-        ulong bytes = ((ulong)request.Size + PageSize - 1) & ~(PageSize - 1);
-        var range = new VmapRequest(bytes + PageSize, 1, Vmap.Start, Vmap.End) { Gfp = gfp, Node = request.Node };
+        ulong unit = 1UL << shift;
+        ulong bytes = ((ulong)request.Size + unit - 1) & ~(unit - 1);
+        ulong align = shift == Pfn.PageShift ? request.Align : Math.Max(request.Align, unit);
+        var range = new VmapRequest(bytes + PageSize, align, Vmap.Start, Vmap.End) { Gfp = gfp, Node = request.Node };
         if (Vmap.Alloc(range, vm, out _) != null)
             return vm;
 
@@ -263,11 +355,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 
     private unsafe void PushDeferred(void* pointer)
     {
+        // Written through the direct map: the area may be read-only.
+        var link = (nint*)_slabs.Map.AddressOf(_slabs.Map.PageOf(PfnAt(pointer).Value));
         nint head;
         do
         {
             head = Volatile.Read(ref _deferred);
-            *(nint*)pointer = head;
+            *link = head;
         }
         while (Interlocked.CompareExchange(ref _deferred, (nint)pointer, head) != head);
     }

@@ -341,10 +341,10 @@ public sealed class VmallocTests
         Assert.Contains(
             "0xffffc90000000000-0xffffc90000005000   20480 Vmalloc pages=4 vmalloc N0=4\n", text, StringComparison.Ordinal);
         Assert.Contains(" Vzalloc pages=600 vmalloc vpages N", text, StringComparison.Ordinal);
-        Assert.Contains(" Kvmalloc pages=1280 vmalloc vpages N", text, StringComparison.Ordinal);
+        Assert.Contains(" Kvmalloc pages=1536 vmalloc vpages N", text, StringComparison.Ordinal);
         Assert.Contains(" Vmalloc pages=1 vmalloc N1=1\n", text, StringComparison.Ordinal);
         Assert.EndsWith("   12288 unpurged vm_area\n", text, StringComparison.Ordinal);
-        Assert.Equal((ulong)(4 + 600 + 2 + 1280 + 3 + 1) * 4, machine.Proc.ReadMemInfo().Find("VmallocUsed"));
+        Assert.Equal((ulong)(4 + 600 + 2 + 1536 + 3 + 1) * 4, machine.Proc.ReadMemInfo().Find("VmallocUsed"));
         Assert.Contains("VmallocChunk:          0 kB\n", machine.Proc.MemInfo(), StringComparison.Ordinal);
     }
 
@@ -464,15 +464,131 @@ public sealed class VmallocTests
         void* first = machine.Vmalloc(2 * Page);
         void* second = machine.Vmalloc(Page);
 
-        Assert.Equal(VmapOptions.DefaultStart, machine.VmallocIfUsed!.AddressOf(first));
-        Assert.Equal(VmapOptions.DefaultStart + (3 * Page), machine.VmallocIfUsed!.AddressOf(second));
+        Assert.Equal("ffffc90000000000", machine.KernelAddressOf(first).ToString());
+        Assert.Equal("ffffc90000003000", machine.KernelAddressOf(second).ToString());
+    }
+
+    [Fact]
+    public unsafe void LargeMemoryComesInLargeBlocksIfItMay()
+    {
+        using Machine machine = Boot();
+        var huge = (byte*)machine.VmallocHuge((3 << 20) + 1, Gfp.Kernel);
+        KernelPageTable tables = machine.VmallocIfUsed!.Tables;
+        ulong va = machine.KernelAddressOf(huge).Value;
+
+        Assert.Equal(0UL, va % (2 << 20));
+        Assert.Equal(2UL << 20, tables.Walk(va).LeafBytes);
+        Assert.Equal(2UL << 20, tables.Walk(va + (4 << 20) - 1).LeafBytes);
+        Assert.False(tables.Walk(va + (4 << 20)).IsMapped);
+        huge[(4 << 20) - 1] = 77;
+        Pfn last = machine.VmallocToPage(huge + (4 << 20) - 1);
+        Assert.Equal(77, ((byte*)machine.AddressOf(last))[Page - 1]);
+        Assert.Contains("4198400 VmallocHuge pages=1024 vmalloc vpages N0=1024", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
+        AssertWhole(machine);
+        machine.Vfree(huge);
+
+        // Without a free block of that size it is made of small pages, silently.
+        Scatter(machine, all: 15000);
+        long lines = machine.Dmesg.TotalLines;
+        void* small = machine.VmallocHuge(3 << 20, Gfp.Kernel);
+        Assert.Equal(4096UL, tables.Walk(machine.KernelAddressOf(small).Value).LeafBytes);
+        Assert.Equal(lines, machine.Dmesg.TotalLines);
+        machine.Vfree(small);
+        Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
+        AssertWhole(machine);
+    }
+
+    [Fact]
+    public unsafe void TheTablesLeadToEachFrameAndToNoneAfterAFree()
+    {
+        using Machine machine = Boot();
+        Scatter(machine);
+        var area = (byte*)machine.Vmalloc(40 * Page);
+        KernelPageTable tables = machine.VmallocIfUsed!.Tables;
+        for (int i = 0; i < 40; i++)
+        {
+            PageWalk walk = tables.Walk(machine.KernelAddressOf(area + ((long)i * Page)).Value + 5);
+            area[((long)i * Page) + 5] = (byte)(i + 1);
+            Assert.Equal(4, walk.Steps.Count);
+            Assert.Equal(PageProt.Kernel, walk.Prot);
+            Assert.Equal((ulong)Page, walk.LeafBytes);
+            Assert.Equal((byte)(i + 1), ((byte*)machine.AddressOf(walk.Pfn))[walk.Offset]);
+        }
+
+        Assert.False(tables.Walk(machine.KernelAddressOf(area + (40 * Page)).Value).IsMapped);
+        ulong start = machine.KernelAddressOf(area).Value;
+        machine.Vfree(area);
+        Assert.False(tables.Walk(start).IsMapped);
+    }
+
+    [Fact]
+    public unsafe void VmapShowsFramesInTheOrderGiven()
+    {
+        using Machine machine = Boot();
+        using var probe = new MemoryProbe();
+        Pfn[] frames = Enumerable.Range(0, 600).Select(_ => machine.AllocPage(Gfp.Kernel)).ToArray();
+        Array.Reverse(frames);
+        frames[7] = frames[3];
+        for (int i = 0; i < frames.Length; i++)
+            *(int*)machine.AddressOf(frames[i]) = i;
+
+        var area = (byte*)machine.Vmap(frames);
+        var readOnly = (byte*)machine.Vmap(frames.AsSpan(0, 2), readOnly: true);
+        Assert.Equal(7, *(int*)(area + (3 * Page)));
+        Assert.Equal(599, *(int*)(area + (599 * Page)));
+        Assert.Equal("r-", probe.Access(readOnly));
+        Assert.Equal("--", probe.Access(area + (600 * Page)));
+        Assert.Contains(" Vmap vmap\n", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
+        Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
+        void* allocated = machine.Vmalloc(Page);
+        AssertRefused(machine, () => machine.Vunmap(allocated), "vunmap() nonexistent", "another kind");
+        AssertRefused(machine, () => machine.Vunmap(area + Page), "vunmap() nonexistent", "inside");
+        Assert.Throws<ArgumentOutOfRangeException>(() => machine.Vmap([new Pfn(1 << 30)]));
+        Assert.True(machine.Vmap([]) == null);
+
+        machine.Vunmap(area);
+        machine.Vunmap(readOnly);
+        machine.Vunmap(null);
+        AssertRefused(machine, () => machine.Vunmap(area), "vunmap() nonexistent", "free already");
+        AssertWhole(machine);
+    }
+
+    [Fact]
+    public unsafe void VmapMayTakeTheFrames()
+    {
+        using Machine machine = Boot();
+        machine.Vfree(machine.Vmalloc(Page));
+        ulong before = FreeKilobytes(machine);
+        Pfn[] frames = Enumerable.Range(0, 50).Select(_ => machine.AllocPage(Gfp.Kernel)).ToArray();
+        void* area = machine.Vmap(frames, readOnly: true, putPages: true);
+
+        Assert.Contains(" Vmap pages=50 vmap N0=50\n", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
+        AssertRefused(machine, () => machine.Vunmap(area), "vunmap() nonexistent");
+        AssertWhole(machine);
+        using (machine.HardIrq())
+            machine.Vfree(area);
+        machine.VmUnmapAliases();
+        Assert.InRange(FreeKilobytes(machine), before - 64, before);
+        AssertWhole(machine);
+    }
+
+    [Fact]
+    public unsafe void AFrameFreedBehindVmallocsBackIsReportedAndNothingElseIsLost()
+    {
+        using Machine machine = Boot();
+        var area = (byte*)machine.Vmalloc(10 * Page);
+        machine.FreePage(machine.VmallocToPage(area + (4 * Page)));
+
+        Assert.Throws<KernelBugException>(() => machine.Vfree(area));
+        Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
+        AssertWhole(machine);
     }
 
     /// <summary>Leaves free pages that are no neighbours, so that each costs a mapping.</summary>
-    private static void Scatter(Machine machine)
+    private static void Scatter(Machine machine, int all = 4000)
     {
-        List<Pfn> all = Enumerable.Range(0, 4000).Select(_ => machine.AllocPage(Gfp.Kernel)).ToList();
-        foreach (Pfn pfn in all.Where(pfn => pfn.Value % 2 == 0))
+        List<Pfn> pages = Enumerable.Range(0, all).Select(_ => machine.AllocPage(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn)).ToList();
+        foreach (Pfn pfn in pages.Where(pfn => pfn.IsValid && pfn.Value % 2 == 0))
             machine.FreePage(pfn);
     }
 
