@@ -244,6 +244,33 @@ public sealed class PageTableTests
         Assert.Contains("mapping over a mapping", log, StringComparison.Ordinal);
     }
 
+    /// <summary>
+    /// Somebody wrote over a table: walks end there, changes are refused, neither follows the garbage.
+    /// </summary>
+    [Theory]
+    [InlineData(0, 0x80UL | 0x067)]         // a leaf of 512 GiB, which no processor has
+    [InlineData(1, 0xdead_beef_0000UL)]     // not present
+    [InlineData(2, 0x6b6b_6b6b_6b6b_6b6b)]  // poison: present, but neither table nor leaf
+    public unsafe void GarbageIsNotFollowed(int step, ulong garbage)
+    {
+        using var space = new Space();
+        Assert.True(space.Map(Base, 77, 4));
+        PageWalkStep victim = space.Tables.Walk(Base).Steps[step];
+        ulong* entry = (ulong*)space.Machine.AddressOf(new Pfn(victim.TablePfn)) + victim.Index;
+        *entry = garbage;
+
+        PageWalk walk = space.Tables.Walk(Base);
+        Assert.Equal((step + 1, false, true), (walk.Steps.Count, walk.IsMapped, walk.Steps[^1].Bad));
+        Assert.Equal(Pfn.None, space.Tables.Translate(Base));
+        Assert.Throws<KernelBugException>(() => space.Map(Base + 0x8000, 1, 1));
+        Assert.Throws<KernelBugException>(() => space.Tables.Unmap(Base, 4));
+        Assert.DoesNotContain(space.Tables.Rows(), row => row.Level == 1);
+        Assert.NotEmpty(space.Tables.Dump());
+
+        *entry = victim.Entry;
+        Assert.Equal(new Pfn(77), space.Tables.Translate(Base));
+    }
+
     [Fact]
     public void ProtectKeepsFrameAndCaching()
     {
