@@ -56,6 +56,22 @@ public sealed class AddressSpaceTests
         Assert.Equal(new Pfn(6), first.Walk(Base + Slot).Pfn);
     }
 
+    /// <summary>
+    /// A call that is refused may have made a top-level entry before: the roots learn of it all the same.
+    /// </summary>
+    [Fact]
+    public void ARefusedCallStillTellsTheRoots()
+    {
+        using var machine = Boot();
+        using var kernel = new KernelPageTable(machine.Pages, machine.Map, 4, KernelTableSync.OnMap);
+        using var mm = new Mm(kernel, machine.Pages, machine.Map);
+        Map(kernel, Base + Slot, 77, 1);
+        Assert.Throws<KernelBugException>(() => Map(kernel, Base + Slot - 4096, 5, 2));
+        Assert.False(kernel.Walk(Base + Slot - 4096).IsMapped);
+        Map(kernel, Base + Slot - 4096, 5, 1);
+        Assert.Equal(new Pfn(5), mm.Walk(Base + Slot - 4096).Pfn);
+    }
+
     /// <summary>5.9 and later: nothing to do in the vmalloc range; elsewhere as in 5.8 (6.17).</summary>
     [Theory]
     [InlineData(4, 64, Base)]
@@ -77,7 +93,9 @@ public sealed class AddressSpaceTests
         Assert.Equal(new Pfn(5), mm.Walk(vmemmap).Pfn);
     }
 
-    /// <summary>User mappings are private; the tables of the kernel's half are not the process's to change or free.</summary>
+    /// <summary>
+    /// User mappings are private; the tables of the kernel's half are not the process's to change or free.
+    /// </summary>
     [Fact]
     public void ProcessesShareTheKernelsHalfOnly()
     {
@@ -111,8 +129,8 @@ public sealed class AddressSpaceTests
     }
 
     /// <summary>
-    /// Clearing an entry does not reach what processors remember: until the flush they go on using the frame. That is the
-    /// window that lazy purging keeps safe by not reusing the addresses.
+    /// Clearing an entry does not reach what processors remember: until the flush they go on using the frame. That is
+    /// the window that lazy purging keeps safe by not reusing the addresses.
     /// </summary>
     [Fact]
     public void AStaleTranslationLivesUntilTheFlush()
@@ -138,7 +156,9 @@ public sealed class AddressSpaceTests
         Assert.Equal((1, 1, 4 * 33, 6), (tlb.RangeFlushes, tlb.FullFlushes, tlb.PageInvalidations, tlb.Interrupts));
     }
 
-    /// <summary>One invalidation anywhere in a large leaf removes all of it; a flush of other addresses does not.</summary>
+    /// <summary>
+    /// One invalidation anywhere in a large leaf removes all of it; a flush of other addresses does not.
+    /// </summary>
     [Fact]
     public void LargeLeavesAreForgottenWhole()
     {

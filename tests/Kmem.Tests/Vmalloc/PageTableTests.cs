@@ -45,9 +45,9 @@ public sealed class PageTableTests
     }
 
     /// <summary>
-    /// A real kernel's vmalloc range: the same leaves, mapped one by one, give the same entries in the same order. The frames
-    /// of the tables are the machine's own, so of an entry that points to a table only the flags can be compared. Two tables
-    /// of the recording are empty: what they mapped is gone, they stay.
+    /// A real kernel's vmalloc range: the same leaves, mapped one by one, give the same entries in the same order.
+    /// The frames of the tables are the machine's own, so of an entry that points to a table only the flags can be
+    /// compared. Two tables of the recording are empty: what they mapped is gone, they stay.
     /// </summary>
     [Fact]
     public void RecordedTablesComeOutBitForBit()
@@ -239,8 +239,36 @@ public sealed class PageTableTests
             Assert.Equal(leaves, space.Leaves());
         }
 
-        Assert.Contains(space.Machine.Dmesg.Lines, line => line.Contains("part of a large leaf", StringComparison.Ordinal));
-        Assert.Contains(space.Machine.Dmesg.Lines, line => line.Contains("mapping over", StringComparison.Ordinal));
+        string log = space.Machine.Dmesg.ToString();
+        Assert.Contains("part of a large leaf", log, StringComparison.Ordinal);
+        Assert.Contains("mapping over a mapping", log, StringComparison.Ordinal);
+    }
+
+    /// <summary>
+    /// Somebody wrote over a table: walks end there, changes are refused, neither follows the garbage.
+    /// </summary>
+    [Theory]
+    [InlineData(0, 0x80UL | 0x067)]         // a leaf of 512 GiB, which no processor has
+    [InlineData(1, 0xdead_beef_0000UL)]     // not present
+    [InlineData(2, 0x6b6b_6b6b_6b6b_6b6b)]  // poison: present, but neither table nor leaf
+    public unsafe void GarbageIsNotFollowed(int step, ulong garbage)
+    {
+        using var space = new Space();
+        Assert.True(space.Map(Base, 77, 4));
+        PageWalkStep victim = space.Tables.Walk(Base).Steps[step];
+        ulong* entry = (ulong*)space.Machine.AddressOf(new Pfn(victim.TablePfn)) + victim.Index;
+        *entry = garbage;
+
+        PageWalk walk = space.Tables.Walk(Base);
+        Assert.Equal((step + 1, false, true), (walk.Steps.Count, walk.IsMapped, walk.Steps[^1].Bad));
+        Assert.Equal(Pfn.None, space.Tables.Translate(Base));
+        Assert.Throws<KernelBugException>(() => space.Map(Base + 0x8000, 1, 1));
+        Assert.Throws<KernelBugException>(() => space.Tables.Unmap(Base, 4));
+        Assert.DoesNotContain(space.Tables.Rows(), row => row.Level == 1);
+        Assert.NotEmpty(space.Tables.Dump());
+
+        *entry = victim.Entry;
+        Assert.Equal(new Pfn(77), space.Tables.Translate(Base));
     }
 
     [Fact]
@@ -303,7 +331,8 @@ public sealed class PageTableTests
             for (ulong i = 0; i < 200; i++)
             {
                 ulong va = origin + (i * 37 * Huge);
-                Assert.True(tables.Map(va, i << 9, 512, PageProt.Kernel, CacheMode.WriteBack, i % 2 == 0 ? 12 : 21, Gfp.Kernel));
+                int maxShift = i % 2 == 0 ? 12 : 21;
+                Assert.True(tables.Map(va, i << 9, 512, PageProt.Kernel, CacheMode.WriteBack, maxShift, Gfp.Kernel));
             }
 
             Assert.True(tables.TablePages > 150);
@@ -340,7 +369,9 @@ public sealed class PageTableTests
         Assert.Empty(space.Machine.Validate());
     }
 
-    /// <summary>Threads that map neighbouring ranges race for the tables above them; each table is hung in once.</summary>
+    /// <summary>
+    /// Threads that map neighbouring ranges race for the tables above them; each table is hung in once.
+    /// </summary>
     [Fact]
     public void ThreadsShareTables()
     {
@@ -455,8 +486,7 @@ public sealed class PageTableTests
 
         foreach (ulong page in model.Keys.Take(3))
             Assert.Equal(new Pfn(model[page]), space.Tables.Walk(origin + (page << 12)).Pfn);
-        ulong mapped = space.Leaves().Aggregate(0UL, (sum, row) => sum + (1UL << (PageTableEntry.ShiftOf(row.Level) - 12)));
-        Assert.Equal((ulong)model.Count, mapped);
+        Assert.Equal(model.Count, space.Leaves().Sum(row => 1L << (PageTableEntry.ShiftOf(row.Level) - 12)));
     }
 
     private sealed class Space : IDisposable
