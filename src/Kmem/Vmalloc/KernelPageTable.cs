@@ -3,19 +3,23 @@ namespace Kmem;
 /// <summary>How address spaces learn of new top-level entries of the kernel's tables.</summary>
 internal enum KernelTableSync
 {
-    /// <summary>Before 5.8: the first access through a stale root faults, and the fault handler copies the entry.</summary>
+    /// <summary>
+    /// Before 5.8: the first access through a stale root faults, and the fault handler copies the entry.
+    /// </summary>
     OnFault,
 
     /// <summary>5.8: whoever creates a top-level entry copies it into every root at once.</summary>
     OnMap,
 
-    /// <summary>5.9 and later: the entries of the vmalloc range exist from boot on; others are copied at once (6.17).</summary>
+    /// <summary>
+    /// 5.9 and later: the entries of the vmalloc range exist from boot on; others are copied at once (6.17).
+    /// </summary>
     Preallocated,
 }
 
 /// <summary>
-/// The kernel's own page tables (<c>init_mm.pgd</c>, swapper_pg_dir): the reference that the upper half of every address
-/// space shares from the second level down.
+/// The kernel's own page tables (<c>init_mm.pgd</c>, swapper_pg_dir): the reference that the upper half of every
+/// address space shares from the second level down.
 /// <code>
 ///   init_mm root   [ 0 … 255 │ 256 … 272 │ 273 ……………… 511 ]
 ///                                             │  same entries, so same tables below
@@ -25,7 +29,9 @@ internal enum KernelTableSync
 /// <remarks>arch/x86/mm/init_64.c, arch/x86/mm/pgtable.c, arch/x86/mm/fault.c, Linux 5.7 to 6.18.</remarks>
 internal sealed class KernelPageTable : PageTable
 {
-    /// <summary>pgd_index(PAGE_OFFSET), with four levels and with five: from here on roots have the same entries.</summary>
+    /// <summary>
+    /// pgd_index(PAGE_OFFSET), with four levels and with five: from here on roots have the same entries.
+    /// </summary>
     public const int FirstSharedSlot = 273;
 
     private const int LastVmallocSlot = 465;
@@ -75,8 +81,8 @@ internal sealed class KernelPageTable : PageTable
     }
 
     /// <summary>
-    /// Copies the kernel's top-level entries of a range into every address space that lacks them (sync_global_pgds). Before
-    /// 5.8 those who must not fault called it themselves (vmalloc_sync_mappings).
+    /// Copies the kernel's top-level entries of a range into every address space that lacks them (sync_global_pgds).
+    /// Before 5.8 those who must not fault called it themselves (vmalloc_sync_mappings).
     /// </summary>
     /// <param name="start">First address.</param>
     /// <param name="last">Last address.</param>
@@ -119,8 +125,8 @@ internal sealed class KernelPageTable : PageTable
     }
 
     /// <summary>
-    /// The fault handler's part for the vmalloc range (vmalloc_fault, Linux 5.7): an address space met an empty entry that
-    /// the kernel has meanwhile filled.
+    /// The fault handler's part for the vmalloc range (vmalloc_fault, Linux 5.7): an address space met an empty entry
+    /// that the kernel has meanwhile filled.
     /// </summary>
     /// <returns>Whether the access should be tried again.</returns>
     internal bool HandleFault(Mm space, ulong va)

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// The address space of a process (<c>struct mm_struct</c> as far as its page tables go): a root of its own, user mappings
-/// below, the kernel's shared tables above.
+/// The address space of a process (<c>struct mm_struct</c> as far as its page tables go): a root of its own, user
+/// mappings below, the kernel's shared tables above.
 /// </summary>
 /// <remarks>pgd_alloc and pgd_free, arch/x86/mm/pgtable.c, Linux 6.18.</remarks>
 internal sealed class Mm : PageTable
@@ -19,8 +19,8 @@ internal sealed class Mm : PageTable
     }
 
     /// <summary>
-    /// The walk of a processor that runs in this address space. An entry that this root lacks is fetched by the fault handler
-    /// if that is how address spaces are kept in step.
+    /// The walk of a processor that runs in this address space. An entry that this root lacks is fetched by the fault
+    /// handler if that is how address spaces are kept in step.
     /// </summary>
     public override PageWalk Access(ulong va)
     {

@@ -31,14 +31,14 @@ internal abstract partial class PageTable
     ];
 
     /// <summary>
-    /// All present entries, tables and leaves, each table's entry before what is under it, in the order of addresses. Read
-    /// while others map, it shows each entry as it was at some moment.
+    /// All present entries, tables and leaves, each table's entry before what is under it, in the order of addresses.
+    /// Read while others map, it shows each entry as it was at some moment.
     /// </summary>
     public IEnumerable<PageTableRow> Rows() => RowsUnder(RootPfn, Levels, 0);
 
     /// <summary>
-    /// The text of debugfs page_tables/kernel (arch/x86/mm/dump_pagetables.c, Linux 6.18): ranges of equal entries merged,
-    /// holes included, a line at the start of each region of the address map.
+    /// The text of debugfs page_tables/kernel (arch/x86/mm/dump_pagetables.c, Linux 6.18): ranges of equal entries
+    /// merged, holes included, a line at the start of each region of the address map.
     /// </summary>
     public string Dump()
     {

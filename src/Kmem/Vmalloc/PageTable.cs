@@ -14,8 +14,8 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// <para>
-/// Thread-safe for calls on different ranges: tables are hung in with a compare-and-swap; PTEs are written plainly, because
-/// whoever maps a range owns its addresses. Frames that are not the machine's RAM (devices) may be mapped.
+/// Thread-safe for calls on different ranges: tables are hung in with a compare-and-swap; PTEs are written plainly,
+/// because whoever maps a range owns its addresses. Frames that are not the machine's RAM (devices) may be mapped.
 /// </para>
 /// <para>mm/vmalloc.c and mm/memory.c, Linux 6.18: vmap_range_noflush, vunmap_range_noflush, vmalloc_to_page.</para>
 /// </remarks>
@@ -49,12 +49,14 @@ internal abstract partial class PageTable : IDisposable
     /// <summary>The frame of the root: CR3 shifted right by 12.</summary>
     public ulong RootPfn { get; }
 
-    /// <summary>Tables that this tree owns, root included; those that it shares with another tree do not count.</summary>
+    /// <summary>
+    /// Tables that this tree owns, root included; those that it shares with another tree do not count.
+    /// </summary>
     public long TablePages => Volatile.Read(ref _tablePages);
 
     /// <summary>
-    /// What the last <see cref="Map"/>, <see cref="Unmap"/> or <see cref="Protect"/> changed. Means something only while one
-    /// thread works.
+    /// What the last <see cref="Map"/>, <see cref="Unmap"/> or <see cref="Protect"/> changed. Means something only
+    /// while one thread works.
     /// </summary>
     public PageTableModification LastModified { get; private set; }
 
@@ -67,15 +69,15 @@ internal abstract partial class PageTable : IDisposable
     protected ulong KernelHalf => ~0UL << (Levels == 5 ? 56 : 47);
 
     /// <summary>
-    /// Maps a physically contiguous run at addresses where nothing is mapped, with the largest leaves that addresses, length
-    /// and <paramref name="maxShift"/> allow (vmap_range_noflush).
+    /// Maps a physically contiguous run at addresses where nothing is mapped, with the largest leaves that addresses,
+    /// length and <paramref name="maxShift"/> allow (vmap_range_noflush).
     /// </summary>
     /// <param name="va">First address, a multiple of 4096.</param>
     /// <param name="pfn">First frame.</param>
     /// <param name="pages">Number of frames.</param>
     /// <param name="prot">What may be done through the mapping.</param>
     /// <param name="mode">How it is cached.</param>
-    /// <param name="maxShift">12 for 4 KiB pages only, 21 for 2 MiB leaves as well, 30 for 1 GiB leaves as well.</param>
+    /// <param name="maxShift">12 for 4 KiB pages only, 21 for 2 MiB leaves as well, 30 for 1 GiB leaves too.</param>
     /// <param name="gfp">How tables are allocated. The kernel takes GFP_KERNEL whatever the caller's mask was.</param>
     /// <returns>
     /// False if there was no memory for a table: part of the range may be mapped, the caller unmaps all of it.
@@ -93,7 +95,7 @@ internal abstract partial class PageTable : IDisposable
         Bug.On(pfn + pages > 1UL << 40, "physical address beyond 52 bits");
         var request = new MapRequest(va, pfn, PageTableEntry.FlagsOf(prot, mode), maxShift, gfp);
         MapOutcome outcome = MapLevel(RootPfn, Levels, va, last, ref request);
-        LastModified = request.Modified;
+        AfterMap(va, last, request.Modified);
         if (outcome == MapOutcome.Busy)
         {
             if (request.Conflict != va)
@@ -101,13 +103,13 @@ internal abstract partial class PageTable : IDisposable
             _pages.ThrowBug($"BUG: mapping over a mapping: {Walk(request.Conflict)} at 0x{request.Conflict:x}");
         }
 
-        AfterMap(va, last, request.Modified);
+        LastModified = request.Modified;
         return outcome == MapOutcome.Done;
     }
 
     /// <summary>
-    /// Clears the leaves of a range, as far as there are any, and keeps the tables (vunmap_range_noflush). Processors may
-    /// go on using what they have cached until they are flushed.
+    /// Clears the leaves of a range, as far as there are any, and keeps the tables (vunmap_range_noflush). Processors
+    /// may go on using what they have cached until they are flushed.
     /// </summary>
     /// <param name="va">First address, a multiple of 4096.</param>
     /// <param name="pages">Number of pages.</param>
@@ -144,6 +146,7 @@ internal abstract partial class PageTable : IDisposable
             return;
 
         ulong last = LastOf(va, pages);
+        ulong flags = PageTableEntry.FlagsOf(prot, CacheMode.WriteBack);
         RefuseCut(va, last, "changing the protection of");
         PageTableModification modified = PageTableModification.None;
         ForEachLeaf(
@@ -153,7 +156,7 @@ internal abstract partial class PageTable : IDisposable
             last,
             (entry, level) => PageTableEntry.Leaf(
                 PageTableEntry.PfnOf(entry, level),
-                PageTableEntry.FlagsOf(prot, PageTableEntry.CacheModeOf(entry, level)),
+                flags | PageTableEntry.CacheBits(PageTableEntry.CacheModeOf(entry, level)),
                 level),
             ref modified);
         LastModified = modified;
@@ -199,7 +202,9 @@ internal abstract partial class PageTable : IDisposable
         return Pfn.None;
     }
 
-    /// <summary>What a processor notes in the entries on the way: A in all of them, D in the leaf after a write.</summary>
+    /// <summary>
+    /// What a processor notes in the entries on the way: A in all of them, D in the leaf after a write.
+    /// </summary>
     public unsafe void MarkUsed(PageWalk walk, bool write)
     {
         foreach (PageWalkStep step in walk.Steps)
@@ -377,8 +382,8 @@ internal abstract partial class PageTable : IDisposable
     }
 
     /// <summary>
-    /// One large leaf instead of a table, if it fits. A table left over from earlier mappings gives way if nothing is mapped
-    /// there (pud_free_pmd_page, pmd_free_pte_page).
+    /// One large leaf instead of a table, if it fits. A table left over from earlier mappings gives way if nothing is
+    /// mapped there (pud_free_pmd_page, pmd_free_pte_page).
     /// </summary>
     private MapOutcome TryLeaf(ulong table, int index, int level, ulong va, ulong end, ref MapRequest request)
     {
@@ -425,7 +430,12 @@ internal abstract partial class PageTable : IDisposable
 
     /// <summary>Replaces every leaf of a range by what <paramref name="change"/> makes of it; 0 clears it.</summary>
     private void ForEachLeaf(
-        ulong table, int level, ulong va, ulong last, Func<ulong, int, ulong> change, ref PageTableModification modified)
+        ulong table,
+        int level,
+        ulong va,
+        ulong last,
+        Func<ulong, int, ulong> change,
+        ref PageTableModification modified)
     {
         for (; ; )
         {

@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>How the CPU caches a mapping (enum page_cache_mode, arch/x86/include/asm/pgtable_types.h, Linux 6.18).</summary>
+/// <summary>
+/// How the CPU caches a mapping (enum page_cache_mode, arch/x86/include/asm/pgtable_types.h, Linux 6.18).
+/// </summary>
 internal enum CacheMode : byte
 {
     WriteBack,
@@ -160,7 +162,7 @@ internal static class PageTableEntry
     }
 
     /// <summary>Slots of the PAT register as the kernel fills it: WB WC UC− UC WB WP UC− WT.</summary>
-    private static ulong CacheBits(CacheMode mode) => mode switch
+    public static ulong CacheBits(CacheMode mode) => mode switch
     {
         CacheMode.WriteBack => 0,
         CacheMode.WriteCombining => WriteThrough,

@@ -86,7 +86,8 @@ internal sealed class PageWalk
     public ulong LeafBytes => IsMapped ? 1UL << PageTableEntry.ShiftOf(Steps[^1].Level) : 0;
 
     /// <summary>
-    /// What the address may be used for: writing and user access need every level's consent, any level forbids execution.
+    /// What the address may be used for: writing and user access need every level's consent, any level forbids
+    /// execution.
     /// </summary>
     public PageProt Prot
     {
@@ -103,7 +104,9 @@ internal sealed class PageWalk
     public CacheMode CacheMode =>
         IsMapped ? PageTableEntry.CacheModeOf(Steps[^1].Entry, Steps[^1].Level) : CacheMode.WriteBack;
 
-    /// <summary>The line of an oops: <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD 2516067 PTE 800000001f401163</c>.</summary>
+    /// <summary>
+    /// The line of an oops: <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD 2516067 PTE 800000001f401163</c>.
+    /// </summary>
     public override string ToString()
     {
         var text = new StringBuilder();

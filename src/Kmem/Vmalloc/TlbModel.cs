@@ -7,8 +7,8 @@ namespace Kmem;
 internal readonly record struct TlbAccess(Pfn Pfn, bool Hit, bool Stale);
 
 /// <summary>
-/// What the processors remember of page tables. It forgets only when told to, as a processor may: a translation that could
-/// still be cached somewhere is cached here, so an access that meets a stale one is a flush that is missing.
+/// What the processors remember of page tables. It forgets only when told to, as a processor may: a translation that
+/// could still be cached somewhere is cached here, so an access that meets a stale one is a flush that is missing.
 /// </summary>
 /// <remarks>flush_tlb_kernel_range, arch/x86/mm/tlb.c, Linux 6.18. Thread-safe.</remarks>
 internal sealed class TlbModel
@@ -168,6 +168,7 @@ internal sealed class TlbModel
                 Cached.Remove(KeyOf(level, va));
         }
 
-        private static (int Level, ulong Page) KeyOf(int level, ulong va) => (level, va >> PageTableEntry.ShiftOf(level));
+        private static (int Level, ulong Page) KeyOf(int level, ulong va) =>
+            (level, va >> PageTableEntry.ShiftOf(level));
     }
 }
