@@ -2,7 +2,8 @@ using System.Runtime.InteropServices;
 
 namespace Kmem;
 
-/// <content>vmalloc: memory of scattered frames at contiguous addresses; and kvmalloc, which takes what it can get.</content>
+/// <content>vmalloc: memory of scattered frames at contiguous addresses; and kvmalloc, which takes what it can
+/// get.</content>
 public sealed partial class Machine
 {
     private readonly Lock _vmallocGate = new();
@@ -12,7 +13,8 @@ public sealed partial class Machine
     internal VmallocAllocator? VmallocIfUsed => Volatile.Read(ref _vmalloc);
 
     /// <summary>
-    /// Allocates memory whose frames need not be contiguous (vmalloc, mm/vmalloc.c, Linux 6.18). Behind it lies a guard page:
+    /// Allocates memory whose frames need not be contiguous (vmalloc, mm/vmalloc.c, Linux 6.18). Behind it lies a guard
+    /// page:
     /// touching that ends the process.
     /// </summary>
     /// <param name="size">Bytes; rounded up to whole pages. More than all memory fails, and so does 0.</param>
@@ -92,7 +94,8 @@ public sealed partial class Machine
     /// The frames, each allocated alone and named once, become the area's, and <see cref="Vfree"/> frees them
     /// (VM_MAP_PUT_PAGES). Else <see cref="Vunmap"/> ends the mapping, and the frames have to be kept until then.
     /// </param>
-    /// <returns>The address; null if frames is empty or addresses, tables or mappings ran out: the frames stay yours.</returns>
+    /// <returns>The address; null if frames is empty or addresses, tables or mappings ran out: the frames stay
+    /// yours.</returns>
     /// <exception cref="ArgumentException">The machine has no such frame, or cannot free it alone.</exception>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
@@ -123,24 +126,29 @@ public sealed partial class Machine
         if (VmallocIfUsed is { } vmalloc)
             vmalloc.Unmap(pointer);
         else if (pointer != null)
-            _pages.ThrowBug($"WARNING: Trying to vunmap() nonexistent vm area (0x{(ulong)pointer:x16}): there is none at all");
+            ThrowNoVmalloc(pointer, "vunmap");
     }
 
     /// <summary>
-    /// Changes the size of memory from vmalloc (vrealloc). It stays where it is as far as its whole pages reach, and when it
+    /// Changes the size of memory from vmalloc (vrealloc). It stays where it is as far as its whole pages reach, and
+    /// when it
     /// shrinks, which gives no memory back.
     /// </summary>
     /// <param name="pointer">What vmalloc returned, or null to allocate.</param>
     /// <param name="size">New size in bytes; 0 frees.</param>
     /// <param name="gfp">Flags; <see cref="Gfp.Zero"/> clears what is cut off and what is added.</param>
-    /// <returns>The memory, perhaps elsewhere; null if it could not grow (the old memory is untouched), or for size 0.</returns>
-    /// <exception cref="KernelBugException">No memory of vmalloc starts there, or this context may not sleep.</exception>
+    /// <returns>The memory, perhaps elsewhere; null if it could not grow (the old memory is untouched), or for size
+    /// 0.</returns>
+    /// <exception cref="KernelBugException">No memory of vmalloc starts there, or this context may not
+    /// sleep.</exception>
     /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
     public unsafe void* Vrealloc(void* pointer, nuint size, Gfp gfp) => Vmallocs.Realloc(pointer, size, gfp);
 
     /// <summary>
-    /// Frees memory from vmalloc (vfree). The frames are free at once; the addresses are used again, and fault, only after a
-    /// purge. In interrupt or atomic context it is put off to the next vmalloc or vfree of a context that may sleep, and the
+    /// Frees memory from vmalloc (vfree). The frames are free at once; the addresses are used again, and fault, only
+    /// after a
+    /// purge. In interrupt or atomic context it is put off to the next vmalloc or vfree of a context that may sleep,
+    /// and the
     /// first bytes of the memory are overwritten.
     /// </summary>
     /// <param name="pointer">What vmalloc returned, or null. Any thread may free.</param>
@@ -155,7 +163,7 @@ public sealed partial class Machine
         if (VmallocIfUsed is { } vmalloc)
             vmalloc.Free(pointer);
         else
-            _pages.ThrowBug($"WARNING: Trying to vfree() nonexistent vm area (0x{(ulong)pointer:x16}): there is none at all");
+            ThrowNoVmalloc(pointer, "vfree");
     }
 
     /// <summary>Whether a pointer lies in the vmalloc space, allocated or not (is_vmalloc_addr).</summary>
@@ -164,7 +172,8 @@ public sealed partial class Machine
     public unsafe bool IsVmallocAddr(void* pointer) => VmallocIfUsed is { } vmalloc && vmalloc.Contains(pointer);
 
     /// <summary>
-    /// The frame behind a pointer into memory from vmalloc (vmalloc_to_page): <see cref="AddressOf(Pfn)"/> shows the same
+    /// The frame behind a pointer into memory from vmalloc (vmalloc_to_page): <see cref="AddressOf(Pfn)"/> shows the
+    /// same
     /// bytes in the direct map.
     /// </summary>
     /// <param name="pointer">A pointer; its memory must not be freed meanwhile.</param>
@@ -172,7 +181,8 @@ public sealed partial class Machine
     public unsafe Pfn VmallocToPage(void* pointer) => VmallocIfUsed is { } vmalloc ? vmalloc.PfnAt(pointer) : Pfn.None;
 
     /// <summary>
-    /// Makes the addresses of freed memory fault and usable again (vm_unmap_aliases). Usually that waits until 32 MiB per
+    /// Makes the addresses of freed memory fault and usable again (vm_unmap_aliases). Usually that waits until 32 MiB
+    /// per
     /// doubling of the number of CPUs have gathered.
     /// </summary>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
@@ -204,7 +214,11 @@ public sealed partial class Machine
         if (size > int.MaxValue)
         {
             if ((gfp & Gfp.NoWarn) == 0)
-                _slabs.WarnOnce("kvmalloc size", $"WARNING: kvmalloc of {size} bytes: the largest size is {int.MaxValue}");
+            {
+                _slabs.WarnOnce(
+                    "kvmalloc size", $"WARNING: kvmalloc of {size} bytes: the largest size is {int.MaxValue}");
+            }
+
             return null;
         }
 
@@ -229,12 +243,15 @@ public sealed partial class Machine
     /// <param name="size">Bytes of an element.</param>
     /// <param name="gfp">Flags.</param>
     /// <returns>The address, or null.</returns>
-    /// <exception cref="KernelBugException">count × size does not fit into an address, or the request may sleep here.</exception>
+    /// <exception cref="KernelBugException">count × size does not fit into an address, or the request may sleep
+    /// here.</exception>
     public unsafe void* Kvcalloc(nuint count, nuint size, Gfp gfp) => Kvzalloc(_kmalloc.Product(count, size), gfp);
 
-    /// <summary>Frees what <see cref="Kvmalloc"/> and its relatives gave out, or kmalloc, or vmalloc (kvfree).</summary>
+    /// <summary>Frees what <see cref="Kvmalloc"/> and its relatives gave out, or kmalloc, or vmalloc
+    /// (kvfree).</summary>
     /// <param name="pointer">An address, or null.</param>
-    /// <exception cref="KernelBugException">It is free already, or no allocation starts there. Nothing was changed.</exception>
+    /// <exception cref="KernelBugException">It is free already, or no allocation starts there. Nothing was
+    /// changed.</exception>
     public unsafe void Kvfree(void* pointer)
     {
         if (IsVmallocAddr(pointer))
@@ -244,12 +261,14 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Changes the size of memory from <see cref="Kvmalloc"/> (kvrealloc); contiguous memory may move to vmalloc, but not back.
+    /// Changes the size of memory from <see cref="Kvmalloc"/> (kvrealloc); contiguous memory may move to vmalloc, but
+    /// not back.
     /// </summary>
     /// <param name="pointer">The memory, or null to allocate.</param>
     /// <param name="size">New size in bytes.</param>
     /// <param name="gfp">Flags.</param>
-    /// <returns>The memory, perhaps elsewhere; null if it could not grow, and then the old memory is untouched.</returns>
+    /// <returns>The memory, perhaps elsewhere; null if it could not grow, and then the old memory is
+    /// untouched.</returns>
     /// <exception cref="KernelBugException">No allocation starts there, or the request may sleep here.</exception>
     public unsafe void* Kvrealloc(void* pointer, nuint size, Gfp gfp)
     {
@@ -279,6 +298,9 @@ public sealed partial class Machine
         gfp = (gfp | Gfp.NoWarn) & ~Gfp.NoFail;
         return (gfp & Gfp.RetryMayFail) != 0 ? gfp : gfp & ~Gfp.DirectReclaim;
     }
+
+    private unsafe void ThrowNoVmalloc(void* pointer, string operation) => _pages.ThrowBug(
+        $"WARNING: Trying to {operation}() nonexistent vm area (0x{(ulong)pointer:x16}): there is none at all");
 
     private VmallocAllocator CreateVmalloc()
     {

@@ -1,6 +1,7 @@
 namespace Kmem;
 
-/// <content>What lies behind an area: getting its pages, showing them in the window, and giving all of it back.</content>
+/// <content>What lies behind an area: getting its pages, showing them in the window, and giving all of it
+/// back.</content>
 internal sealed partial class VmallocAllocator
 {
     private const int BulkPages = 100;              // at most so many pages per call of the bulk allocator
@@ -105,7 +106,8 @@ internal sealed partial class VmallocAllocator
     private unsafe bool Show(VmStruct* vm, uint count, PageProt prot, Gfp gfp)
     {
         ulong bytes = vm->Size;
-        if (Volatile.Read(ref _unmapRefused) != 0 && _window.Unmap(vm->Address - Vmap.Start, bytes) != WindowResult.Done)
+        bool mayBeStale = Volatile.Read(ref _unmapRefused) != 0;
+        if (mayBeStale && _window.Unmap(vm->Address - Vmap.Start, bytes) != WindowResult.Done)
             return false;
 
         // Tables are always allocated as for GFP_KERNEL, but under the caller's limits on I/O.
@@ -119,7 +121,8 @@ internal sealed partial class VmallocAllocator
 
             ulong va = vm->Address + (i * PageSize);
             ulong pfn = _slabs.Map.PfnOf(vm->Pages[i]);
-            if (!Tables.Map(va, pfn, run, prot, CacheMode.WriteBack, maxShift, tableGfp) || !ShowRun(va, pfn, run, prot))
+            if (!Tables.Map(va, pfn, run, prot, CacheMode.WriteBack, maxShift, tableGfp)
+                || !ShowRun(va, pfn, run, prot))
             {
                 Tables.Unmap(vm->Address, count);
                 Unshow(new VmapRange(vm->Address, vm->Address + bytes));

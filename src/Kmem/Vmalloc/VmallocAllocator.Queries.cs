@@ -7,7 +7,8 @@ namespace Kmem;
 /// <content>Looking things up, and what is refused or complained about.</content>
 internal sealed partial class VmallocAllocator
 {
-    /// <summary>Why a pointer is none of kmalloc's, for its reports; null if vmalloc knows nothing of it, either.</summary>
+    /// <summary>Why a pointer is none of kmalloc's, for its reports; null if vmalloc knows nothing of it,
+    /// either.</summary>
     public unsafe string? Describe(nint pointer) =>
         Contains((void*)pointer)
             ? string.Create(
@@ -17,7 +18,8 @@ internal sealed partial class VmallocAllocator
     /// <summary>The frame behind a pointer into an area (vmalloc_to_page); none where nothing is mapped.</summary>
     public unsafe Pfn PfnAt(void* pointer) => Contains(pointer) ? Tables.Translate(AddressOf(pointer)) : Pfn.None;
 
-    /// <summary>The area of vmalloc that starts at a pointer; it may be used as long as its owner does not free it.</summary>
+    /// <summary>The area of vmalloc that starts at a pointer; it may be used as long as its owner does not free
+    /// it.</summary>
     private unsafe VmStruct* AllocatedAt(void* pointer, string operation)
     {
         ulong va = AreaStart(pointer, operation);

@@ -26,11 +26,14 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
 ///                                   |        \________/        |                     one host mapping per run
 ///   frames (page allocator)       0x1a3     0x2070 0x2071     0x88
 /// </code>
-/// An area is described by a vm_struct (kzalloc) with an array of its pages: from kmalloc, or above 512 pages itself from
-/// vmalloc. Freeing gives the frames back at once; the addresses, and the window's mappings with them, follow in bulk at
+/// An area is described by a vm_struct (kzalloc) with an array of its pages: from kmalloc, or above 512 pages itself
+/// from
+/// vmalloc. Freeing gives the frames back at once; the addresses, and the window's mappings with them, follow in bulk
+/// at
 /// the next purge.
 /// </summary>
-/// <remarks>Thread-safe. Everything but <see cref="Free"/> may sleep, and is refused where sleeping is forbidden.</remarks>
+/// <remarks>Thread-safe. Everything but <see cref="Free"/> may sleep, and is refused where sleeping is
+/// forbidden.</remarks>
 internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 {
     private const ulong SpaceBytes = 32UL << 40;
@@ -50,7 +53,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private int _unmapRefused;          // 1: the host refused to unmap something that was freed
 
     /// <summary>Reserves the window.</summary>
-    /// <exception cref="NotSupportedException">This RAM, or this host, cannot show a frame at two addresses.</exception>
+    /// <exception cref="NotSupportedException">This RAM, or this host, cannot show a frame at two
+    /// addresses.</exception>
     /// <exception cref="PlatformException">The host has no address space left.</exception>
     public VmallocAllocator(SlabAllocator slabs, KmallocAllocator kmalloc, Ram ram, MapBudget? budget = null)
     {
@@ -156,7 +160,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     }
 
     /// <summary>
-    /// Changes the size of an area (vrealloc): in place as far as its pages reach, else in a new area with the old content.
+    /// Changes the size of an area (vrealloc): in place as far as its pages reach, else in a new area with the old
+    /// content.
     /// </summary>
     /// <returns>The area; null if there is no memory, and then the old one is untouched, or if the size is 0.</returns>
     public unsafe void* Realloc(void* pointer, nuint size, Gfp gfp)
@@ -196,7 +201,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     /// Shows frames that the caller has at new addresses (vmap). With <see cref="VmFlags.MapPutPages"/> they become the
     /// area's, and <see cref="Free"/> frees them; else <see cref="Unmap"/> ends it.
     /// </summary>
-    /// <returns>The address; null if there are no addresses or no mappings left, and then the frames are the caller's.</returns>
+    /// <returns>The address; null if there are no addresses or no mappings left, and then the frames are the
+    /// caller's.</returns>
     public unsafe void* Map(ReadOnlySpan<Pfn> frames, VmFlags flags, PageProt prot)
     {
         _pages.CheckContext(Gfp.Kernel, _cpus.Current);
@@ -327,7 +333,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         return null;
     }
 
-    /// <summary>Finds addresses and makes the vm_struct that describes them (__get_vm_area_node); null on failure.</summary>
+    /// <summary>Finds addresses and makes the vm_struct that describes them (__get_vm_area_node); null on
+    /// failure.</summary>
     private unsafe VmStruct* Reserve(in VmallocRequest request, VmFlags flags, int shift)
     {
         Gfp gfp = request.Gfp & GfpMask.Reclaim;

@@ -140,7 +140,8 @@ public sealed class VmallocTests
         Assert.True(machine.Vmalloc(nuint.MaxValue - Page + 2) == null);
         Assert.True(machine.Vmalloc((nuint)1 << 45) == null);
         Assert.Contains(machine.Dmesg.Lines, line => line.StartsWith(
-            $"vmalloc error: size {nuint.MaxValue}, exceeds total pages, mode:0xcc0(GFP_KERNEL)", StringComparison.Ordinal));
+            $"vmalloc error: size {nuint.MaxValue}, exceeds total pages, mode:0xcc0(GFP_KERNEL)",
+            StringComparison.Ordinal));
         long lines = machine.Dmesg.TotalLines;
         Assert.True(machine.Vmalloc((nuint)1 << 45, Gfp.Kernel | Gfp.NoWarn) == null);
         Assert.Equal(lines, machine.Dmesg.TotalLines);
@@ -157,7 +158,7 @@ public sealed class VmallocTests
         // All that is free, reserves and page array included: the pages run out in the middle.
         Assert.True(machine.Vmalloc((nuint)(before << 10), Gfp.Kernel | Gfp.NoRetry) == null);
 
-        Assert.Contains(machine.Dmesg.Lines, line => line.Contains("failed to allocate pages", StringComparison.Ordinal));
+        Assert.Contains("failed to allocate pages", machine.Dmesg.ToString(), StringComparison.Ordinal);
         Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
         machine.VmUnmapAliases();
         Assert.InRange(FreeKilobytes(machine), before - 256, before + 256);
@@ -241,7 +242,8 @@ public sealed class VmallocTests
         AssertRefused(machine, () => machine.Vfree(before), "nonexistent vm area", "use kfree");
         AssertRefused(machine, () => machine.Kfree((void*)interior), "Not a kmalloc allocation", "use vfree");
         AssertRefused(machine, () => machine.Kfree(area), "Not a kmalloc allocation", "use vfree");
-        AssertRefused(machine, () => machine.Vrealloc((void*)interior, 5, Gfp.Kernel), "vrealloc() nonexistent", "inside");
+        AssertRefused(
+            machine, () => machine.Vrealloc((void*)interior, 5, Gfp.Kernel), "vrealloc() nonexistent", "inside");
         area[0] = 1;
         machine.Vfree(area);
         AssertRefused(machine, () => machine.Vfree(area), "nonexistent vm area", "free already");
@@ -339,7 +341,9 @@ public sealed class VmallocTests
         string text = machine.Proc.VmallocInfo();
         Assert.Equal(text, VmallocInfoText.Parse(text).Render());
         Assert.Contains(
-            "0xffffc90000000000-0xffffc90000005000   20480 Vmalloc pages=4 vmalloc N0=4\n", text, StringComparison.Ordinal);
+            "0xffffc90000000000-0xffffc90000005000   20480 Vmalloc pages=4 vmalloc N0=4\n",
+            text,
+            StringComparison.Ordinal);
         Assert.Contains(" Vzalloc pages=600 vmalloc vpages N", text, StringComparison.Ordinal);
         Assert.Contains(" Kvmalloc pages=1536 vmalloc vpages N", text, StringComparison.Ordinal);
         Assert.Contains(" Vmalloc pages=1 vmalloc N1=1\n", text, StringComparison.Ordinal);
@@ -388,7 +392,8 @@ public sealed class VmallocTests
                     void* at = (byte*)area + ((long)i * Page);
                     long direct = *(long*)machine.AddressOf(machine.VmallocToPage(at));
                     Assert.True(
-                        *(long*)at == ((long)stamp << 32) + i && direct == *(long*)at, $"seed {seed} step {step} page {i}");
+                        *(long*)at == ((long)stamp << 32) + i && direct == *(long*)at,
+                        $"seed {seed} step {step} page {i}");
                 }
 
                 model.RemoveAt(index);
@@ -483,7 +488,10 @@ public sealed class VmallocTests
         huge[(4 << 20) - 1] = 77;
         Pfn last = machine.VmallocToPage(huge + (4 << 20) - 1);
         Assert.Equal(77, ((byte*)machine.AddressOf(last))[Page - 1]);
-        Assert.Contains("4198400 VmallocHuge pages=1024 vmalloc vpages N0=1024", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
+        Assert.Contains(
+            "4198400 VmallocHuge pages=1024 vmalloc vpages N0=1024",
+            machine.Proc.VmallocInfo(),
+            StringComparison.Ordinal);
         AssertWhole(machine);
         machine.Vfree(huge);
 
@@ -573,6 +581,43 @@ public sealed class VmallocTests
     }
 
     [Fact]
+    public unsafe void AProcessSeesTheMemoryThatWasMadeForIt()
+    {
+        using Machine machine = Boot();
+        var area = (byte*)machine.VmallocUser(8 * Page);
+        void* ordinary = machine.Vmalloc(8 * Page);
+        VmallocAllocator vmalloc = machine.VmallocIfUsed!;
+        using var process = new Mm(vmalloc.Tables, machine.Pages, machine.Map);
+        const ulong User = 0x7f00_0000_0000;
+
+        Assert.Equal(VmapError.None, vmalloc.RemapToUser(process, User, 5 * Page, area, 2 * Page));
+        for (int i = 0; i < 5; i++)
+        {
+            PageWalk walk = process.Walk(User + (ulong)(i * Page));
+            Assert.Equal(machine.VmallocToPage(area + ((i + 2) * Page)), walk.Pfn);
+            Assert.Equal(PageProt.Read | PageProt.Write | PageProt.User, walk.Prot);
+        }
+
+        Assert.Equal(VmapError.Invalid, vmalloc.RemapToUser(process, User + 1, Page, area, 0));
+        Assert.Equal(VmapError.Invalid, vmalloc.RemapToUser(process, User, 9 * Page, area, 0));
+        Assert.Equal(VmapError.Invalid, vmalloc.RemapToUser(process, User, 8 * Page, area, Page));
+        Assert.Equal(VmapError.Invalid, vmalloc.RemapToUser(process, User, Page, area, ~0UL - Page + 1));
+        Assert.Equal(VmapError.Invalid, vmalloc.RemapToUser(process, User, Page, ordinary, 0));
+        Assert.Equal(VmapError.Busy, vmalloc.RemapToUser(process, User - Page, 2 * Page, area, 0));
+        Assert.False(process.Walk(User - Page).IsMapped);
+
+        // The process keeps its pages when the kernel frees the area.
+        Pfn kept = process.Walk(User).Pfn;
+        machine.Vfree(area);
+        Assert.Equal(kept, process.Walk(User).Pfn);
+        Assert.Equal(1, machine.Map.PageOf(kept.Value)->RefCount);
+        vmalloc.UnmapFromUser(process, User, 5 * Page);
+        Assert.False(process.Walk(User).IsMapped);
+        Assert.Equal(0, machine.Map.PageOf(kept.Value)->RefCount);
+        AssertWhole(machine);
+    }
+
+    [Fact]
     public unsafe void AFrameFreedBehindVmallocsBackIsReportedAndNothingElseIsLost()
     {
         using Machine machine = Boot();
@@ -587,7 +632,8 @@ public sealed class VmallocTests
     /// <summary>Leaves free pages that are no neighbours, so that each costs a mapping.</summary>
     private static void Scatter(Machine machine, int all = 4000)
     {
-        List<Pfn> pages = Enumerable.Range(0, all).Select(_ => machine.AllocPage(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn)).ToList();
+        List<Pfn> pages = Enumerable.Range(0, all)
+            .Select(_ => machine.AllocPage(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn)).ToList();
         foreach (Pfn pfn in pages.Where(pfn => pfn.IsValid && pfn.Value % 2 == 0))
             machine.FreePage(pfn);
     }
