@@ -82,6 +82,8 @@ public sealed partial class Machine : IDisposable
     /// <summary>What backs the RAM on this host.</summary>
     public string RamDescription => _ram.Description;
 
+    internal Ram Ram => _ram;
+
     internal MemMap Map => _map;
 
     internal PageblockMap Blocks => _blocks;
@@ -105,6 +107,8 @@ public sealed partial class Machine : IDisposable
             _pages.Trace = value;
             _slabs.Trace = value;
             _kmalloc.Trace = value;
+            if (_vmalloc != null)
+                _vmalloc.Vmap.Trace = value as IVmapTrace;
         }
     }
 
@@ -158,7 +162,11 @@ public sealed partial class Machine : IDisposable
 
     /// <summary>Checks every invariant of the machine; O(memory in use). No other thread may be at work on it.</summary>
     /// <returns>The broken rules, with their ids in <c>rules/</c>; empty if all hold.</returns>
-    public IReadOnlyList<BrokenRule> Validate() => new Validator(_pages, _slabs, _blocks, _map).Run();
+    public IReadOnlyList<BrokenRule> Validate()
+    {
+        IReadOnlyList<BrokenRule> broken = new Validator(_pages, _slabs, _blocks, _map).Run();
+        return _vmalloc == null ? broken : [.. broken, .. VmallocValidator.Run(_vmalloc, _map)];
+    }
 
     /// <summary>Gives all memory back. No thread may be inside a call; pointers into the machine become invalid.</summary>
     public void Dispose()
@@ -167,6 +175,7 @@ public sealed partial class Machine : IDisposable
             return;
 
         _disposed = true;
+        _vmalloc?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();

@@ -88,20 +88,23 @@ public sealed class Mempool : IDisposable
     /// <param name="element">What <see cref="Alloc"/> returned; null is ignored.</param>
     public unsafe void Free(void* element)
     {
-        if (element == null)
-            return;
+        if (element != null)
+            GiveBack((nint)element);
+    }
 
+    private void GiveBack(nint element)
+    {
         lock (_lock)
         {
             if (!_disposed && (Reserved < Minimum || (Minimum == 0 && Reserved == 0)))
             {
-                _elements[Reserved++] = (nint)element;
+                _elements[Reserved++] = element;
                 Monitor.Pulse(_lock);
                 return;
             }
         }
 
-        _free((nint)element);
+        _free(element);
     }
 
     /// <summary>Changes the promise; a larger reserve is filled as far as memory allows (mempool_resize).</summary>
@@ -110,8 +113,10 @@ public sealed class Mempool : IDisposable
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(minimum, 1);
         var surplus = new List<nint>();
+        bool grows;
         lock (_lock)
         {
+            grows = minimum > Minimum;
             while (Reserved > minimum)
                 surplus.Add(_elements[--Reserved]);
             Array.Resize(ref _elements, minimum);
@@ -119,24 +124,8 @@ public sealed class Mempool : IDisposable
         }
 
         surplus.ForEach(_free);
-        while (true)
-        {
-            nint element = _alloc(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn);
-            lock (_lock)
-            {
-                if (element == 0)
-                    return;
-                if (Reserved < Minimum)
-                {
-                    _elements[Reserved++] = element;
-                    Monitor.Pulse(_lock);
-                    continue;
-                }
-            }
-
-            _free(element);
-            return;
-        }
+        if (grows)
+            FillUp();
     }
 
     /// <summary>Frees the reserve. Elements in use stay valid and can still be freed (mempool_destroy).</summary>
@@ -164,6 +153,25 @@ public sealed class Mempool : IDisposable
             }
 
             _elements[Reserved++] = element;
+        }
+    }
+
+    /// <summary>Fills the reserve as far as memory allows; others may take and free meanwhile.</summary>
+    private void FillUp()
+    {
+        while (true)
+        {
+            lock (_lock)
+            {
+                if (Reserved >= Minimum)
+                    return;
+            }
+
+            nint element = _alloc(Gfp.Kernel | Gfp.NoRetry | Gfp.NoWarn);
+            if (element != 0)
+                GiveBack(element);
+            else
+                return;
         }
     }
 

@@ -17,6 +17,9 @@ public sealed class ProcFs
         _blocks = blocks;
     }
 
+    /// <summary>Set when vmalloc is used for the first time.</summary>
+    internal VmallocAllocator? Vmalloc { get; set; }
+
     /// <summary>/proc/slabinfo, version 2.1.</summary>
     /// <returns>The text.</returns>
     public string SlabInfo() => ReadSlabInfo().Render();
@@ -48,6 +51,10 @@ public sealed class ProcFs
     /// <summary>debugfs extfrag/unusable_index: the part of free memory that each order cannot use.</summary>
     /// <returns>The text.</returns>
     public string UnusableIndex() => ReadFragmentation(FragIndexKind.UnusableIndex).Render();
+
+    /// <summary>The text of /proc/vmallocinfo: areas in use, and addresses that wait for a purge.</summary>
+    /// <returns>The text, empty if vmalloc was not used yet.</returns>
+    public string VmallocInfo() => ReadVmallocInfo().Render();
 
     /// <summary>/sys/kernel/slab/&lt;cache&gt;/: file name to text.</summary>
     /// <param name="cache">A cache of this machine.</param>
@@ -132,8 +139,30 @@ public sealed class ProcFs
                 Line("Slab", reclaimable + unreclaimable),
                 Line("SReclaimable", reclaimable),
                 Line("SUnreclaim", unreclaimable),
+                new MemInfoLine("VmallocTotal", VmallocBytes >> 10),
+                Line("VmallocUsed", Vmalloc?.PageCount ?? 0),
+                Line("VmallocChunk", 0),
             ],
         };
+    }
+
+    /// <summary>The content of /proc/vmallocinfo. The caller is the name of the public member that was called.</summary>
+    /// <returns>Its lines, in the kernel's order: node by node, not by address.</returns>
+    public unsafe VmallocInfoText ReadVmallocInfo()
+    {
+        var info = new VmallocInfoText();
+        if (Vmalloc is not { } vmalloc)
+            return info;
+
+        foreach (VmapNode node in vmalloc.Vmap.Nodes)
+            node.ForEachBusy(area => AddVmallocRow((VmapArea*)area, info.Rows));
+        foreach (VmapNode node in vmalloc.Vmap.Nodes)
+        {
+            info.Rows.AddRange(node.LazyRanges().Select(range =>
+                new VmallocInfoRow(range.Start, range.End, range.End - range.Start) { Kind = VmallocInfoKind.Unpurged }));
+        }
+
+        return info;
     }
 
     /// <summary>/proc/vmstat as values.</summary>
@@ -262,6 +291,42 @@ public sealed class ProcFs
         return new PageTypeZone { Zone = zone.Zone.Name, Free = free, Blocks = counts };
     }
 
+    private ulong VmallocBytes => Vmalloc is { } vmalloc
+        ? vmalloc.Vmap.End - vmalloc.Vmap.Start
+        : VmapOptions.DefaultEnd - VmapOptions.DefaultStart;
+
+    private unsafe void AddVmallocRow(VmapArea* area, List<VmallocInfoRow> rows)
+    {
+        VmStruct* vm = area->Vm;
+        if (vm == null || (vm->Flags & VmFlags.Uninitialized) != 0)
+            return;
+
+        var perNode = new ulong[_pages.Nodes.Count];
+        for (uint i = 0; i < vm->PageCount; i++)
+            perNode[_pages.ZoneOf((ulong)(vm->Pages[i] - _slabs.Map.Base)).Zone.NodeId]++;
+        rows.Add(new VmallocInfoRow(area->Start, area->End, area->Size)
+        {
+            Caller = vm->Caller == VmCaller.None ? null : vm->Caller.ToString(),
+            Pages = vm->PageCount,
+            PhysicalAddress = vm->PhysicalAddress,
+            Flags = WordsOf(vm),
+            NodePages = perNode.Select((count, node) => new VmallocNodePages(node, count))
+                .Where(node => node.Pages != 0).ToArray(),
+        });
+    }
+
+    private unsafe VmallocInfoFlags WordsOf(VmStruct* vm)
+    {
+        VmallocInfoFlags words = Vmalloc!.Contains(vm->Pages) ? VmallocInfoFlags.Vpages : VmallocInfoFlags.None;
+        foreach ((VmFlags flag, VmallocInfoFlags word) in s_vmallocWords)
+        {
+            if ((vm->Flags & flag) != 0)
+                words |= word;
+        }
+
+        return words;
+    }
+
     private ZoneInfoRecord ReadZone(Node node, Zone zone, bool withNodeStats)
     {
         ZonePages? pages = _pages.Zones.FirstOrDefault(candidate => candidate.Zone == zone);
@@ -327,6 +392,16 @@ public sealed class ProcFs
         "nr_slab_unreclaimable" => (ulong)node.SlabUnreclaimablePages,
         _ => 0,
     }));
+
+    private static readonly (VmFlags Flag, VmallocInfoFlags Word)[] s_vmallocWords =
+    [
+        (VmFlags.IoRemap, VmallocInfoFlags.IoRemap),
+        (VmFlags.Sparse, VmallocInfoFlags.Sparse),
+        (VmFlags.Alloc, VmallocInfoFlags.Vmalloc),
+        (VmFlags.Map, VmallocInfoFlags.Vmap),
+        (VmFlags.UserMap, VmallocInfoFlags.User),
+        (VmFlags.DmaCoherent, VmallocInfoFlags.DmaCoherent),
+    ];
 
     private static readonly string[] s_emptyZoneItems =
     [

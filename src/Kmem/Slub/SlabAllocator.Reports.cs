@@ -18,7 +18,7 @@ internal sealed partial class SlabAllocator
         string what;
         if (!Map.Contains(address))
         {
-            what = "not memory of this machine";
+            what = DescribeForeign?.Invoke((nint)address) ?? "not memory of this machine";
         }
         else
         {

@@ -70,6 +70,9 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
+    public Func<nint, string?>? DescribeForeign { get; set; }
+
     /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
     public Func<Gfp, int, int, nint>? PageSource { get; set; }
 

@@ -39,9 +39,9 @@ internal struct VmStruct
     [FieldOffset(48)]
     public ulong PhysicalAddress;
 
-    /// <summary>Number of the caller's name, for vmallocinfo; 0 none.</summary>
+    /// <summary>Who is shown in vmallocinfo.</summary>
     [FieldOffset(56)]
-    public ulong Caller;
+    public VmCaller Caller;
 
     /// <summary>Bytes the caller asked for.</summary>
     [FieldOffset(64)]
@@ -92,4 +92,23 @@ internal enum VmFlags : ulong
 
     /// <summary>Pages are mapped piecemeal (VM_SPARSE).</summary>
     Sparse = 0x1000,
+
+    /// <summary>
+    /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
+    /// </summary>
+    Deferred = 1UL << 63,
+}
+
+/// <summary>The public call that made an area; its name stands where the kernel prints a symbol.</summary>
+internal enum VmCaller : ulong
+{
+    None = 0,
+    Vmalloc,
+    Vzalloc,
+    Vrealloc,
+    Kvmalloc,
+    Vmap,
+    VmallocHuge,
+    VmallocUser,
+    Vmalloc32,
 }

@@ -81,6 +81,47 @@ internal sealed class VmapNode : IDisposable
     }
 
     /// <summary>
+    /// Takes the area that starts at an address out of the busy tree, in one step with looking at its flags: of two
+    /// threads that free it, one gets null.
+    /// </summary>
+    /// <param name="start">Its first byte.</param>
+    /// <param name="refuse">An area with one of these flags is left alone; one without a vm_struct is, too.</param>
+    /// <param name="mark">If not none: the area gets these flags and stays.</param>
+    public unsafe VmapArea* TakeBusy(ulong start, VmFlags refuse, VmFlags mark)
+    {
+        _busyLock.Acquire();
+        VmapArea* area = VmapTree.Find(Busy, start);
+        if (area != null && (area->Start != start || area->Vm == null || (area->Vm->Flags & refuse) != 0))
+            area = null;
+        if (area != null && mark != VmFlags.None)
+            area->Vm->Flags |= mark;
+        else if (area != null)
+            VmapTree.Remove<NoAugment>(Busy, area);
+        _busyLock.Release();
+        return area;
+    }
+
+    /// <summary>Calls with each busy area (a VmapArea*) by address. The lock is held: no allocation, no sleeping.</summary>
+    public unsafe void ForEachBusy(Action<nint> visit)
+    {
+        _busyLock.Acquire();
+        for (VmapArea* area = VmapTree.First(Busy); area != null; area = VmapTree.Next(Busy, area))
+            visit((nint)area);
+        _busyLock.Release();
+    }
+
+    /// <summary>The bounds of the lazily free areas by address.</summary>
+    public unsafe List<VmapRange> LazyRanges()
+    {
+        var ranges = new List<VmapRange>();
+        _lazyLock.Acquire();
+        for (VmapArea* area = VmapTree.First(Lazy); area != null; area = VmapTree.Next(Lazy, area))
+            ranges.Add(new VmapRange(area->Start, area->End));
+        _lazyLock.Release();
+        return ranges;
+    }
+
+    /// <summary>
     /// The bounds of the lowest busy area that ends above an address. Bounds and not the area: without the lock it may
     /// be gone.
     /// </summary>

@@ -64,6 +64,58 @@ public sealed class CpuSetTests
         Assert.True(set.KnownThreads < 64, $"{set.KnownThreads} threads are known");
     }
 
+    /// <summary>
+    /// The narrow places: a thread that moves to a CPU of its own while that is taken from it, and a thread that becomes the
+    /// owner while another, bound to the CPU a moment ago, holds its lock.
+    /// </summary>
+    [Theory]
+    [InlineData("visitor")]
+    [InlineData("neighbour")]
+    [InlineData("both hop")]
+    public void Moving_and_taking_do_not_miss_each_other(string other)
+    {
+        using var set = new CpuSet(2);
+        var crew = new Crew(0.7);
+        var inside = new int[2 * 64];
+        var counts = new long[2 * 64];
+        long total = 0;
+        crew.Add(1, _ =>
+        {
+            long mine = 0;
+            for (int round = 0; crew.Working; round++)
+            {
+                set.Pin(other == "neighbour" ? 0 : round & 1);
+                for (int stay = other == "visitor" && round % 7 == 0 ? 60 : 1; stay > 0; stay--, mine++)
+                    Section(set, inside, counts, 1);
+            }
+
+            Interlocked.Add(ref total, mine);
+        });
+        crew.Add(1, _ =>
+        {
+            long mine = 0;
+            for (; crew.Working; mine++)
+            {
+                int cpu = (int)(mine & 1);
+                if (other == "visitor")
+                {
+                    set.AcquireRemote(cpu);
+                    Use(inside, counts, cpu, 2);
+                    set.ReleaseRemote(cpu);
+                }
+                else
+                {
+                    set.Pin(cpu);
+                    Section(set, inside, counts, 2);
+                }
+            }
+
+            Interlocked.Add(ref total, mine);
+        });
+        crew.Run();
+        Assert.Equal(total, counts.Sum());
+    }
+
     [Fact]
     public void A_lone_thread_owns_its_cpu_and_stays_there()
     {
@@ -278,6 +330,7 @@ public sealed class CpuSetTests
         int found = Volatile.Read(ref who);
         Volatile.Write(ref who, id);
         counts[cpu * 64]++;
+        Thread.SpinWait(5);
         int now = Volatile.Read(ref who);
         Volatile.Write(ref who, 0);
         if (found != 0 || now != id)
