@@ -35,7 +35,7 @@ public sealed partial class Machine
     /// <param name="size">Bytes.</param>
     /// <param name="gfp">
     /// How to get the pages. Sleeping must be allowed in this context whatever the flags say. With
-    /// <see cref="Gfp.NoFail"/> only a size beyond all memory fails.
+    /// <see cref="Gfp.NoFail"/> the call waits until the host has mappings again; it still fails without addresses.
     /// </param>
     /// <param name="node">Preferred node, or -1 for the CPU's own.</param>
     /// <returns>The address, or null.</returns>

@@ -367,6 +367,11 @@ public sealed class VmallocTests
     [InlineData(1)]
     [InlineData(2)]
     [InlineData(3)]
+    [Trait("rule", "VMALLOC-01")]
+    [Trait("rule", "VMALLOC-02")]
+    [Trait("rule", "VMALLOC-04")]
+    [Trait("rule", "VMALLOC-05")]
+    [Trait("rule", "VMALLOC-06")]
     public unsafe void RandomUseAgreesWithAModel(int seed)
     {
         using Machine machine = Boot();
@@ -618,6 +623,7 @@ public sealed class VmallocTests
     }
 
     [Fact]
+    [Trait("rule", "VMALLOC-03")]
     public unsafe void AFrameFreedBehindVmallocsBackIsReportedAndNothingElseIsLost()
     {
         using Machine machine = Boot();
