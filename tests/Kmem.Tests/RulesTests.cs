@@ -18,8 +18,8 @@ public sealed partial class RulesTests
         HashSet<string> written = Written();
 
         Assert.NotEmpty(written);
-        Assert.Empty(written.Except(tested).Select(id => $"{id} has no test").Order());
-        Assert.Empty(tested.Except(written).Select(id => $"{id} is not in rules/").Order());
+        Assert.Empty(written.Except(tested, StringComparer.Ordinal).Select(id => $"{id} has no test"));
+        Assert.Empty(tested.Except(written, StringComparer.Ordinal).Select(id => $"{id} is not in rules/"));
     }
 
     [Fact]
@@ -30,7 +30,7 @@ public sealed partial class RulesTests
             .SelectMany(file => QuotedId().Matches(File.ReadAllText(file)))
             .Select(match => match.Groups[1].Value);
 
-        Assert.Contains("BUDDY-02", named);
+        Assert.Contains("BUDDY-02", named, StringComparer.Ordinal);
         Assert.Empty(named.Except(written, StringComparer.Ordinal));
     }
 
@@ -53,12 +53,12 @@ public sealed partial class RulesTests
             .Select(match => match.Groups[1].Value)
             .ToHashSet(StringComparer.Ordinal);
 
-    [GeneratedRegex(@"^\| ([A-Z]+-\d+) \|", RegexOptions.Multiline)]
+    [GeneratedRegex(@"^\| (?<id>[A-Z]+-\d+) \|", RegexOptions.Multiline | RegexOptions.ExplicitCapture)]
     private static partial Regex RowId();
 
-    [GeneratedRegex("\"([A-Z]+-\\d\\d)\"")]
+    [GeneratedRegex("\"(?<id>[A-Z]+-\\d\\d)\"", RegexOptions.ExplicitCapture)]
     private static partial Regex QuotedId();
 
-    [GeneratedRegex(@"`(\w+Tests)\.(\w+)`")]
+    [GeneratedRegex(@"`(?<type>\w+Tests)\.(?<method>\w+)`", RegexOptions.ExplicitCapture)]
     private static partial Regex TestName();
 }
