@@ -134,7 +134,9 @@ public sealed class KmallocTests : IDisposable
 
         using var small = Machine.Boot(new MachineOptions
         {
-            RamBytes = 64 << 20, Cpus = 1, Profile = KernelProfile.Linux618 with { MemoryCgroups = false },
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            Profile = KernelProfile.Linux618 with { MemoryCgroups = false },
         });
         void* accounted = small.Kmalloc(50, Gfp.KernelAccount);
         Assert.Equal("kmalloc-64", small.Slabs.CacheOf(small.Slabs.SlabOf(accounted)).Name);

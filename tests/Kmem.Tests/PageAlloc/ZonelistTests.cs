@@ -176,7 +176,10 @@ public sealed class ZonelistTests
 
         return new BarePages(new MachineOptions
         {
-            MemoryMap = map, Cpus = cpus, NodeDistance = distance, MinFreeKbytes = 0,
+            MemoryMap = map,
+            Cpus = cpus,
+            NodeDistance = distance,
+            MinFreeKbytes = 0,
         });
     }
 

@@ -121,7 +121,9 @@ public sealed class CacheCreationTests : IDisposable
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            RamBytes = 64 << 20, Cpus = 1, Profile = KernelProfile.Linux618 with { SlabMerge = false },
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            Profile = KernelProfile.Linux618 with { SlabMerge = false },
         });
         Assert.NotSame(machine.CreateCache("a", 200), machine.CreateCache("b", 200));
     }

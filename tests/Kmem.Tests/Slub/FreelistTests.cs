@@ -172,7 +172,11 @@ public sealed class FreelistTests
     private static Machine Boot(bool random = false, bool hardened = false, ulong seed = 1) =>
         Machine.Boot(new MachineOptions
         {
-            RamBytes = 64 << 20, Cpus = 1, Seed = seed, SlabFreelistRandom = random, SlabFreelistHardened = hardened,
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            Seed = seed,
+            SlabFreelistRandom = random,
+            SlabFreelistHardened = hardened,
         });
 
     private static unsafe nint[] Alloc(KmemCache cache, int count)

@@ -43,7 +43,10 @@ public sealed class SlubReferenceTests
             _nodes = nodes;
             _machine = Machine.Boot(new MachineOptions
             {
-                RamBytes = 512 << 20, Cpus = cpus, Nodes = nodes, SlabFreelistHardened = hardened,
+                RamBytes = 512 << 20,
+                Cpus = cpus,
+                Nodes = nodes,
+                SlabFreelistHardened = hardened,
             });
             bool remote = seed % 2 == 0;
             int[] nodeOfCpu = Enumerable.Range(0, cpus).Select(cpu => cpu * nodes / cpus).ToArray();
