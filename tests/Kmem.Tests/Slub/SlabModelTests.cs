@@ -399,9 +399,10 @@ public sealed class SlabModelTests
             }
 
             bool constructed = size >= 8 && _random.Next(4) == 0;
-            _what = $"create {size} bytes, align {align}, {flags}";
+            int sheaf = _random.Next(3) == 0 ? _random.Next(1, 50) : 0;
+            _what = $"create {size} bytes, align {align}, {flags}, sheaf {sheaf}";
             KmemCache cache = _machine.CreateCache(
-                $"c{_step}", size, align, flags, constructed ? obj => *(ulong*)obj = 0xc0de : null);
+                $"c{_step}", size, align, flags, constructed ? obj => *(ulong*)obj = 0xc0de : null, sheafCapacity: sheaf);
             ulong promised = (ulong)Math.Max(align, 8);
             if ((flags & SlabFlags.HwcacheAlign) != 0)
             {
