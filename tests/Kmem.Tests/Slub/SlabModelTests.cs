@@ -160,7 +160,14 @@ public sealed class SlabModelTests
         }
 
         private unsafe void Took(
-            void* p, nuint size, KmemCache? cache, ulong align, bool zeroed, ulong seed, bool dma = false, nuint keptSlot = 0)
+            void* p,
+            nuint size,
+            KmemCache? cache,
+            ulong align,
+            bool zeroed,
+            ulong seed,
+            bool dma = false,
+            nuint keptSlot = 0)
         {
             if (p == null)
             {
@@ -174,8 +181,8 @@ public sealed class SlabModelTests
                 return;
             }
 
-            if (dma)
-                SlabModel.Check(_machine.PhysicalAddressOf(p).Value < 16 << 20, $"0x{_machine.PhysicalAddressOf(p).Value:x} is not in zone DMA");
+            ulong physical = _machine.PhysicalAddressOf(p).Value;
+            SlabModel.Check(!dma || physical < 16 << 20, $"0x{physical:x} is not in zone DMA");
             nuint slot = cache != null ? (nuint)cache.SlotSize : keptSlot != 0 ? keptSlot : KmallocSlot(size);
             SlabModel.Check(
                 cache != null || _machine.Ksize(p) == slot, $"ksize {_machine.Ksize(p)} of {size} bytes, not {slot}");
@@ -412,7 +419,7 @@ public sealed class SlabModelTests
                 promised = Math.Max(promised, line);
             }
 
-            SlabModel.Check(cache.ObjectSize >= size && cache.SlotSize >= cache.ObjectSize, "objects do not fit their slots");
+            SlabModel.Check(cache.ObjectSize >= size && cache.SlotSize >= cache.ObjectSize, "objects do not fit");
             return (cache, promised, constructed);
         }
 

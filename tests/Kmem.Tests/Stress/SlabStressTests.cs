@@ -3,8 +3,8 @@ using System.Collections.Concurrent;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Real threads on one machine: everything allocated is stamped word by word and verified when it is freed, mostly by another
-/// thread; at the end the machine validates and has all its memory back.
+/// Real threads on one machine: everything allocated is stamped word by word and verified when it is freed, mostly by
+/// another thread; at the end the machine validates and has all its memory back.
 /// </summary>
 public sealed class SlabStressTests
 {
