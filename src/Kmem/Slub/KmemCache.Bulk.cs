@@ -13,7 +13,7 @@ public sealed partial class KmemCache
     /// many single allocations would have returned.
     /// </summary>
     /// <param name="gfp">What may be done to get them.</param>
-    /// <param name="objects">Filled with addresses; left as it was on failure.</param>
+    /// <param name="objects">Filled with addresses; cleared on failure.</param>
     /// <returns>The number of entries, or 0 if memory ran out.</returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     public unsafe int AllocBulk(Gfp gfp, Span<nint> objects)
@@ -132,6 +132,8 @@ public sealed partial class KmemCache
             }
         }
 
+        if (_nodes.Length > 1)
+            objects = FreeRemote(objects);
         CpuTask* task = _cpus.Current;
         while (objects.Length > 0)
         {
@@ -150,6 +152,32 @@ public sealed partial class KmemCache
             objects = objects[count..];
             _cpus.Leave(task);
         }
+    }
+
+    /// <summary>Objects of other nodes go to their slabs, some at a time: sheaves hold local ones only.</summary>
+    /// <returns>The others, in their order.</returns>
+    private unsafe Span<nint> FreeRemote(Span<nint> objects)
+    {
+        int local = _slabs.NodeOfCpu(_cpus.CurrentCpu);
+        int kept = 0;
+        int count = 0;
+        Span<nint> remote = stackalloc nint[FlushBatch];
+        foreach (nint obj in objects)
+        {
+            if (NodeOf(_slabs.SlabOf((void*)obj)) == local)
+                objects[kept++] = obj;
+            else
+                remote[count++] = obj;
+
+            if (count == FlushBatch)
+            {
+                FreeToSlabs(remote);
+                count = 0;
+            }
+        }
+
+        FreeToSlabs(remote[..count]);
+        return objects[..kept];
     }
 
     /// <summary>Room in the main sheaf without allocating or flushing.</summary>

@@ -16,19 +16,19 @@ public sealed partial class KmemCache
     /// <summary>Objects in a sheaf; 0 if the cache has no sheaves.</summary>
     public int SheafCapacity => _sheafCapacity;
 
-    /// <summary>Gives every CPU its main sheaf.</summary>
-    internal unsafe void StartSheaves()
+    /// <summary>Gives every CPU its main sheaf, if the cache has sheaves.</summary>
+    /// <returns>False if memory ran out; those already given stay.</returns>
+    internal unsafe bool StartSheaves()
     {
-        if (_sheafCapacity == 0)
-            return;
-
-        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
         {
             Sheaf* main = NewSheaf(Gfp.Kernel, _sheafCapacity);
             if (main == null)
-                throw new OutOfMemoryException($"cache {Name}: no memory for the sheaf of CPU {cpu}");
+                return false;
             (_cpu + cpu)->Main = main;
         }
+
+        return true;
     }
 
     /// <summary>
@@ -60,12 +60,8 @@ public sealed partial class KmemCache
                 sheaf = NewSheaf(gfp, _sheafCapacity);
         }
 
-        if (sheaf != null && sheaf->Size < count && !Fill(sheaf, gfp))
-        {
-            FreeSheaf(sheaf);
+        if (sheaf != null && sheaf->Size < count && !FillOrFree(sheaf, gfp))
             return null;
-        }
-
         return sheaf;
     }
 
@@ -120,9 +116,9 @@ public sealed partial class KmemCache
         _cpus.Leave(task);
         if (sheaf == null)
             return;
-        if (barn.FullCount >= Barn.MaxFull || !Fill(sheaf, gfp))
+        if (barn.FullCount >= Barn.MaxFull)
             FreeSheaf(sheaf);
-        else
+        else if (FillOrFree(sheaf, gfp))
             barn.PutFull(sheaf);
     }
 
@@ -239,6 +235,12 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe bool RefillMain(CpuTask* task, ref KmemCacheCpu* c, int cpu, Gfp gfp)
     {
+        if (IsClosed)
+        {
+            _cpus.Leave(task);
+            return false;
+        }
+
         if (c->Spare != null && c->Spare->Size > 0)
         {
             SwapSheaves(c);
@@ -266,13 +268,8 @@ public sealed partial class KmemCache
             return false;
         if (sheaf == null)
             sheaf = NewSheaf(gfp, _sheafCapacity);
-        if (sheaf == null)
+        if (sheaf == null || !FillOrFree(sheaf, gfp))
             return false;
-        if (!Fill(sheaf, gfp))
-        {
-            FreeSheaf(sheaf);
-            return false;
-        }
 
         cpu = _cpus.Enter(task);
         c = _cpu + cpu;
@@ -461,24 +458,48 @@ public sealed partial class KmemCache
         }
     }
 
+    /// <summary>Fills a sheaf; if that fails, or a constructor throws, the sheaf is freed.</summary>
+    private unsafe bool FillOrFree(Sheaf* sheaf, Gfp gfp)
+    {
+        bool filled = false;
+        try
+        {
+            filled = Fill(sheaf, gfp);
+        }
+        finally
+        {
+            if (!filled)
+                FreeSheaf(sheaf);
+        }
+
+        return filled;
+    }
+
     /// <summary>Fills a sheaf to its capacity from the slabs; all or nothing. Outside a section.</summary>
     private unsafe bool Fill(Sheaf* sheaf, Gfp gfp)
     {
         int before = sheaf->Size;
-        while (!sheaf->IsFull)
+        try
         {
-            void* obj = AllocFromSlabs(_cpus.Current, gfp | Gfp.NoMemAlloc, -1);
-            if (obj == null)
+            while (!sheaf->IsFull)
+            {
+                void* obj = AllocFromSlabs(_cpus.Current, gfp | Gfp.NoMemAlloc, -1);
+                if (obj == null)
+                    return false;
+
+                Sheaf.Push(sheaf, obj);
+            }
+
+            return true;
+        }
+        finally
+        {
+            if (!sheaf->IsFull)
             {
                 FreeToSlabs(Sheaf.Objects(sheaf)[before..]);
                 sheaf->Size = before;
-                return false;
             }
-
-            Sheaf.Push(sheaf, obj);
         }
-
-        return true;
     }
 
     private unsafe Sheaf* NewSheaf(Gfp gfp, int capacity)

@@ -100,10 +100,12 @@ public sealed partial class KmemCache
     /// <summary>Frees the CPUs' main sheaves; the cache is empty and goes away.</summary>
     internal unsafe void FreeMainSheaves()
     {
-        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
         {
+            _cpus.AcquireRemote(cpu);
             Sheaf* main = (_cpu + cpu)->Main;
-            (_cpu + cpu)->Main = null;
+            (_cpu + cpu)->Main = Sheaf.None;
+            _cpus.ReleaseRemote(cpu);
             if (main != null)
                 FreeSheaf(main);
         }
@@ -121,7 +123,7 @@ public sealed partial class KmemCache
     internal unsafe void Abandon()
     {
         Close();
-        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
+        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Fill(new KmemCacheCpu { Main = Sheaf.None });
     }
 
     [DoesNotReturn]

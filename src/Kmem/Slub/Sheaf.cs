@@ -27,6 +27,11 @@ internal struct Sheaf
     /// <summary>The node where it was filled.</summary>
     public int Node;
 
+    private static readonly unsafe Sheaf* s_none = (Sheaf*)NativeMemory.AllocZeroed(HeaderBytes);
+
+    /// <summary>A sheaf without room, for CPUs of a cache that is gone. Never freed.</summary>
+    public static unsafe Sheaf* None => s_none;
+
     public readonly bool IsFull => Size == Capacity;
 
     public static unsafe void** ObjectsOf(Sheaf* sheaf) => (void**)((byte*)sheaf + HeaderBytes);

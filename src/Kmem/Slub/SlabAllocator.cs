@@ -201,7 +201,14 @@ internal sealed partial class SlabAllocator : IDisposable
 
             KmemCache cache = CreateBoot(name, size, align, flags, traits, freePointerOffset);
             Describe(cache);
-            cache.StartSheaves();
+            if (!cache.StartSheaves())
+            {
+                cache.Close();
+                Forget(cache);
+                _byId[cache.Id] = null;
+                throw new OutOfMemoryException($"cache {name}: no memory for the sheaves of its CPUs");
+            }
+
             return cache;
         }
     }
@@ -246,16 +253,21 @@ internal sealed partial class SlabAllocator : IDisposable
                 Pages.ThrowBug(cache.LeftoverReport());
             }
 
-            cache.FreeMainSheaves();
-            _caches.Remove(cache);
-            _aliases.RemoveAll(alias => alias.Cache == cache);
-            FreeDescriptors(cache);
+            Forget(cache);
         }
 
         // Its last slabs may still wait for readers.
         Rcu.Barrier();
         lock (_mutex)
             _byId[cache.Id] = null;
+    }
+
+    private void Forget(KmemCache cache)
+    {
+        cache.FreeMainSheaves();
+        _caches.Remove(cache);
+        _aliases.RemoveAll(alias => alias.Cache == cache);
+        FreeDescriptors(cache);
     }
 
     /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>

@@ -65,7 +65,8 @@ public sealed class KmallocTests : IDisposable
     public unsafe void Beyond_the_maximum_there_is_null_and_one_warning()
     {
         Assert.Equal(4 << 20, Machine.KmallocMaxSize);
-        foreach (nuint size in (nuint[])[(4 << 20) + 1, 1 << 30, nuint.MaxValue / 2, nuint.MaxValue, unchecked((nuint)(-4096))])
+        nuint[] tooMuch = [(4 << 20) + 1, 1 << 30, nuint.MaxValue / 2, nuint.MaxValue, unchecked((nuint)(-4096))];
+        foreach (nuint size in tooMuch)
         {
             Assert.True(_machine.Kmalloc(size, Gfp.Kernel | Gfp.NoWarn) == null);
             Assert.Equal(size, Machine.KmallocSizeRoundup(size));

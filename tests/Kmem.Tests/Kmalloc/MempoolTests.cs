@@ -16,9 +16,10 @@ public sealed class MempoolTests
         Assert.Equal(light, source.Flags[^1]);
 
         source.Left = 0;
-        Assert.Equal([3, 2, 1], new[] { (nint)pool.Alloc(Gfp.Kernel), (nint)pool.Alloc(Gfp.Atomic), (nint)pool.Alloc(Gfp.Kernel) });
+        foreach ((nint element, Gfp gfp) in ((nint, Gfp)[])[(3, Gfp.Kernel), (2, Gfp.Atomic), (1, Gfp.Kernel)])
+            Assert.Equal(element, (nint)pool.Alloc(gfp));
         int calls = source.Flags.Count;
-        Assert.True(pool.Alloc(Gfp.Atomic) == null); // nothing left, may not sleep: one attempt, its flags are light already
+        Assert.True(pool.Alloc(Gfp.Atomic) == null); // may not sleep: one attempt, its flags are light already
         Assert.Equal(calls + 1, source.Flags.Count);
         Assert.True(pool.Alloc(Gfp.NoWait | Gfp.IO) == null); // twice: once without IO
         Assert.Equal(calls + 3, source.Flags.Count);

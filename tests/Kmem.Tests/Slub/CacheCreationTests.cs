@@ -226,13 +226,15 @@ public sealed class CacheCreationTests : IDisposable
     }
 
     [Theory]
-    [InlineData(false)]
-    [InlineData(true)]
-    public unsafe void A_constructor_that_throws_loses_nothing(bool bulk)
+    [InlineData(false, 0)]
+    [InlineData(true, 0)]
+    [InlineData(false, 12)]
+    [InlineData(true, 12)]
+    public unsafe void A_constructor_that_throws_loses_nothing(bool bulk, int sheaf)
     {
         int calls = 0;
         bool fail = true;
-        KmemCache cache = _machine.CreateCache("fails", 1024, 0, SlabFlags.None, _ =>
+        KmemCache cache = _machine.CreateCache("fails", 1024, sheafCapacity: sheaf, constructor: _ =>
         {
             if (++calls % 21 == 0 && fail)
                 throw new InvalidDataException("no");
@@ -336,10 +338,12 @@ public sealed class CacheCreationTests : IDisposable
         Assert.Empty(_machine.Validate());
     }
 
-    [Fact]
-    public unsafe void A_cache_that_is_gone_allocates_nothing()
+    [Theory]
+    [InlineData(0)]
+    [InlineData(10)]
+    public unsafe void A_cache_that_is_gone_allocates_nothing(int sheaf)
     {
-        KmemCache cache = Create("gone", 200, 0, "N");
+        KmemCache cache = _machine.CreateCache("gone", 200, 0, SlabFlags.NoMerge, sheafCapacity: sheaf);
         cache.Free(cache.Alloc(Gfp.Kernel));
         cache.Destroy();
         for (int i = 0; i < 3; i++)
@@ -362,10 +366,12 @@ public sealed class CacheCreationTests : IDisposable
         Assert.Empty(_machine.Validate());
     }
 
-    [Fact]
-    public unsafe void Destroying_waits_for_deferred_frees()
+    [Theory]
+    [InlineData(0)]
+    [InlineData(10)]
+    public unsafe void Destroying_waits_for_deferred_frees(int sheaf)
     {
-        KmemCache cache = Create("later", 200, 0, "N");
+        KmemCache cache = _machine.CreateCache("later", 200, 0, SlabFlags.NoMerge, sheafCapacity: sheaf);
         void* obj = cache.Alloc(Gfp.Kernel);
         int phase = _machine.Slabs.Rcu.ReadLock();
         _machine.KfreeRcu(obj);
@@ -381,7 +387,50 @@ public sealed class CacheCreationTests : IDisposable
     }
 
     [Fact]
-    public unsafe void Destroying_while_others_allocate_is_refused_or_done_but_never_half()
+    public void Sheaves_without_memory_mean_no_cache()
+    {
+        using var machine = Machine.Boot(new MachineOptions { RamBytes = 16 << 20, Cpus = 64 });
+        machine.ShrinkCaches();
+        machine.DrainAllPages();
+        var hoard = new List<Pfn>();
+        for (Pfn page; (page = machine.AllocPages(Gfp.Kernel | Gfp.NoWarn, 0)).IsValid;)
+            hoard.Add(page);
+        int caches = machine.Caches.Count;
+        Assert.Throws<OutOfMemoryException>(() => machine.CreateCache("poor", 100, sheafCapacity: 1000));
+        Assert.Equal(caches, machine.Caches.Count);
+        Assert.Empty(machine.Validate());
+        hoard.ForEach(machine.FreePage);
+        machine.CreateCache("rich", 100, sheafCapacity: 1000).Destroy();
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    public unsafe void Objects_of_another_node_are_not_freed_to_sheaves()
+    {
+        using var machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2, Nodes = 2 });
+        KmemCache cache = machine.CreateCache("local", 256, 0, SlabFlags.NoMerge, sheafCapacity: 30);
+        var objects = new nint[100];
+        using (machine.RunOn(0))
+            Assert.Equal(100, cache.AllocBulk(Gfp.Kernel, objects));
+        using (machine.RunOn(1))
+        {
+            cache.FreeBulk(objects.AsSpan(0, 50));
+            foreach (nint obj in objects.AsSpan(50))
+                cache.Free((void*)obj);
+            Assert.Equal(0, cache.StateOf(1)->Main->Size);
+            void* own = cache.Alloc(Gfp.Kernel, 1);
+            cache.Free(own);
+            Assert.True(cache.StateOf(1)->Main->Size > 0);
+        }
+
+        Assert.Equal(0, cache.LiveCount);
+        Assert.Empty(machine.Validate());
+    }
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(8)]
+    public unsafe void Destroying_while_others_allocate_is_refused_or_done_but_never_half(int sheaf)
     {
         var crew = new Crew(0.8);
         crew.Add(1, _ =>
@@ -394,7 +443,7 @@ public sealed class CacheCreationTests : IDisposable
 
         void Race(int round)
         {
-            KmemCache cache = Create($"race-{round}", 1000, 0, "N");
+            KmemCache cache = _machine.CreateCache($"race-{round}", 1000, 0, SlabFlags.NoMerge, sheafCapacity: sheaf);
             var objects = new List<nint>();
             bool refused = false;
             var other = new Thread(() =>

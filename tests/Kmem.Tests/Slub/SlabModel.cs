@@ -25,7 +25,8 @@ internal sealed class SlabModel(Machine machine, ulong ramBytes)
     public nint Pick(Random random) => _order[random.Next(_order.Count)];
 
     /// <summary>Checks what every allocation promises, writes a pattern, and remembers the block.</summary>
-    public unsafe void Add(void* pointer, nuint requested, nuint slot, ulong align, KmemCache? cache, bool zeroed, ulong seed)
+    public unsafe void Add(
+        void* pointer, nuint requested, nuint slot, ulong align, KmemCache? cache, bool zeroed, ulong seed)
     {
         ulong physical = machine.PhysicalAddressOf(pointer).Value;
         ulong kernel = machine.KernelAddressOf(pointer).Value;

@@ -160,7 +160,14 @@ public sealed class SlabModelTests
         }
 
         private unsafe void Took(
-            void* p, nuint size, KmemCache? cache, ulong align, bool zeroed, ulong seed, bool dma = false, nuint keptSlot = 0)
+            void* p,
+            nuint size,
+            KmemCache? cache,
+            ulong align,
+            bool zeroed,
+            ulong seed,
+            bool dma = false,
+            nuint keptSlot = 0)
         {
             if (p == null)
             {
@@ -174,8 +181,8 @@ public sealed class SlabModelTests
                 return;
             }
 
-            if (dma)
-                SlabModel.Check(_machine.PhysicalAddressOf(p).Value < 16 << 20, $"0x{_machine.PhysicalAddressOf(p).Value:x} is not in zone DMA");
+            ulong physical = _machine.PhysicalAddressOf(p).Value;
+            SlabModel.Check(!dma || physical < 16 << 20, $"0x{physical:x} is not in zone DMA");
             nuint slot = cache != null ? (nuint)cache.SlotSize : keptSlot != 0 ? keptSlot : KmallocSlot(size);
             SlabModel.Check(
                 cache != null || _machine.Ksize(p) == slot, $"ksize {_machine.Ksize(p)} of {size} bytes, not {slot}");
@@ -399,9 +406,10 @@ public sealed class SlabModelTests
             }
 
             bool constructed = size >= 8 && _random.Next(4) == 0;
-            _what = $"create {size} bytes, align {align}, {flags}";
+            int sheaf = _random.Next(3) == 0 ? _random.Next(1, 50) : 0;
+            _what = $"create {size} bytes, align {align}, {flags}, sheaf {sheaf}";
             KmemCache cache = _machine.CreateCache(
-                $"c{_step}", size, align, flags, constructed ? obj => *(ulong*)obj = 0xc0de : null);
+                $"c{_step}", size, align, flags, constructed ? obj => *(ulong*)obj = 0xc0de : null, sheafCapacity: sheaf);
             ulong promised = (ulong)Math.Max(align, 8);
             if ((flags & SlabFlags.HwcacheAlign) != 0)
             {
@@ -411,7 +419,7 @@ public sealed class SlabModelTests
                 promised = Math.Max(promised, line);
             }
 
-            SlabModel.Check(cache.ObjectSize >= size && cache.SlotSize >= cache.ObjectSize, "objects do not fit their slots");
+            SlabModel.Check(cache.ObjectSize >= size && cache.SlotSize >= cache.ObjectSize, "objects do not fit");
             return (cache, promised, constructed);
         }
 

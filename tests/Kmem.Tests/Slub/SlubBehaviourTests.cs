@@ -199,7 +199,7 @@ public sealed class SlubBehaviourTests : IDisposable
         var slab = objects.Chunk(8).Select(chunk => SlabOf(_machine, chunk[0])).ToArray();
         cache.FlushAll();
 
-        // The current slab (7 free) came first, then the chain, newest first; the seventh chained slab drained six before it.
+        // The current slab (7 free) came first, then the chain, newest first; the seventh slab chained had drained six.
         Assert.Equal(
             [slab[7], slab[5], slab[4], slab[3], slab[2], slab[1], slab[0], slab[6]], SlabView.Partial(cache, 0));
         var trace = new TraceRecorder();
@@ -375,7 +375,8 @@ public sealed class SlubBehaviourTests : IDisposable
         _machine.CheckUserCopy(obj + 40, 100);
         _machine.CheckUserCopy(obj + 139, 1);
         _machine.CheckUserCopy(obj + 140, 0);
-        foreach ((int offset, int count) in (ReadOnlySpan<(int, int)>)[(39, 1), (40, 101), (139, 2), (140, 1), (0, 200), (199, 1)])
+        ReadOnlySpan<(int, int)> outside = [(39, 1), (40, 101), (139, 2), (140, 1), (0, 200), (199, 1)];
+        foreach ((int offset, int count) in outside)
         {
             byte* from = obj + offset;
             Assert.Throws<KernelBugException>(() => _machine.CheckUserCopy(from, (nuint)count));

@@ -4,8 +4,8 @@ using System.Globalization;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Threads that work on a machine for a while. The first exception ends the work of all and is what <see cref="Run"/> throws.
-/// A second by default; <c>KMEM_STRESS_SECONDS</c> makes it longer.
+/// Threads that work on a machine for a while. The first exception ends the work of all and is what <see cref="Run"/>
+/// throws. <c>KMEM_STRESS_SECONDS</c> sets how long.
 /// </summary>
 internal sealed class Crew
 {

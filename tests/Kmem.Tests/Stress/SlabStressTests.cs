@@ -3,8 +3,8 @@ using System.Collections.Concurrent;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Real threads on one machine: everything allocated is stamped word by word and verified when it is freed, mostly by another
-/// thread; at the end the machine validates and has all its memory back.
+/// Real threads on one machine: everything allocated is stamped word by word and verified when it is freed, mostly by
+/// another thread; at the end the machine validates and has all its memory back.
 /// </summary>
 public sealed class SlabStressTests
 {
@@ -18,7 +18,7 @@ public sealed class SlabStressTests
     public void Threads_free_each_others_objects(int threads, int cpus, int nodes, string options)
     {
         using var yard = new Yard(cpus, nodes, options);
-        var crew = new Crew(1);
+        var crew = new Crew(0.6);
         crew.Add(threads, index => yard.Work(crew, index, runOn: false));
         crew.Run();
         yard.WindUp();
@@ -31,7 +31,7 @@ public sealed class SlabStressTests
     public void Threads_hop_from_cpu_to_cpu(int threads, int cpus, int nodes)
     {
         using var yard = new Yard(cpus, nodes, "");
-        var crew = new Crew(1);
+        var crew = new Crew(0.6);
         crew.Add(threads, index => yard.Work(crew, index, runOn: true));
         crew.Run();
         yard.WindUp();
@@ -44,7 +44,7 @@ public sealed class SlabStressTests
     public void Upkeep_goes_on_while_others_allocate(int cpus, int nodes)
     {
         using var yard = new Yard(cpus, nodes, "");
-        var crew = new Crew(1.5);
+        var crew = new Crew(1);
         crew.Add(4, index => yard.Work(crew, index, runOn: index == 0));
         crew.Add(1, _ =>
         {
@@ -68,7 +68,7 @@ public sealed class SlabStressTests
         using var yard = new Yard(cpus, 1, "");
         Machine machine = yard.Machine;
         KmemCache cache = machine.CreateCache("visitors", 200, flags: SlabFlags.NoMerge);
-        var crew = new Crew(1.5);
+        var crew = new Crew(1);
         int visitors = 0;
         int mostKnown = 0;
         long mostSlabs = 0;
@@ -104,7 +104,7 @@ public sealed class SlabStressTests
         using var yard = new Yard(cpus, 1, "");
         Machine machine = yard.Machine;
         var shelf = new nint[16];
-        var crew = new Crew(1);
+        var crew = new Crew(0.6);
         crew.Add(2, index => Replace(machine, crew, shelf, index));
         crew.Add(3, index => Look(machine, crew, shelf, index));
         crew.Run();
@@ -117,7 +117,7 @@ public sealed class SlabStressTests
     public void Interrupts_lose_nothing()
     {
         using var yard = new Yard(1, 1, "");
-        var crew = new Crew(1);
+        var crew = new Crew(0.6);
         var threads = new ConcurrentBag<Thread>();
         crew.Add(4, index =>
         {
@@ -155,7 +155,8 @@ public sealed class SlabStressTests
         int size = 8 + ((round * 56) % 3000);
         SlabConstructor? constructor = round % 3 == 0 ? obj => *(ulong*)obj = 77 : null;
         SlabFlags flags = round % 4 == 0 ? SlabFlags.TypesafeByRcu : SlabFlags.NoMerge;
-        KmemCache cache = machine.CreateCache($"own-{index}-{round}", size, 0, flags, constructor);
+        int sheaf = round % 5 == 0 ? 12 : 0;
+        KmemCache cache = machine.CreateCache($"own-{index}-{round}", size, 0, flags, constructor, sheafCapacity: sheaf);
         var objects = new nint[50];
         Assert.Equal(50, cache.AllocBulk(Gfp.Kernel, objects));
         foreach (nint obj in objects)
@@ -236,6 +237,7 @@ public sealed class SlabStressTests
             Caches =
             [
                 Machine.CreateCache("plain", 72),
+                Machine.CreateCache("sheaves", 144, sheafCapacity: 20),
                 Machine.CreateCache("lines", 300, 0, SlabFlags.HwcacheAlign),
                 Machine.CreateCache("rcu", 500, 0, SlabFlags.TypesafeByRcu),
                 Machine.CreateCache("one", 20000),
@@ -326,7 +328,7 @@ public sealed class SlabStressTests
 
         private unsafe void BulkRound(Random random, nint[] bulk, ulong stamp)
         {
-            KmemCache cache = Caches[random.Next(3)];
+            KmemCache cache = Caches[random.Next(4)];
             Assert.Equal(bulk.Length, cache.AllocBulk(Gfp.Kernel, bulk));
             foreach (nint obj in bulk)
                 Stamped.Write((void*)obj, cache.ObjectSize, stamp, cache);
