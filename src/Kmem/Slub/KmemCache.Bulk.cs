@@ -72,8 +72,8 @@ public sealed partial class KmemCache
         while (filled < objects.Length)
         {
             int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
-            if (c->Main->Size == 0)
+            KmemCacheCpu* c = CpuAt(cpu);
+            if (c->Top == c->Low)
             {
                 if (c->Spare != null && c->Spare->Size > 0)
                 {
@@ -81,20 +81,21 @@ public sealed partial class KmemCache
                 }
                 else
                 {
-                    Sheaf* full = BarnOf(cpu).ExchangeForFull(c->Main);
+                    Barn barn = BarnOf(cpu);
+                    Sheaf* full = c->Main == null ? barn.TakeFull() : barn.ExchangeForFull(c->Settle());
                     if (full == null)
                     {
                         _cpus.Leave(task);
                         break;
                     }
 
-                    c->Main = full;
+                    c->Install(full);
                 }
             }
 
-            int count = Math.Min(objects.Length - filled, c->Main->Size);
-            c->Main->Size -= count;
-            new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count).CopyTo(objects[filled..]);
+            int count = Math.Min(objects.Length - filled, c->MainSize);
+            c->Top -= count;
+            new Span<nint>(c->Top, count).CopyTo(objects[filled..]);
             filled += count;
             _cpus.Leave(task);
         }
@@ -138,17 +139,17 @@ public sealed partial class KmemCache
         while (objects.Length > 0)
         {
             int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
-            if (c->Main->IsFull && !TryMakeRoom(c, BarnOf(cpu)))
+            KmemCacheCpu* c = CpuAt(cpu);
+            if (c->Top == c->High && !TryMakeRoom(c, BarnOf(cpu)))
             {
                 _cpus.Leave(task);
                 FreeToSlabs(objects);
                 return;
             }
 
-            int count = Math.Min(objects.Length, (int)c->Main->Capacity - c->Main->Size);
-            objects[..count].CopyTo(new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count));
-            c->Main->Size += count;
+            int count = Math.Min(objects.Length, c->MainRoom);
+            objects[..count].CopyTo(new Span<nint>(c->Top, count));
+            c->Top += count;
             objects = objects[count..];
             _cpus.Leave(task);
         }
@@ -189,12 +190,12 @@ public sealed partial class KmemCache
             return true;
         }
 
-        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Main, out _);
+        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Settle(), out _);
         if (empty == null)
             return false;
         if (c->Spare == null)
-            c->Spare = c->Main;
-        c->Main = empty;
+            c->Spare = c->Settle();
+        c->Install(empty);
         return true;
     }
 
@@ -239,7 +240,7 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (c->Slab == slab)
         {
             SetFreePointer(tail, c->Freelist);
