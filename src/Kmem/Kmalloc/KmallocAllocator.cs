@@ -35,9 +35,7 @@ internal sealed class KmallocAllocator
     private readonly unsafe uint* _placeOfSize;
 
     // What the fast paths need of the slab allocator, within reach.
-    private readonly unsafe byte* _ram;
-    private readonly nuint _ramBytes;
-    private readonly unsafe uint* _placeOf;
+    private readonly SlabAllocator.PlaceMap _placeOfFrame;
     private int _fastId;
 
     public KmallocAllocator(SlabAllocator slabs, bool historicLimit)
@@ -47,9 +45,7 @@ internal sealed class KmallocAllocator
         _caches = new KmemCache[KmallocClasses.TypeCount * KmallocClasses.Count];
         unsafe
         {
-            _ram = slabs.Map.RamBase;
-            _ramBytes = (nuint)(slabs.Map.EndPfn << Pfn.PageShift);
-            _placeOf = slabs.Places;
+            _placeOfFrame = slabs.PlacesOfFrames;
             _fastId = slabs.FastId;
             _placeOfSize = (uint*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_places));
 
@@ -121,8 +117,7 @@ internal sealed class KmallocAllocator
         CpuTask* task = CpuSet.Here;
         if (task != null && task->MachineId == _fastId)
         {
-            nuint offset = (nuint)pointer - (nuint)_ram;
-            nuint place = offset < _ramBytes ? _placeOf[offset >> Pfn.PageShift] : 0;
+            nuint place = _placeOfFrame.Of((nuint)pointer);
 
             // The same place either way; but where it is the one of the last allocation, what the free writes to does not
             // wait for the two loads above, and the next allocation does not wait for the free.

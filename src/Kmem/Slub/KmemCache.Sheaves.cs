@@ -125,6 +125,93 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
+    /// Takes a sheaf into one's own hands: allocations and frees that go through it look at nothing else. Without a sheaf (in a
+    /// profile or for want of memory) the scope does what the cache does.
+    /// </summary>
+    /// <param name="gfp">For all allocations of the scope; <see cref="Gfp.Zero"/> is refused.</param>
+    /// <returns>The scope; dispose it to give the sheaf back.</returns>
+    /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
+    /// <exception cref="ArgumentException">The flags ask for cleared memory: clear it where it is needed.</exception>
+    public unsafe CacheScope Enter(Gfp gfp)
+    {
+        if ((gfp & Gfp.Zero) != 0)
+            throw new ArgumentException("a scope does not clear objects", nameof(gfp));
+
+        _slabs.Pages.CheckContext(gfp, _cpus.Current);
+        return new CacheScope(this, _slabs.PlacesOfFrames, _live, _liveShift, gfp);
+    }
+
+    /// <summary>A sheaf for a scope: this CPU's spare one, or one of the barn, or a new one; null if there is none.</summary>
+    internal unsafe Sheaf* TakeSheaf(Gfp gfp)
+    {
+        if (_sheafCapacity == 0 || IsClosed || _slabs.FastId < 0)
+            return null;
+
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = CpuAt(cpu);
+        Sheaf* sheaf = c->Spare;
+        c->Spare = null;
+        Barn barn = BarnOf(cpu);
+        _cpus.Leave(task);
+        if (sheaf == null)
+            sheaf = barn.TakeFull();
+        if (sheaf == null)
+            sheaf = barn.TakeEmpty();
+        return sheaf != null ? sheaf : NewSheaf(gfp, _sheafCapacity);
+    }
+
+    /// <summary>Gives a sheaf back, whatever it holds.</summary>
+    internal unsafe void GiveSheaf(Sheaf* sheaf)
+    {
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = CpuAt(cpu);
+        Barn barn = BarnOf(cpu);
+        if (c->Spare == null && !IsClosed)
+        {
+            c->Spare = sheaf;
+            sheaf = null;
+        }
+
+        _cpus.Leave(task);
+        if (sheaf == null)
+            return;
+        if (sheaf->IsFull && barn.FullCount < Barn.MaxFull && !IsClosed)
+        {
+            barn.PutFull(sheaf);
+            return;
+        }
+
+        FreeMarked(Sheaf.Objects(sheaf));
+        sheaf->Size = 0;
+        if (barn.EmptyCount < Barn.MaxEmpty && !IsClosed)
+            barn.PutEmpty(sheaf);
+        else
+            FreeSheaf(sheaf);
+    }
+
+    /// <summary>A full sheaf for an empty one; null, and the empty one is still the caller's, if there is no memory.</summary>
+    internal unsafe Sheaf* ExchangeForFull(Sheaf* empty, Gfp gfp)
+    {
+        CpuTask* task = _cpus.Current;
+        _slabs.Pages.CheckContext(gfp, task);
+        Sheaf* full = IsClosed ? null : BarnOf(_cpus.CurrentCpu).ExchangeForFull(empty);
+        if (full != null)
+            return full;
+        return (gfp & Gfp.DirectReclaim) != 0 && !IsClosed && Fill(empty, gfp) ? empty : null;
+    }
+
+    /// <summary>Frees objects that are marked as free: to sheaves as long as there is room, else to their slabs.</summary>
+    internal void FreeMarked(Span<nint> objects)
+    {
+        if (IsClosed)
+            FreeToSlabs(objects);
+        else
+            AppendToSheaves(objects);
+    }
+
+    /// <summary>
     /// Puts an object aside until a grace period is over, with others of its kind. It is no longer live.
     /// </summary>
     /// <returns>False if there is no sheaf for it: the object is as before, and the caller finds another way.</returns>
@@ -490,13 +577,15 @@ public sealed partial class KmemCache
         int before = sheaf->Size;
         try
         {
+            CpuTask* task = _cpus.Current;
             while (!sheaf->IsFull)
             {
-                void* obj = AllocFromSlabs(_cpus.Current, gfp | Gfp.NoMemAlloc, -1);
-                if (obj == null)
+                var room = new Span<nint>(Sheaf.ObjectsOf(sheaf) + sheaf->Size, (int)sheaf->Capacity - sheaf->Size);
+                int got = AllocManyFromSlabs(task, gfp | Gfp.NoMemAlloc, room);
+                if (got == 0)
                     return false;
 
-                Sheaf.Push(sheaf, obj);
+                sheaf->Size += got;
             }
 
             return true;

@@ -49,12 +49,6 @@ internal sealed partial class SlabAllocator : IDisposable
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
     private readonly SparseMemory _places;
-    private readonly unsafe byte* _ram;
-    private readonly nuint _ramBytes;
-
-    // For each frame the place of the cache whose slab it is part of, or 0: what a free needs to know, in four bytes, so
-    // that the fast path does not touch the descriptors.
-    private readonly unsafe uint* _placeOf;
     private ITrace? _trace;
     private KmemCache?[] _byId = new KmemCache?[256];
     private KmemCache? _bootNode;
@@ -73,9 +67,7 @@ internal sealed partial class SlabAllocator : IDisposable
         _random = Math.Max(1, options.Seed * 0x9e37_79b9_7f4a_7c15); // the multiplier is odd: no two seeds meet
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
-        _ram = map.RamBase;
-        _ramBytes = (nuint)(map.EndPfn << Pfn.PageShift);
-        _placeOf = (uint*)_places.Base;
+        PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
         Trace = null;
     }
 
@@ -181,8 +173,8 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public static nint TagOf(int id) => (id + 1) << TagShift;
 
-    /// <summary>For each frame what <see cref="PlaceOf"/> says about its addresses.</summary>
-    public unsafe uint* Places => _placeOf;
+    /// <summary>What <see cref="PlaceOf"/> knows, for loops and for who cannot afford to ask here.</summary>
+    public PlaceMap PlacesOfFrames { get; }
 
     /// <summary>
     /// The <see cref="CpuSet.Id"/> of the machine if the inlined fast paths may be taken: there are sheaves, one node, and
@@ -194,15 +186,36 @@ internal sealed partial class SlabAllocator : IDisposable
     /// The place, in bytes, of the cache that an address belongs to in each CPU's area; 0 if it belongs to none.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public unsafe nuint PlaceOf(void* address)
+    public unsafe nuint PlaceOf(void* address) => PlacesOfFrames.Of((nuint)address);
+
+    /// <summary>
+    /// For each frame the place of the cache whose slab it is part of, or 0: what a free needs to know, in four bytes, so
+    /// that the fast path does not touch the descriptors.
+    /// </summary>
+    public readonly struct PlaceMap
     {
-        nuint offset = (nuint)address - (nuint)_ram;
-        return offset < _ramBytes ? _placeOf[offset >> Pfn.PageShift] : 0;
+        private readonly nuint _ram;
+        private readonly nuint _ramBytes;
+        private readonly unsafe uint* _ofFrame;
+
+        public unsafe PlaceMap(nuint ram, nuint ramBytes, uint* ofFrame)
+        {
+            _ram = ram;
+            _ramBytes = ramBytes;
+            _ofFrame = ofFrame;
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public unsafe nuint Of(nuint address)
+        {
+            nuint offset = address - _ram;
+            return offset < _ramBytes ? _ofFrame[offset >> Pfn.PageShift] : 0;
+        }
     }
 
     /// <summary>Notes that the frames of a slab belong to a cache, or to none any more.</summary>
     public unsafe void SetPlaces(Page* slab, int order, nuint place) =>
-        new Span<uint>(_placeOf + Map.PfnOf(slab), 1 << order).Fill((uint)place);
+        new Span<uint>((uint*)_places.Base + Map.PfnOf(slab), 1 << order).Fill((uint)place);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe KmemCache CacheOf(Page* slab) => _byId[((int)slab->SlabCache >> TagShift) - 1]!;
