@@ -77,7 +77,7 @@ internal sealed class CpuSet : IDisposable
     }
 
     /// <summary>The areas live as long as anybody can call: a stale reference finds an empty CPU, not a fault.</summary>
-    ~CpuSet() => _areas.Dispose();
+    ~CpuSet() => _areas?.Dispose(); // null if the constructor threw
 
     public int Count => _slots.Length;
 

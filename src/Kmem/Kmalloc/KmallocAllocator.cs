@@ -160,10 +160,16 @@ internal sealed class KmallocAllocator
             return;
 
         Page* slab = _slabs.SlabOf(pointer);
-        if (slab != null)
-            _slabs.CacheOf(slab).FreeCore(slab, pointer);
-        else
+        if (slab == null)
+        {
             _slabs.LargeFree(pointer);
+            return;
+        }
+
+        KmemCache cache = _slabs.CacheOf(slab);
+        if (cache.IsPrivate)
+            _slabs.ThrowPrivate(cache, pointer);
+        cache.FreeCore(slab, pointer);
     }
 
     /// <summary>
@@ -190,6 +196,8 @@ internal sealed class KmallocAllocator
         if (slab != null)
         {
             KmemCache cache = _slabs.CacheOf(slab);
+            if (cache.IsPrivate)
+                _slabs.ThrowPrivate(cache, pointer);
             if (!cache.IsLive(pointer))
                 _slabs.ThrowBadFree(cache, slab, pointer);
 

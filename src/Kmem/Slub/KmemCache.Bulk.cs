@@ -180,19 +180,25 @@ public sealed partial class KmemCache
     /// <summary>Appends to main sheaves as long as there is room; the rest goes to the slabs.</summary>
     private unsafe void FreeBulkToSheaves(Span<nint> objects)
     {
-        int good = TryMarkFree(objects);
-        if (good < objects.Length)
+        while (objects.Length > 0)
         {
-            // What was looked at before is free, and must not be lost.
-            FreeToSlabs(objects[..good]);
-            var bad = (void*)objects[good];
-            Page* slab = _slabs.SlabOf(bad);
-            if (slab == null)
-                _slabs.ThrowNotASlab(bad, $"kmem_cache_free_bulk({Name})");
-            _slabs.ThrowBadFree(_slabs.CacheOf(slab), slab, bad);
-        }
+            int good = TryMarkFree(objects);
+            AppendToSheaves(objects[..good]);
+            if (good == objects.Length)
+                return;
 
-        AppendToSheaves(objects);
+            // What came before is free already. This one is of another cache, or a mistake that throws.
+            var other = (void*)objects[good];
+            Page* slab = _slabs.SlabOf(other);
+            if (slab == null)
+                _slabs.ThrowNotASlab(other, $"kmem_cache_free_bulk({Name})");
+            KmemCache owner = _slabs.CacheOf(slab);
+            if (owner == this || !owner.IsLive(other))
+                _slabs.ThrowBadFree(owner, slab, other);
+            _slabs.WarnWrongCache(this, owner, other);
+            owner.FreeCore(slab, other);
+            objects = objects[(good + 1)..];
+        }
     }
 
     /// <summary>Objects that are marked as free: in their order to main sheaves, the rest to the slabs.</summary>

@@ -633,7 +633,10 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Gives all sheaves of a CPU back, except its main one, which is kept empty. Outside a section.</summary>
+    /// <summary>
+    /// Gives all sheaves of a CPU back, except its main one, which is kept empty where a CPU cannot get one later. Outside a
+    /// section.
+    /// </summary>
     private unsafe void FlushSheavesOf(int cpu)
     {
         KmemCacheCpu* c = CpuAt(cpu);
@@ -644,8 +647,17 @@ public sealed partial class KmemCache
         c->RcuFree = null;
         nint[] objects = new Span<nint>(c->Low, c->MainSize).ToArray();
         c->Top = c->Low;
+        Sheaf* main = null;
+        if (_slabs.Options.SheavesEverywhere)
+        {
+            main = c->Settle();
+            c->Install(null);
+        }
+
         _cpus.ReleaseRemote(cpu);
 
+        if (main != null)
+            FreeSheaf(main);
         if (spare != null)
             FreeSheaf(spare);
         if (rcu != null)

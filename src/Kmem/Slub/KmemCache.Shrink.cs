@@ -22,8 +22,12 @@ public sealed partial class KmemCache
         {
             if (node.Barn != null)
                 EmptyBarn(this, node.Barn);
-            ShrinkNode(node);
         }
+
+        if (_slabs.Options.SheavesEverywhere)
+            FlushAll(); // what was in sheaves brought slabs to this CPU's chain
+        foreach (KmemCacheNode node in _nodes)
+            ShrinkNode(node);
 
         return SlabCount > 0;
     }

@@ -47,6 +47,7 @@ public sealed partial class KmemCache
         _inuse = geometry.Inuse;
         _constructor = traits.Constructor;
         _sheafCapacity = traits.SheafCapacity;
+        IsPrivate = traits.IsPrivate;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
         MinPartial = geometry.MinPartial;
@@ -112,6 +113,9 @@ public sealed partial class KmemCache
 
     /// <summary>The object of kmem_cache that stands for this cache.</summary>
     internal nint Descriptor { get; set; }
+
+    /// <summary>Its objects are the allocator's own: no user has ever got one, so none may free one.</summary>
+    internal bool IsPrivate { get; init; }
 
     /// <summary>One of the kmalloc caches: the machine cannot do without it.</summary>
     internal bool IsBuiltIn { get; set; }
@@ -198,6 +202,8 @@ public sealed partial class KmemCache
         if (slab == null)
             _slabs.ThrowNotASlab(obj, $"kmem_cache_free({Name})");
         KmemCache owner = _slabs.CacheOf(slab);
+        if (owner.IsPrivate)
+            _slabs.ThrowPrivate(owner, obj);
         if (owner != this)
             _slabs.WarnWrongCache(this, owner, obj);
         _slabs.Trace?.KmemCacheFree(_slabs.KernelAddress(obj), owner.Name);
@@ -333,5 +339,11 @@ public sealed partial class KmemCache
 /// <param name="UserSize">Bytes that user copies may touch.</param>
 /// <param name="SheafCapacity">Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.</param>
 /// <param name="IsPlain">Never has sheaves.</param>
+/// <param name="IsPrivate">Its objects are the allocator's own.</param>
 internal readonly record struct CacheTraits(
-    SlabConstructor? Constructor = null, int UserOffset = 0, int UserSize = 0, int SheafCapacity = 0, bool IsPlain = false);
+    SlabConstructor? Constructor = null,
+    int UserOffset = 0,
+    int UserSize = 0,
+    int SheafCapacity = 0,
+    bool IsPlain = false,
+    bool IsPrivate = false);

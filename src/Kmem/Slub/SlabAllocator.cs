@@ -135,7 +135,7 @@ internal sealed partial class SlabAllocator : IDisposable
         Describe(_bootNode);
         Describe(_bootCache);
         if (Options.SheavesEverywhere)
-            StartSheafCaches(plain);
+            StartSheafCaches(plain with { IsPrivate = true });
     }
 
     /// <summary>
@@ -152,10 +152,19 @@ internal sealed partial class SlabAllocator : IDisposable
         }
 
         Func<nuint, Gfp, nint> other = AllocMetadata;
+        Action<nint> otherFree = FreeMetadata;
         AllocMetadata = (size, gfp) =>
             Array.Find(caches, cache => (nuint)cache.ObjectSize >= size) is { } cache
                 ? (nint)cache.Alloc(gfp)
                 : other(size, gfp);
+        FreeMetadata = block =>
+        {
+            Page* slab = SlabOf((void*)block);
+            if (slab != null && CacheOf(slab) is { IsPrivate: true } cache)
+                cache.FreeCore(slab, (void*)block);
+            else
+                otherFree(block);
+        };
     }
 
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
@@ -424,6 +433,8 @@ internal sealed partial class SlabAllocator : IDisposable
             }
 
             KmemCache owner = CacheOf(slab);
+            if (owner.IsPrivate)
+                ThrowPrivate(owner, last);
             if (cache != null && owner != cache)
                 WarnWrongCache(cache, owner, last);
             objects = objects[..owner.FreeChainFromEnd(objects, slab)];
