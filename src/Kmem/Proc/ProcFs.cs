@@ -293,7 +293,7 @@ public sealed class ProcFs
 
     private ulong VmallocBytes => Vmalloc is { } vmalloc
         ? vmalloc.Vmap.End - vmalloc.Vmap.Start
-        : VmapOptions.DefaultEnd - VmapOptions.DefaultStart;
+        : _slabs.Addresses.VmallocEnd - _slabs.Addresses.VmallocStart;
 
     private unsafe void AddVmallocRow(VmapArea* area, List<VmallocInfoRow> rows)
     {

@@ -107,7 +107,7 @@ internal sealed partial class VmallocAllocator
     {
         ulong bytes = vm->Size;
         bool mayBeStale = Volatile.Read(ref _unmapRefused) != 0;
-        if (mayBeStale && _window.Unmap(vm->Address - Vmap.Start, bytes) != WindowResult.Done)
+        if (mayBeStale && _window.Unmap(vm->Address, bytes) != WindowResult.Done)
             return false;
 
         // Tables are always allocated as for GFP_KERNEL, but under the caller's limits on I/O.
@@ -140,13 +140,12 @@ internal sealed partial class VmallocAllocator
     /// </summary>
     private bool ShowRun(ulong va, ulong pfn, uint pages, PageProt prot)
     {
-        ulong bytes = pages * PageSize;
         WindowProtection access = (prot & PageProt.Write) != 0 ? WindowProtection.ReadWrite : WindowProtection.ReadOnly;
-        if (_window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done)
+        if (_window.Map(va, pfn, pages, access) == WindowResult.Done)
             return true;
 
         Vmap.PurgeLazy(full: false);
-        return _window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done;
+        return _window.Map(va, pfn, pages, access) == WindowResult.Done;
     }
 
     /// <summary>
@@ -154,7 +153,7 @@ internal sealed partial class VmallocAllocator
     /// </summary>
     private void Unshow(VmapRange range)
     {
-        if (_window.Unmap(range.Start - Vmap.Start, range.End - range.Start) != WindowResult.Done)
+        if (_window.Unmap(range.Start, range.End - range.Start) != WindowResult.Done)
             Volatile.Write(ref _unmapRefused, 1);
     }
 

@@ -36,7 +36,6 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
 /// forbidden.</remarks>
 internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 {
-    private const ulong SpaceBytes = 32UL << 40;
     private const ulong PageSize = Pfn.PageSize;
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
@@ -46,7 +45,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private readonly PageAllocator _pages;
     private readonly KmallocAllocator _kmalloc;
     private readonly CpuSet _cpus;
-    private readonly AddressWindow _window;
+    private readonly KernelWindow _window;
     private readonly ulong _totalRam;
     private long _pageCount;
     private nint _deferred;             // areas to free, newest first; the link is each one's first word
@@ -67,15 +66,12 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         _cpus = slabs.Cpus;
         foreach (ZonePages zone in _pages.Zones)
             _totalRam += zone.Zone.Managed;
-        _window = AddressWindow.Reserve(SpaceBytes, ram, budget: budget);
+        AddressMap addresses = slabs.Addresses;
+        _window = new KernelWindow(ram, addresses.VmallocStart, addresses.VmallocEnd, budget);
         try
         {
-            Tables = new KernelPageTable(_pages, slabs.Map, levels: 4);
-            Vmap = new VmapAllocator(slabs, new VmapOptions
-            {
-                // A host with less room has a smaller vmalloc space; where it starts stays.
-                End = VmapOptions.DefaultStart + _window.Bytes - 1,
-            });
+            Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
+            Vmap = new VmapAllocator(slabs, new VmapOptions { Start = _window.Start, End = _window.Last });
         }
         catch
         {
@@ -100,7 +96,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     public long PageCount => Volatile.Read(ref _pageCount);
 
     /// <summary>For tests of the error path.</summary>
-    public AddressWindow Window => _window;
+    public AddressWindow Window => _window.Low;
 
     public void Dispose()
     {
@@ -263,13 +259,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     }
 
     /// <summary>Whether a pointer lies in the window (is_vmalloc_addr, which leaves the very last byte out).</summary>
-    public unsafe bool Contains(void* pointer) => (ulong)((byte*)pointer - _window.Base) < _window.Bytes - 1;
+    public unsafe bool Contains(void* pointer) => _window.Contains(pointer);
 
     /// <summary>The kernel's address of a pointer into the window.</summary>
-    public unsafe ulong AddressOf(void* pointer) => Vmap.Start + (ulong)((byte*)pointer - _window.Base);
+    public unsafe ulong AddressOf(void* pointer) => _window.AddressOf(pointer);
 
     /// <summary>The pointer for a kernel address of the vmalloc space.</summary>
-    public unsafe void* PointerOf(ulong address) => _window.Base + (address - Vmap.Start);
+    public unsafe void* PointerOf(ulong address) => _window.PointerOf(address);
 
     /// <summary>Bytes of an area without its guard page (get_vm_area_size).</summary>
     private static unsafe ulong MappedSize(VmStruct* vm) =>
