@@ -35,7 +35,8 @@ public sealed partial class Machine
     /// <param name="size">Bytes.</param>
     /// <param name="gfp">
     /// How to get the pages. Sleeping must be allowed in this context whatever the flags say. With
-    /// <see cref="Gfp.NoFail"/> the call waits until the host has mappings again; it still fails without addresses.
+    /// <see cref="Gfp.NoFail"/> the call waits until there are addresses, pages and mappings of the host again; it fails
+    /// only for a size of 0 or of more than all memory.
     /// </param>
     /// <param name="node">Preferred node, or -1 for the CPU's own.</param>
     /// <returns>The address, or null.</returns>
@@ -321,6 +322,7 @@ public sealed partial class Machine
                 throw new OutOfMemoryException("no memory for the page tables of the vmalloc space", bug);
             }
 
+            vmalloc.Physical = Physical;
             vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
             _slabs.DescribeForeign = vmalloc.Describe;
             Proc.Vmalloc = vmalloc;

@@ -179,6 +179,7 @@ public sealed partial class Machine : IDisposable
 
         _disposed = true;
         _vmalloc?.Dispose();
+        _physical?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();
@@ -207,6 +208,7 @@ public sealed partial class Machine : IDisposable
 
     private void Start(BootMemoryMap map)
     {
+        _bootMap = map;
         foreach (BootPages range in map.FreePages().OrderBy(range => range.Start))
             _pages.HandOver(range.Start, range.End);
         MinFreeKbytes = ZoneLayout.SetReserves(
