@@ -131,23 +131,24 @@ internal abstract partial class PageTable : IDisposable
 
     /// <summary>
     /// Changes what may be done through the mappings of a range; frames and caching stay (set_memory_ro and the like).
-    /// Pages that are not mapped stay so.
+    /// Pages that are not mapped stay so. Large leaves that the range cuts through are split first. Processors may go
+    /// on using what they have cached until they are flushed.
     /// </summary>
     /// <param name="va">First address, a multiple of 4096.</param>
     /// <param name="pages">Number of pages.</param>
     /// <param name="prot">The new rights.</param>
-    /// <exception cref="KernelBugException">
-    /// The range is not canonical or cuts through a large leaf: nothing has changed. (The kernel would split the leaf.)
-    /// </exception>
-    public void Protect(ulong va, ulong pages, PageProt prot)
+    /// <returns>False if there was no memory to split a leaf: no right has changed.</returns>
+    /// <exception cref="KernelBugException">The range is not canonical: nothing has changed.</exception>
+    public bool Protect(ulong va, ulong pages, PageProt prot)
     {
         LastModified = PageTableModification.None;
         if (pages == 0)
-            return;
+            return true;
 
         ulong last = LastOf(va, pages);
         ulong flags = PageTableEntry.FlagsOf(prot, CacheMode.WriteBack);
-        RefuseCut(va, last, "changing the protection of");
+        if (!SplitAround(va, last, Gfp.Kernel))
+            return false;
         PageTableModification modified = PageTableModification.None;
         ForEachLeaf(
             RootPfn,
@@ -160,6 +161,7 @@ internal abstract partial class PageTable : IDisposable
                 level),
             ref modified);
         LastModified = modified;
+        return true;
     }
 
     /// <summary>Goes the way that a processor would go, and tells each step.</summary>
@@ -244,6 +246,11 @@ internal abstract partial class PageTable : IDisposable
     {
     }
 
+    /// <summary>The large leaf of a level over an address became a table.</summary>
+    protected virtual void AfterSplit(ulong va, int level)
+    {
+    }
+
     protected unsafe ulong Read(ulong table, int index) => Volatile.Read(ref *EntryAt(table, index));
 
     protected unsafe void Write(ulong table, int index, ulong entry) =>
@@ -299,7 +306,7 @@ internal abstract partial class PageTable : IDisposable
         Page* page = _map.PageOf(pfn);
         Bug.On(page->Type != PageType.Table);
         page->Type = PageType.None;
-        Interlocked.Decrement(ref _tablePages);
+        Count(pfn, -1);
         _pages.Free(pfn, 0);
     }
 
@@ -323,8 +330,16 @@ internal abstract partial class PageTable : IDisposable
         if (page == null)
             return NoTable;
         page->Type = PageType.Table;
-        Interlocked.Increment(ref _tablePages);
-        return _map.PfnOf(page);
+        ulong pfn = _map.PfnOf(page);
+        Count(pfn, 1);
+        return pfn;
+    }
+
+    /// <summary>Here, and for the node's NR_PAGETABLE.</summary>
+    private void Count(ulong pfn, int tables)
+    {
+        Interlocked.Add(ref _tablePages, tables);
+        _pages.Nodes[_pages.ZoneOf(pfn).Zone.NodeId].AddPageTablePages(tables);
     }
 
     private bool IsCanonical(ulong va) => va >= KernelHalf || va < ~KernelHalf + 1;
@@ -462,6 +477,87 @@ internal abstract partial class PageTable : IDisposable
         }
     }
 
+    /// <summary>Makes leaves begin at the start of a range and end at its end, where it is mapped at all.</summary>
+    private bool SplitAround(ulong va, ulong last, Gfp gfp)
+    {
+        while (FindLeaf(va, out Leaf leaf) && (va & (leaf.Bytes - 1)) != 0)
+        {
+            if (!Split(leaf, gfp))
+                return false;
+        }
+
+        while (FindLeaf(va, out Leaf leaf) && last - va < leaf.Bytes - 1)
+        {
+            if (!Split(leaf, gfp))
+                return false;
+        }
+
+        while (FindLeaf(last, out Leaf leaf) && (last & (leaf.Bytes - 1)) != leaf.Bytes - 1)
+        {
+            if (!Split(leaf, gfp))
+                return false;
+        }
+
+        return true;
+    }
+
+    /// <summary>
+    /// A table of 512 smaller leaves instead of a large one, with the same frames, rights and caching: what is mapped
+    /// where does not change at any moment (split_large_page, arch/x86/mm/pat/set_memory.c).
+    /// </summary>
+    private unsafe bool Split(in Leaf leaf, Gfp gfp)
+    {
+        ulong fresh = AllocTable(gfp);
+        if (fresh == NoTable)
+            return false;
+
+        ulong* at = EntryAt(leaf.Table, leaf.Index);
+        ulong old;
+        do
+        {
+            old = Volatile.Read(ref *at);
+            if (!PageTableEntry.IsLeaf(old, leaf.Level))
+            {
+                FreeTable(fresh);   // somebody was faster
+                return true;
+            }
+
+            ulong flags = PageTableEntry.SmallFlagsOf(old, leaf.Level);
+            ulong pfn = PageTableEntry.PfnOf(old, leaf.Level);
+            int step = PageTableEntry.ShiftOf(leaf.Level - 1) - Pfn.PageShift;
+            for (int i = 0; i < EntriesPerTable; i++)
+                Write(fresh, i, PageTableEntry.Leaf(pfn + ((ulong)i << step), flags, leaf.Level - 1));
+        }
+        while (Interlocked.CompareExchange(ref *at, (fresh << Pfn.PageShift) | PageTableEntry.Table, old) != old);
+
+        // One address must not be cached by two leaves of different size.
+        Tlb?.FlushAll();
+        AfterSplit(leaf.Va, leaf.Level);
+        return true;
+    }
+
+    private bool FindLeaf(ulong va, out Leaf leaf)
+    {
+        ulong table = RootPfn;
+        for (int level = Levels; level >= PteLevel; level--)
+        {
+            int index = PageTableEntry.IndexOf(level, va);
+            ulong entry = Read(table, index);
+            if (PageTableEntry.IsLeaf(entry, level))
+            {
+                leaf = new Leaf(table, index, level, va);
+                return true;
+            }
+
+            if ((entry & PageTableEntry.Present) == 0 || PageTableEntry.IsBad(entry, level))
+                break;
+            table = PageTableEntry.PfnOf(entry, level);
+        }
+
+        leaf = default;
+        return false;
+    }
+
     /// <summary>Only the ends of a range can lie inside a large leaf.</summary>
     private void RefuseCut(ulong va, ulong last, string what)
     {
@@ -471,6 +567,12 @@ internal abstract partial class PageTable : IDisposable
             || (final.IsMapped && (last & (final.LeafBytes - 1)) != final.LeafBytes - 1);
         if (cut)
             _pages.ThrowBug($"BUG: {what} a part of a large leaf: 0x{va:x}-0x{last:x}, {first}");
+    }
+
+    /// <summary>Where a leaf is, and an address that it maps.</summary>
+    private readonly record struct Leaf(ulong Table, int Index, int Level, ulong Va)
+    {
+        public ulong Bytes => 1UL << PageTableEntry.ShiftOf(Level);
     }
 
     private enum MapOutcome

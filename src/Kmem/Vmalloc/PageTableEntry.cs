@@ -126,6 +126,15 @@ internal static class PageTableEntry
         return address | (smallFlags & ~PatSmall) | pat | PageSize;
     }
 
+    /// <summary>The flags of a leaf as a 4 KiB one has them (pgprot_large_2_4k).</summary>
+    public static ulong SmallFlagsOf(ulong leaf, int level)
+    {
+        ulong flags = leaf & ~FrameMask;
+        if (level == PteLevel)
+            return flags;
+        return (flags & ~PageSize) | ((leaf & PatLarge) != 0 ? PatSmall : 0);
+    }
+
     /// <summary>The first frame that a leaf maps, or the frame of the table.</summary>
     public static ulong PfnOf(ulong entry, int level)
     {
