@@ -33,6 +33,10 @@ internal abstract partial class PageTable
         .. s_regions4[6..],
     ];
 
+    /// <summary>The region of the address map that an address is in.</summary>
+    public static string RegionOf(int levels, ulong va) =>
+        (levels == 5 ? s_regions5 : s_regions4).Last(region => va >= region.Start).Name;
+
     /// <summary>
     /// All present entries, tables and leaves, each table's entry before what is under it, in the order of addresses.
     /// Read while others map, it shows each entry as it was at some moment.

@@ -147,7 +147,7 @@ internal abstract partial class PageTable : IDisposable
 
         ulong last = LastOf(va, pages);
         ulong flags = PageTableEntry.FlagsOf(prot, CacheMode.WriteBack);
-        if (!SplitAround(va, last, Gfp.Kernel))
+        if (!SplitAt(va, Gfp.Kernel) || (last != ulong.MaxValue && !SplitAt(last + 1, Gfp.Kernel)))
             return false;
         PageTableModification modified = PageTableModification.None;
         ForEachLeaf(
@@ -477,87 +477,6 @@ internal abstract partial class PageTable : IDisposable
         }
     }
 
-    /// <summary>Makes leaves begin at the start of a range and end at its end, where it is mapped at all.</summary>
-    private bool SplitAround(ulong va, ulong last, Gfp gfp)
-    {
-        while (FindLeaf(va, out Leaf leaf) && (va & (leaf.Bytes - 1)) != 0)
-        {
-            if (!Split(leaf, gfp))
-                return false;
-        }
-
-        while (FindLeaf(va, out Leaf leaf) && last - va < leaf.Bytes - 1)
-        {
-            if (!Split(leaf, gfp))
-                return false;
-        }
-
-        while (FindLeaf(last, out Leaf leaf) && (last & (leaf.Bytes - 1)) != leaf.Bytes - 1)
-        {
-            if (!Split(leaf, gfp))
-                return false;
-        }
-
-        return true;
-    }
-
-    /// <summary>
-    /// A table of 512 smaller leaves instead of a large one, with the same frames, rights and caching: what is mapped
-    /// where does not change at any moment (split_large_page, arch/x86/mm/pat/set_memory.c).
-    /// </summary>
-    private unsafe bool Split(in Leaf leaf, Gfp gfp)
-    {
-        ulong fresh = AllocTable(gfp);
-        if (fresh == NoTable)
-            return false;
-
-        ulong* at = EntryAt(leaf.Table, leaf.Index);
-        ulong old;
-        do
-        {
-            old = Volatile.Read(ref *at);
-            if (!PageTableEntry.IsLeaf(old, leaf.Level))
-            {
-                FreeTable(fresh);   // somebody was faster
-                return true;
-            }
-
-            ulong flags = PageTableEntry.SmallFlagsOf(old, leaf.Level);
-            ulong pfn = PageTableEntry.PfnOf(old, leaf.Level);
-            int step = PageTableEntry.ShiftOf(leaf.Level - 1) - Pfn.PageShift;
-            for (int i = 0; i < EntriesPerTable; i++)
-                Write(fresh, i, PageTableEntry.Leaf(pfn + ((ulong)i << step), flags, leaf.Level - 1));
-        }
-        while (Interlocked.CompareExchange(ref *at, (fresh << Pfn.PageShift) | PageTableEntry.Table, old) != old);
-
-        // One address must not be cached by two leaves of different size.
-        Tlb?.FlushAll();
-        AfterSplit(leaf.Va, leaf.Level);
-        return true;
-    }
-
-    private bool FindLeaf(ulong va, out Leaf leaf)
-    {
-        ulong table = RootPfn;
-        for (int level = Levels; level >= PteLevel; level--)
-        {
-            int index = PageTableEntry.IndexOf(level, va);
-            ulong entry = Read(table, index);
-            if (PageTableEntry.IsLeaf(entry, level))
-            {
-                leaf = new Leaf(table, index, level, va);
-                return true;
-            }
-
-            if ((entry & PageTableEntry.Present) == 0 || PageTableEntry.IsBad(entry, level))
-                break;
-            table = PageTableEntry.PfnOf(entry, level);
-        }
-
-        leaf = default;
-        return false;
-    }
-
     /// <summary>Only the ends of a range can lie inside a large leaf.</summary>
     private void RefuseCut(ulong va, ulong last, string what)
     {
@@ -567,12 +486,6 @@ internal abstract partial class PageTable : IDisposable
             || (final.IsMapped && (last & (final.LeafBytes - 1)) != final.LeafBytes - 1);
         if (cut)
             _pages.ThrowBug($"BUG: {what} a part of a large leaf: 0x{va:x}-0x{last:x}, {first}");
-    }
-
-    /// <summary>Where a leaf is, and an address that it maps.</summary>
-    private readonly record struct Leaf(ulong Table, int Index, int Level, ulong Va)
-    {
-        public ulong Bytes => 1UL << PageTableEntry.ShiftOf(Level);
     }
 
     private enum MapOutcome
