@@ -82,6 +82,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         try
         {
             Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
+            if (!Tables.MapDirect(addresses, _pages.IsPresent, slabs.Map.EndPfn))
+                _pages.ThrowBug("Kernel panic: no memory for the tables of the direct map");
             Vmap = new VmapAllocator(slabs, new VmapOptions { Start = _window.Start, End = _window.Last });
         }
         catch
