@@ -11,8 +11,8 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// set_direct_map_invalid_noflush, set_direct_map_default_noflush, cpa_process_alias (arch/x86/mm/pat/set_memory.c,
-/// Linux 6.18). The kernel keeps these rights in the page tables of the direct map, which Kmem does not build: the
-/// host's do. Thread-safe.
+/// Linux 6.18): the host's part. Whoever changes rights here does so in the page tables of the direct map, too.
+/// Thread-safe.
 /// </remarks>
 internal sealed class DirectMap(Ram ram, MapBudget budget)
 {
@@ -24,6 +24,9 @@ internal sealed class DirectMap(Ram ram, MapBudget budget)
 
     /// <summary>Frames that have not all rights.</summary>
     public int ChangedFrames => Volatile.Read(ref _changedFrames);
+
+    /// <summary>For tests of the error path: so many calls from now on are answered as the host answers ENOMEM.</summary>
+    internal int FailNext { get; set; }
 
     /// <summary>What the linear map allows for a frame.</summary>
     public WindowProtection RightsOf(ulong pfn)
@@ -45,6 +48,9 @@ internal sealed class DirectMap(Ram ram, MapBudget budget)
     {
         lock (_gate)
         {
+            if (FailNext > 0 && FailNext-- > 0)
+                return WindowResult.HostLimit;
+
             ulong end = pfn + frames;
             int before = 0;
             for (ulong at = pfn; at <= end; at++)

@@ -8,7 +8,7 @@ namespace Kmem;
 ///                        set_memory_ro                       vfree with VM_FLUSH_RESET_PERMS
 ///   PTEs of the area     rw ──▶ r-                           cleared
 ///   the window           rw ──▶ r-  (mprotect)               faults
-///   the linear map       rw ──▶ r-  (mprotect)               r- ──▶ -- ──▶ [flush] ──▶ rw, then the frames are free
+///   the direct map       rw ──▶ r-  (PTEs and mprotect)      r- ──▶ -- ──▶ [flush] ──▶ rw, then the frames are free
 /// </code>
 /// </content>
 internal sealed partial class VmallocAllocator
@@ -50,6 +50,10 @@ internal sealed partial class VmallocAllocator
         Tables.Tlb?.FlushRange(va, end);
         return all;
     }
+
+    /// <summary>What the page tables of the direct map say of a frame.</summary>
+    public bool DirectAllowsWriting(ulong pfn) =>
+        (Tables.Walk(_slabs.Addresses.DirectMap + (pfn << Pfn.PageShift)).Prot & PageProt.Write) != 0;
 
     /// <summary>The rights of the host for those of a mapping. Memory that may be written is never run.</summary>
     private static WindowProtection HostRights(PageProt prot) =>
@@ -105,12 +109,15 @@ internal sealed partial class VmallocAllocator
         if (isRam && (!writable || DirectMap.ChangedFrames > 0))
         {
             WindowProtection rights = writable ? WindowProtection.ReadWrite : WindowProtection.ReadOnly;
-            if (!Retried(() => DirectMap.Set(run.Pfn, run.Pages, rights)))
+            PageProt direct = writable ? PageProt.Kernel : PageProt.KernelReadOnly;
+            if (!Retried(() => DirectMap.Set(run.Pfn, run.Pages, rights))
+                || !Tables.ProtectDirect(run.Pfn, run.Pages, direct))
+            {
                 return false;
+            }
         }
 
-        Tables.Protect(run.Va, run.Pages, prot);
-        return true;
+        return Tables.Protect(run.Va, run.Pages, prot);
     }
 
     /// <summary>When mappings are short, those of freed areas are given back first.</summary>
@@ -173,8 +180,12 @@ internal sealed partial class VmallocAllocator
         Vmap.UnmapAliases(start, end);
         foreach (FrameRun run in changed)
         {
-            if (!Retried(() => DirectMap.Set(run.Pfn, run.Count, WindowProtection.ReadWrite)))
+            // The tables were split when the rights were taken, so this needs none.
+            if (!Retried(() => DirectMap.Set(run.Pfn, run.Count, WindowProtection.ReadWrite))
+                || !Tables.ProtectDirect(run.Pfn, run.Count, PageProt.Kernel))
+            {
                 Strand(run);
+            }
         }
     }
 

@@ -19,9 +19,8 @@ internal sealed partial class VmallocAllocator
     private const int IoRemapMaxOrder = 30;         // IOREMAP_MAX_ORDER of x86-64: PUD_SHIFT
     private const byte ShadowInit = 0xfe;           // KASAN_SHADOW_INIT: nothing may be touched yet
 
-    private const VmFlags KnownFlags = VmFlags.IoRemap | VmFlags.Alloc | VmFlags.Map | VmFlags.UserMap
-        | VmFlags.DmaCoherent | VmFlags.Uninitialized | VmFlags.NoGuard | VmFlags.Kasan | VmFlags.FlushResetPerms
-        | VmFlags.MapPutPages | VmFlags.AllowHugeVmap | VmFlags.DeferKmemleak | VmFlags.Sparse;
+    /// <summary>The kernel's thirteen, and the two highest, which are Kmem's own marks.</summary>
+    private const VmFlags KnownFlags = (VmFlags)(0x1fff | (3UL << 62));
 
     private readonly Lock _windowGate = new();
     private KernelWindow[] _windows = [];
