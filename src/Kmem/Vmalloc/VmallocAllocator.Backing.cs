@@ -150,7 +150,7 @@ internal sealed partial class VmallocAllocator
         if (window.Map(va, pfn, pages, access, source) == WindowResult.Done)
             return true;
 
-        Vmap.PurgeLazy(full: false);
+        Vmap.UnmapAliases();
         return window.Map(va, pfn, pages, access, source) == WindowResult.Done;
     }
 

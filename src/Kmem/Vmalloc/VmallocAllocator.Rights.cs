@@ -126,7 +126,7 @@ internal sealed partial class VmallocAllocator
         if (change() == WindowResult.Done)
             return true;
 
-        Vmap.PurgeLazy(full: false);
+        Vmap.UnmapAliases();
         return change() == WindowResult.Done;
     }
 
