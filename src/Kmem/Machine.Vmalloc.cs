@@ -20,7 +20,8 @@ public sealed partial class Machine
     /// <param name="size">Bytes; rounded up to whole pages. More than all memory fails, and so does 0.</param>
     /// <returns>
     /// An address at the start of a page, with undefined content; null if there is not enough memory, address space, or
-    /// mappings of the host (vm.max_map_count). A <c>vmalloc error</c> line in <see cref="Dmesg"/> says why.
+    /// mappings of the host (vm.max_map_count). A <c>vmalloc error</c> line in <see cref="Dmesg"/> says why, at most once
+    /// in ten seconds.
     /// </returns>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     /// <exception cref="NotSupportedException">

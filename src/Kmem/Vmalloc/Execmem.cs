@@ -98,9 +98,13 @@ internal sealed class Execmem
                 FreePendingLocked();
                 return;
             }
+
+            // The first range of a block of the cache starts where its area does, and is no area for that.
+            if (_free.ContainsKey(va) || !VmallocAllocator.IsModuleAddress(va))
+                _vmalloc.ThrowNoExecmem(pointer);
         }
 
-        _vmalloc.Free(pointer);
+        FreeArea(pointer);
     }
 
     /// <summary>Makes a range of the ROX cache writable and not executable, to be filled (execmem_make_temp_rw).</summary>
@@ -113,18 +117,20 @@ internal sealed class Execmem
 
     private static ulong PagesOf(nuint size) => ((ulong)size + PageSize - 1) >> Pfn.PageShift;
 
+    private unsafe void FreeArea(void* pointer) => _vmalloc.FreeOwned(pointer, "execmem_free");
+
     private unsafe void* AllocArea(ulong bytes, VmFlags flags)
     {
         void* area = _vmalloc.Alloc(new VmallocRequest((nuint)bytes, Gfp.Kernel | Gfp.NoWarn, VmCaller.ExecmemAlloc)
         {
-            Flags = VmFlags.FlushResetPerms | flags | (_shadow ? VmFlags.DeferKmemleak : VmFlags.None),
+            Flags = VmFlags.FlushResetPerms | VmFlags.Owned | flags | (_shadow ? VmFlags.DeferKmemleak : VmFlags.None),
             Align = _shadow ? PageSize << 3 : PageSize,     // the shadow of the area begins at a page
             Range = VmallocAllocator.ModuleRange,
         });
         if (area == null || !_shadow || _vmalloc.AllocShadow(area))
             return area;
 
-        _vmalloc.Free(area);
+        FreeArea(area);
         return null;
     }
 
@@ -174,7 +180,7 @@ internal sealed class Execmem
         new Span<byte>(area, checked((int)size)).Fill(TrapByte);
         if (!RestoreRox(area, (nuint)size))
         {
-            _vmalloc.Free(area);
+            FreeArea(area);
             return false;
         }
 
@@ -219,7 +225,7 @@ internal sealed class Execmem
 
         // execmem_cache_clean: whole areas of 2 MiB mappings go back.
         if (((start | end) & (CacheBlock - 1)) == 0)
-            _vmalloc.Free(_vmalloc.PointerOf(start));
+            FreeArea(_vmalloc.PointerOf(start));
         else
             _free.Add(start, end);
     }

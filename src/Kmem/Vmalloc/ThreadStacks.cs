@@ -53,6 +53,7 @@ internal sealed class ThreadStacks
         {
             stack = _vmalloc.Alloc(new VmallocRequest(Bytes, Gfp.Kernel | Gfp.Zero, VmCaller.AllocThreadStack)
             {
+                Flags = VmFlags.Owned,
                 Align = Bytes,
                 Node = node,
             });
@@ -78,7 +79,7 @@ internal sealed class ThreadStacks
         _vmalloc.Rcu.Call(() =>
         {
             if (!TryCache(dead))
-                _vmalloc.Free((void*)dead);
+                _vmalloc.FreeOwned((void*)dead, "free_thread_stack");
         });
     }
 
@@ -86,7 +87,7 @@ internal sealed class ThreadStacks
     public unsafe void Drain()
     {
         for (int slot = 0; slot < _cache.Length; slot++)
-            _vmalloc.Free((void*)Interlocked.Exchange(ref _cache[slot], 0));
+            _vmalloc.FreeOwned((void*)Interlocked.Exchange(ref _cache[slot], 0), "free_thread_stack");
     }
 
     private bool TryCache(nint stack)

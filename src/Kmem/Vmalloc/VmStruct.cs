@@ -94,6 +94,11 @@ internal enum VmFlags : ulong
     Sparse = 0x1000,
 
     /// <summary>
+    /// Not the kernel's: a stack, or memory of modules. Whoever made it keeps lists of it and frees it; vfree does not.
+    /// </summary>
+    Owned = 1UL << 61,
+
+    /// <summary>
     /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
     /// </summary>
     Deferred = 1UL << 63,

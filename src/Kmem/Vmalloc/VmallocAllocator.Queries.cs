@@ -74,7 +74,8 @@ internal sealed partial class VmallocAllocator
 
         VmFlags flags = area->Vm->Flags;
         return (flags & VmFlags.Deferred) != 0 ? "it is being freed already"
-            : (flags & VmFlags.FlushResetPerms) != 0 && operation == "vfree"
+            : (flags & VmFlags.Owned) != 0 && operation == "vfree" ? "a stack or memory of modules: its owner frees it"
+            : (flags & VmFlags.FlushResetPerms) != 0 && operation is "vfree" or "execmem_free"
                 ? "its rights have to be reset (VM_FLUSH_RESET_PERMS), which sleeps, and this context may not"
             : (flags & VmFlags.IoRemap) != 0 ? "it is of ioremap: use iounmap"
             : (flags & VmFlags.MapPutPages) != 0 ? "it owns its frames: use vfree"

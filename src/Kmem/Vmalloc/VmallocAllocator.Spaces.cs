@@ -19,8 +19,8 @@ internal sealed partial class VmallocAllocator
     private const int IoRemapMaxOrder = 30;         // IOREMAP_MAX_ORDER of x86-64: PUD_SHIFT
     private const byte ShadowInit = 0xfe;           // KASAN_SHADOW_INIT: nothing may be touched yet
 
-    /// <summary>The kernel's thirteen, and the two highest, which are Kmem's own marks.</summary>
-    private const VmFlags KnownFlags = (VmFlags)(0x1fff | (3UL << 62));
+    /// <summary>The kernel's thirteen, and the three highest, which are Kmem's own marks.</summary>
+    private const VmFlags KnownFlags = (VmFlags)(0x1fff | (7UL << 61));
 
     private readonly Lock _windowGate = new();
     private KernelWindow[] _windows = [];
@@ -75,7 +75,7 @@ internal sealed partial class VmallocAllocator
         ulong bytes = (ShadowOf(va + MappedSize(vm)) - start + PageSize - 1) & ~(PageSize - 1);
         var request = new VmallocRequest((nuint)bytes, Gfp.Kernel, VmCaller.KasanAllocModuleShadow)
         {
-            Flags = VmFlags.NoGuard,
+            Flags = VmFlags.NoGuard | VmFlags.Owned,
             Range = new VmapRange(start, start + bytes),
         };
         void* shadow = AllocCore(request);
@@ -91,6 +91,12 @@ internal sealed partial class VmallocAllocator
     public Rcu Rcu => _slabs.Rcu;
 
     public unsafe void CheckMaySleep() => _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+
+    public static bool IsModuleAddress(ulong va) => va is >= ModulesStart and < ModulesEnd;
+
+    [DoesNotReturn]
+    public unsafe void ThrowNoExecmem(void* pointer) => _pages.ThrowBug(
+        $"WARNING: Trying to execmem_free() 0x{Shown(pointer):x16}: nothing that is in use starts there");
 
     [DoesNotReturn]
     public unsafe void ThrowNoStack(void* pointer) => _pages.ThrowBug(

@@ -45,7 +45,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private const ulong PageSize = Pfn.PageSize;
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
-    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse;
+    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse
+        | VmFlags.Owned;
 
     private readonly SlabAllocator _slabs;
     private readonly PageAllocator _pages;
@@ -134,29 +135,11 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 
     /// <summary>Frees an area (vfree); where sleeping is forbidden, at the next call where it is not.</summary>
     /// <exception cref="KernelBugException">No area that vfree may free starts there. Nothing was changed.</exception>
-    public unsafe void Free(void* pointer)
-    {
-        if (pointer == null)
-            return;
+    public unsafe void Free(void* pointer) => FreeCore(pointer, "vfree", VmFlags.None);
 
-        ulong va = AreaStart(pointer, "vfree");
-        CpuTask* task = _cpus.Current;
-        bool defer = !task->MaySleep;
-        if (!defer)
-            FreeDeferred();
-        else
-            RefuseUnwritable(pointer);
-
-        // Where sleeping is forbidden the memory itself becomes a list entry, which must be writable.
-        VmFlags refuse = NotFreeable | VmFlags.Deferred | (defer ? VmFlags.FlushResetPerms : VmFlags.None);
-        VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, refuse, defer ? VmFlags.Deferred : VmFlags.None);
-        if (area == null)
-            ThrowNoArea(pointer, "vfree");
-        if (defer)
-            PushDeferred(pointer);
-        else
-            Release(area);
-    }
+    /// <summary>As <see cref="Free"/>, for who made an <see cref="VmFlags.Owned"/> area.</summary>
+    /// <exception cref="KernelBugException">No such area starts there. Nothing was changed.</exception>
+    public unsafe void FreeOwned(void* pointer, string operation) => FreeCore(pointer, operation, VmFlags.Owned);
 
     /// <summary>Frees what was freed where sleeping is forbidden, newest first (delayed_vfree_work).</summary>
     public unsafe void FreeDeferred()
@@ -169,10 +152,34 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         {
             next = *(nint*)at;
             ulong va = AddressOf((void*)at);
-            VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, NotFreeable, VmFlags.None);
+            VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, VmFlags.None, VmFlags.None, VmFlags.Deferred);
             Bug.On(area == null, "a deferred area is gone");
             Release(area);
         }
+    }
+
+    private unsafe void FreeCore(void* pointer, string operation, VmFlags need)
+    {
+        if (pointer == null)
+            return;
+
+        ulong va = AreaStart(pointer, operation);
+        CpuTask* task = _cpus.Current;
+        bool defer = !task->MaySleep;
+        if (!defer)
+            FreeDeferred();
+        else
+            RefuseUnwritable(pointer);
+
+        // Where sleeping is forbidden the memory itself becomes a list entry, which must be writable.
+        VmFlags refuse = (NotFreeable & ~need) | VmFlags.Deferred | (defer ? VmFlags.FlushResetPerms : VmFlags.None);
+        VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, refuse, defer ? VmFlags.Deferred : VmFlags.None, need);
+        if (area == null)
+            ThrowNoArea(pointer, operation);
+        if (defer)
+            PushDeferred(pointer);
+        else
+            Release(area);
     }
 
     /// <summary>

@@ -184,7 +184,7 @@ public sealed class ModuleTests
         ulong va = machine.VmallocIfUsed!.AddressOf(bpf);
         Assert.Equal(VmallocAllocator.ModulesStart, va);
         Assert.Equal(
-            VmFlags.Alloc | VmFlags.FlushResetPerms, machine.VmallocIfUsed.Vmap.Find(va)->Vm->Flags);
+            VmFlags.Alloc | VmFlags.FlushResetPerms | VmFlags.Owned, machine.VmallocIfUsed.Vmap.Find(va)->Vm->Flags);
         Assert.True(machine.SetMemoryRox(bpf, 1));
         execmem.Free(bpf);
         execmem.Free(data);
@@ -218,11 +218,12 @@ public sealed class ModuleTests
         void* data = execmem.Alloc(ExecmemType.ModuleData, 100_000);
         ulong va = vmalloc.AddressOf(data);
         VmStruct* vm = vmalloc.Vmap.Find(va)->Vm;
-        Assert.Equal(VmFlags.Alloc | VmFlags.FlushResetPerms | VmFlags.DeferKmemleak | VmFlags.Kasan, vm->Flags);
+        Assert.Equal(
+            VmFlags.Alloc | VmFlags.FlushResetPerms | VmFlags.DeferKmemleak | VmFlags.Kasan | VmFlags.Owned, vm->Flags);
         ulong shadow = (va >> 3) + 0xdffffc0000000000;
         VmapArea* area = vmalloc.Vmap.Find(shadow);
         Assert.Equal((shadow, 4UL * Page), (area->Start, area->Size));
-        Assert.Equal(VmFlags.Alloc | VmFlags.NoGuard, area->Vm->Flags);
+        Assert.Equal(VmFlags.Alloc | VmFlags.NoGuard | VmFlags.Owned, area->Vm->Flags);
         Assert.Equal("16384 KasanAllocModuleShadow pages=4 vmalloc N0=4", InfoLine(machine, vmalloc.PointerOf(shadow)));
         Assert.Equal(0xfe, *(byte*)vmalloc.PointerOf(shadow));
         using (KernelModule module = machine.LoadModule(Counter()))
