@@ -93,6 +93,9 @@ internal enum VmFlags : ulong
     /// <summary>Pages are mapped piecemeal (VM_SPARSE).</summary>
     Sparse = 0x1000,
 
+    /// <summary>Not the kernel's: a per-CPU chunk, without a guard page; only its allocator frees it.</summary>
+    Percpu = 1UL << 62,
+
     /// <summary>
     /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
     /// </summary>
@@ -111,4 +114,7 @@ internal enum VmCaller : ulong
     VmallocHuge,
     VmallocUser,
     Vmalloc32,
+    AllocPercpu,
+    DmaAllocCoherent,
+    GetVmArea,
 }

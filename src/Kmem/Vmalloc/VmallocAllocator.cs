@@ -39,7 +39,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private const ulong PageSize = Pfn.PageSize;
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
-    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse;
+    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse
+        | VmFlags.Percpu | VmFlags.DmaCoherent;
 
     private readonly SlabAllocator _slabs;
     private readonly PageAllocator _pages;
