@@ -70,4 +70,124 @@ internal sealed partial class VmallocAllocator
             _kmalloc.Free(vm);
         }
     }
+
+    /// <summary>Reserves addresses into which pages are mapped piecemeal (get_vm_area with VM_SPARSE).</summary>
+    /// <returns>The first address; null if there is no room or no memory.</returns>
+    internal unsafe void* ReserveSparse(nuint size)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        if (size == 0)
+            return null;
+        VmStruct* vm = Reserve(
+            new VmallocRequest(size, Gfp.Kernel, VmCaller.GetVmArea), VmFlags.Sparse, Pfn.PageShift);
+        if (vm == null)
+            return null;
+        void* pointer = PointerOf(vm->Address);
+        if (pointer == null)
+            Undo(vm);
+        return pointer;
+    }
+
+    /// <summary>Maps frames into a part of a sparse area (vm_area_map_pages).</summary>
+    internal unsafe VmapError MapSparse(void* pointer, nuint offset, ReadOnlySpan<Pfn> frames)
+    {
+        VmapError error = CheckSparse(pointer, offset, (ulong)frames.Length, out ulong va);
+        if (error != VmapError.None)
+            return error;
+        for (int i = 0; i < frames.Length; i++)
+        {
+            if (Tables.Translate(va + ((ulong)i << Pfn.PageShift)).IsValid)
+                return VmapError.Busy;
+        }
+
+        return MapFrames(va, frames, PageProt.Kernel) ? VmapError.None : VmapError.NoMemory;
+    }
+
+    /// <summary>Ends mappings in a part of a sparse area, at once (vm_area_unmap_pages).</summary>
+    internal unsafe VmapError UnmapSparse(void* pointer, nuint offset, ulong pages)
+    {
+        VmapError error = CheckSparse(pointer, offset, pages, out ulong va);
+        if (error == VmapError.None)
+            UnmapFrames(va, pages);
+        return error;
+    }
+
+    /// <summary>Gives a sparse area back with all its mappings; the frames stay their owner's (free_vm_area).</summary>
+    internal unsafe void FreeSparse(void* pointer)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        if (pointer != null)
+            Release(TakeKind(pointer, VmFlags.Sparse, "free_vm_area"));
+    }
+
+    /// <summary>Shows a device's frames side by side (dma_common_pages_remap).</summary>
+    /// <returns>The address; null if addresses, tables or mappings ran out.</returns>
+    internal unsafe void* MapDma(ReadOnlySpan<Pfn> frames, CacheMode mode)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        nuint bytes = (nuint)frames.Length * (nuint)PageSize;
+        VmStruct* vm = Reserve(
+            new VmallocRequest(bytes, Gfp.Kernel, VmCaller.DmaAllocCoherent),
+            VmFlags.DmaCoherent | VmFlags.Uninitialized,
+            Pfn.PageShift);
+        if (vm == null)
+            return null;
+        if (!MapFrames(vm->Address, frames, PageProt.Kernel, mode))
+        {
+            Undo(vm);
+            return null;
+        }
+
+        Publish(vm);
+        return PointerOf(vm->Address);
+    }
+
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    internal unsafe void RequireSleep() => _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+
+    /// <summary>Ends <see cref="MapDma"/> (dma_common_free_remap).</summary>
+    internal unsafe void UnmapDma(void* pointer)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        FreeDeferred();
+        Release(TakeKind(pointer, VmFlags.DmaCoherent, "dma_free_coherent"));
+    }
+
+    /// <summary>Unlinks an area that must be of one kind.</summary>
+    private unsafe VmapArea* TakeKind(void* pointer, VmFlags kind, string operation)
+    {
+        ulong va = AreaStart(pointer, operation);
+        VmapArea* area = Vmap.Find(va);
+        if (area == null || area->Start != va || area->Vm == null || (area->Vm->Flags & kind) == 0)
+            ThrowNoArea(pointer, operation);
+        area = Vmap.NodeOf(va).TakeBusy(va, VmFlags.Uninitialized, VmFlags.None);
+        if (area == null)
+            ThrowNoArea(pointer, operation);
+        return area;
+    }
+
+    private unsafe VmapError CheckSparse(void* pointer, nuint offset, ulong pages, out ulong va)
+    {
+        _pages.CheckContext(Gfp.Kernel, _cpus.Current);
+        va = 0;
+        if (!Contains(pointer) || (offset & (nuint)(PageSize - 1)) != 0)
+            return VmapError.Invalid;
+        VmapArea* area = Vmap.Find(AddressOf(pointer));
+        if (area == null || area->Vm == null || area->Start != AddressOf(pointer)
+            || (area->Vm->Flags & VmFlags.Sparse) == 0)
+        {
+            return VmapError.Invalid;
+        }
+
+        if (pages > _totalRam)
+            return VmapError.TooBig;
+        ulong size = MappedSize(area->Vm);
+        if (offset > size || pages << Pfn.PageShift > size - offset)
+            return VmapError.OutOfRange;
+        va = area->Start + offset;
+        return VmapError.None;
+    }
 }
