@@ -14,7 +14,7 @@ public sealed partial class Machine
     /// <param name="size">Bytes; rounded up to pages. May be far more than there is memory.</param>
     /// <returns>The first address; null if there is no room.</returns>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
-    /// <exception cref="NotSupportedException">There is no vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
+    /// <exception cref="NotSupportedException">No vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
     public unsafe void* GetVmArea(nuint size) => Vmallocs.ReserveSparse(size);
 
     /// <summary>Maps frames into a part of a sparse area (vm_area_map_pages).</summary>
@@ -96,7 +96,7 @@ public sealed partial class Machine
     /// <returns>The address space.</returns>
     /// <exception cref="OutOfMemoryException">There is no memory for the root of its page tables.</exception>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
-    /// <exception cref="NotSupportedException">There is no vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
+    /// <exception cref="NotSupportedException">No vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
     public AddressSpace CreateAddressSpace()
     {
         CheckContext(Gfp.Kernel);

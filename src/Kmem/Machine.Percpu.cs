@@ -29,7 +29,7 @@ public sealed partial class Machine
     /// <param name="gfp">Without sleeping only frames that are there already are used.</param>
     /// <returns>The object; null if size or alignment are out of range, or there is no memory.</returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
-    /// <exception cref="NotSupportedException">There is no vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
+    /// <exception cref="NotSupportedException">No vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
     public PercpuPointer AllocPercpu(nuint size, nuint align, Gfp gfp = Gfp.Kernel)
     {
         PercpuAllocator? percpu = PercpuIfUsed;

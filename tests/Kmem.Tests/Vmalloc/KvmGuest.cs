@@ -112,7 +112,13 @@ internal sealed class KvmGuest : IDisposable
         var segments = (Segment*)sregs;
         var data = new Segment
         {
-            Limit = uint.MaxValue, Type = 3, Present = 1, Ring = (byte)ring, CodeOrData = 1, Big = 1, Granularity = 1,
+            Limit = uint.MaxValue,
+            Type = 3,
+            Present = 1,
+            Ring = (byte)ring,
+            CodeOrData = 1,
+            Big = 1,
+            Granularity = 1,
             Selector = (ushort)(0x10 | ring),
         };
         segments[0] = data with { Type = 11, Big = 0, Long = 1, Selector = (ushort)(8 | ring) };

@@ -47,7 +47,8 @@ public sealed class KvmPageTableTests
             var size = (nuint)random.Next(1, 60 * Page);
             void* area = i % 20 == 0 ? machine.VmallocHuge(size + (4 << 20), Gfp.Kernel) : machine.Vmalloc(size);
             ulong start = machine.KernelAddressOf(area).Value;
-            interesting.AddRange(Enumerable.Range(0, 12).Select(_ => start + (ulong)random.NextInt64((long)size + (2 * Page))));
+            for (int n = 0; n < 12; n++)
+                interesting.Add(start + (ulong)random.NextInt64((long)size + (2 * Page)));
             if (i % 3 == 0)
                 machine.Vfree(area);
         }
@@ -80,7 +81,8 @@ public sealed class KvmPageTableTests
         {
             PageWalk ours = tables.Walk(address);
             ulong? its = guest.Translate(address);
-            Assert.True(ours.IsMapped == its.HasValue && (its ?? 0) == ours.PhysicalAddress.Value, $"0x{address:x}: {ours}, {its:x}");
+            bool same = ours.IsMapped == its.HasValue && (its ?? 0) == ours.PhysicalAddress.Value;
+            Assert.True(same, $"0x{address:x}: {ours}, {its:x}");
             seen[ours.LeafBytes] = seen.GetValueOrDefault(ours.LeafBytes) + 1;
         }
 
