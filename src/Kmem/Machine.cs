@@ -180,6 +180,7 @@ public sealed partial class Machine : IDisposable
         _disposed = true;
         CloseAddressSpaces();
         _vmalloc?.Dispose();
+        _physical?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();
@@ -208,6 +209,7 @@ public sealed partial class Machine : IDisposable
 
     private void Start(BootMemoryMap map)
     {
+        _bootMap = map;
         foreach (BootPages range in map.FreePages().OrderBy(range => range.Start))
             _pages.HandOver(range.Start, range.End);
         MinFreeKbytes = ZoneLayout.SetReserves(

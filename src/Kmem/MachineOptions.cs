@@ -64,6 +64,12 @@ public sealed record MachineOptions
     /// </summary>
     public int PageTableLevels { get; init; } = 4;
 
+    /// <summary>
+    /// Memory of modules gets shadow memory beside it, an eighth of its size, as in a kernel with CONFIG_KASAN and without
+    /// CONFIG_KASAN_VMALLOC. Kmem gives it the kernel's place and life; it checks no access with it.
+    /// </summary>
+    public bool KasanModuleShadow { get; init; }
+
     /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
     public bool PortableMemory { get; init; }
 }

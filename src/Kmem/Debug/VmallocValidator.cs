@@ -24,6 +24,7 @@ internal static class VmallocValidator
 
         if (pages != vmalloc.PageCount)
             broken.Add(new BrokenRule("VMALLOC-04", $"{pages} pages in areas, counted {vmalloc.PageCount}"));
+        broken.AddRange(VmallocKindsValidator.Run(vmalloc, map));
         return broken;
     }
 

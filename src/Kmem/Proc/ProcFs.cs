@@ -317,6 +317,8 @@ public sealed class ProcFs
     private unsafe void AddVmallocRow(VmapArea* area, List<VmallocInfoRow> rows)
     {
         VmStruct* vm = area->Vm;
+        if (vm == null && (area->Flags & (ulong)VmapAreaFlags.Ram) != 0)
+            rows.Add(new VmallocInfoRow(area->Start, area->End, area->Size) { Kind = VmallocInfoKind.MapRam });
         if (vm == null || (vm->Flags & VmFlags.Uninitialized) != 0)
             return;
 

@@ -107,20 +107,35 @@ internal sealed class KernelWindow : IDisposable
         return null;
     }
 
-    /// <summary>Shows a run of frames.</summary>
+    /// <summary>Shows a run of frames, of the machine's RAM or of <paramref name="source"/>.</summary>
     /// <returns>
     /// <see cref="WindowResult.HostLimit"/> also if this process has no pointers for these addresses.
     /// </returns>
-    public WindowResult Map(ulong va, ulong pfn, ulong pages, WindowProtection protection)
+    public WindowResult Map(ulong va, ulong pfn, ulong pages, WindowProtection protection, Ram? source = null)
     {
         ulong bytes = pages << Pfn.PageShift;
         foreach ((ulong start, AddressWindow window) in _parts)
         {
             if (va - start < window.Bytes && bytes <= window.Bytes - (va - start))
-                return window.Map(va - start, pfn << Pfn.PageShift, bytes, protection);
+                return window.Map(va - start, pfn << Pfn.PageShift, bytes, protection, source);
         }
 
         return WindowResult.HostLimit;
+    }
+
+    /// <summary>Whether an address lies in the range.</summary>
+    public bool Holds(ulong va) => va >= Start && va <= Last;
+
+    /// <summary>Changes what a run of shown pages allows.</summary>
+    public WindowResult Protect(ulong va, ulong pages, WindowProtection protection)
+    {
+        foreach ((ulong start, AddressWindow window) in _parts)
+        {
+            if (va - start < window.Bytes)
+                return window.Protect(va - start, pages << Pfn.PageShift, protection);
+        }
+
+        return WindowResult.Done;
     }
 
     /// <summary>Makes addresses fault; those without pointers do anyway.</summary>

@@ -97,6 +97,11 @@ internal enum VmFlags : ulong
     Percpu = 1UL << 62,
 
     /// <summary>
+    /// Not the kernel's: a stack, or memory of modules. Whoever made it keeps lists of it and frees it; vfree does not.
+    /// </summary>
+    Owned = 1UL << 61,
+
+    /// <summary>
     /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
     /// </summary>
     Deferred = 1UL << 63,
@@ -111,6 +116,15 @@ internal enum VmCaller : ulong
     Vrealloc,
     Kvmalloc,
     Vmap,
+    Ioremap,
+    IoremapUc,
+    IoremapWc,
+    IoremapWt,
+    IoremapCache,
+    Memremap,
+    AllocThreadStack,
+    ExecmemAlloc,
+    KasanAllocModuleShadow,
     VmallocHuge,
     VmallocUser,
     Vmalloc32,
