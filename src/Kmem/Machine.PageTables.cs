@@ -11,7 +11,7 @@ public sealed partial class Machine
     /// <exception cref="ArgumentException">
     /// The address is not canonical: with four levels bits 63 to 47 have to be equal, with five bits 63 to 56.
     /// </exception>
-    /// <exception cref="NotSupportedException">There is no vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
+    /// <exception cref="NotSupportedException">No vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
     /// <exception cref="KernelBugException">First use: this context may not sleep.</exception>
     public PageWalk WalkPageTables(VirtAddr address)
     {
@@ -29,7 +29,7 @@ public sealed partial class Machine
     /// arch/x86/mm/dump_pagetables.c, Linux 6.18).
     /// </summary>
     /// <returns>The text. While others map, each line shows some moment.</returns>
-    /// <exception cref="NotSupportedException">There is no vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
+    /// <exception cref="NotSupportedException">No vmalloc space here: see <see cref="Vmalloc(nuint)"/>.</exception>
     public string DumpPageTables() => Vmallocs.Tables.Dump();
 
     /// <summary>Tells what a frame is used for at this moment (dump_page).</summary>

@@ -178,6 +178,7 @@ public sealed partial class Machine : IDisposable
             return;
 
         _disposed = true;
+        CloseAddressSpaces();
         _vmalloc?.Dispose();
         _physical?.Dispose();
         _cpus.Dispose();

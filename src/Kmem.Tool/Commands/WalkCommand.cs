@@ -34,16 +34,19 @@ internal sealed class WalkCommand : Command, IHasExamples
         CustomParser = ParseSizes,
     };
 
-    private readonly Option<bool> _huge = OptionValues.Switch("--huge", "Allocate from blocks of 2 MiB where a size is that large");
+    private readonly Option<bool> _huge = OptionValues.Switch(
+        "--huge", "Allocate from blocks of 2 MiB where a size is that large");
 
     private readonly Option<ulong?> _ram = OptionValues.Size(
         "--ram", 16 << 20, 64UL << 40, "Memory of the machine (default 1 GiB)");
 
     private readonly Option<int?> _cpus = OptionValues.Number("--cpus", 1, 8192, "CPUs of the machine (default 1)");
 
-    private readonly Option<int?> _levels = OptionValues.Number("--levels", 4, 5, "Levels of its page tables (default 4)");
+    private readonly Option<int?> _levels = OptionValues.Number(
+        "--levels", 4, 5, "Levels of its page tables (default 4)");
 
-    private readonly Option<bool> _dump = OptionValues.Switch("--dump", "Print all of its page tables instead, range by range");
+    private readonly Option<bool> _dump = OptionValues.Switch(
+        "--dump", "Print all of its page tables instead, range by range");
 
     private readonly Option<bool> _json = OptionValues.Switch("--json", "Print JSON");
 
@@ -61,7 +64,8 @@ internal sealed class WalkCommand : Command, IHasExamples
             if (state && other is not null)
                 result.AddError($"{other.Name} is for a machine of our own; --state is a recorded kernel");
             bool dump = result.GetResult(_dump) is { Implicit: false };
-            if (dump && (result.GetResult(_json) is { Implicit: false } || result.GetResult(_address) is { Tokens.Count: > 0 }))
+            bool json = result.GetResult(_json) is { Implicit: false };
+            if (dump && (json || result.GetResult(_address) is { Tokens.Count: > 0 }))
                 result.AddError("--dump prints all tables as text; it excludes ADDRESS and --json");
         });
         SetAction((parsed, cancel) => Task.Run(() => Run(parsed), cancel));
@@ -105,7 +109,8 @@ internal sealed class WalkCommand : Command, IHasExamples
         }
         catch (Exception e) when (e is PlatformException or NotSupportedException or OutOfMemoryException)
         {
-            throw new ToolException($"a machine of {ByteSize.Format(options.RamBytes)} cannot be built here: {e.Message}", e);
+            string ram = ByteSize.Format(options.RamBytes);
+            throw new ToolException($"a machine of {ram} cannot be built here: {e.Message}", e);
         }
     }
 
@@ -165,8 +170,9 @@ internal sealed class WalkCommand : Command, IHasExamples
                 : machine.Vmalloc((nuint)size);
             if (area == null)
             {
+                string ram = ByteSize.Format(machine.Options.RamBytes);
                 throw new ToolException(
-                    $"--allocate {ByteSize.Format(size)} failed: the machine has {ByteSize.Format(machine.Options.RamBytes)}"
+                    $"--allocate {ByteSize.Format(size)} failed: the machine has {ram}"
                     + " (--ram), and this process as many mappings as vm.max_map_count allows");
             }
 

@@ -33,8 +33,8 @@ internal sealed record WalkReport(Machine Machine, PageWalk Walk, IReadOnlyList<
             string guard = Area is { } area && Walk.Address >= area.End - Pfn.PageSize
                 ? "; it is in the area's guard page"
                 : "";
-            return $"Nothing is mapped at 0x{Walk.Address:x16}: the walk stops at the {last.Name}, entry {last.Index} is {why}"
-                + $"{guard}.";
+            return $"Nothing is mapped at 0x{Walk.Address:x16}: the walk stops at the {last.Name}, "
+                + $"entry {last.Index} is {why}{guard}.";
         }
     }
 }

@@ -39,13 +39,17 @@ internal static class WalkText
 
         console.Paragraph($"physical     {walk.PhysicalAddress}: frame {walk.Pfn}, byte {walk.Offset}");
         console.Paragraph($"may          {walk.Prot}, {walk.CacheMode}");
-        console.Paragraph("page         " + (report.Frame is { } frame
-            ? $"{frame.Use}, order {frame.Order}, {frame.References} reference{(frame.References == 1 ? "" : "s")}, "
-                + $"zone {frame.Zone} of node {frame.Node}, flags {(frame.Flags.Count == 0 ? "none" : string.Join('|', frame.Flags))}"
-            : "no memory of this machine"));
+        console.Paragraph("page         " + (report.Frame is { } frame ? FrameText(frame) : "no memory of this machine"));
         if (report.DirectMapAddress is { } direct)
             console.Paragraph($"direct map   0x{direct}: the same byte");
         console.Paragraph($"in an oops   {walk}");
+    }
+
+    private static string FrameText(PageFrameInfo frame)
+    {
+        string references = frame.References == 1 ? "1 reference" : $"{frame.References} references";
+        string flags = frame.Flags.Count == 0 ? "none" : string.Join('|', frame.Flags);
+        return $"{frame.Use}, order {frame.Order}, {references}, zone {frame.Zone} of node {frame.Node}, flags {flags}";
     }
 
     /// <summary>The area of the address and those around it, if there are many.</summary>

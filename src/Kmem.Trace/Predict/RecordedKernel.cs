@@ -37,7 +37,7 @@ public sealed class RecordedKernel : IDisposable
     /// <summary>Its busy areas, guard pages included, in order of address.</summary>
     public IReadOnlyList<(VirtAddr Start, VirtAddr End)> Areas { get; }
 
-    /// <summary>Reads a recorded phase: the state at its end, or at its beginning if there are no tables of its end.</summary>
+    /// <summary>Reads a recorded phase: its end, or its beginning if there are no tables of its end.</summary>
     /// <param name="folder">The folder with <c>state-t1.json.gz</c> and <c>pagetables-t1.tsv.gz</c>.</param>
     /// <returns>The kernel.</returns>
     /// <exception cref="IOException">A file is missing or cannot be read.</exception>

@@ -20,6 +20,8 @@ public sealed class ProcFs
     /// <summary>Set when vmalloc is used for the first time.</summary>
     internal VmallocAllocator? Vmalloc { get; set; }
 
+    internal PercpuAllocator? Percpu { get; set; }
+
     /// <summary>/proc/slabinfo, version 2.1.</summary>
     /// <returns>The text.</returns>
     public string SlabInfo() => ReadSlabInfo().Render();
@@ -143,6 +145,7 @@ public sealed class ProcFs
                 new MemInfoLine("VmallocTotal", VmallocBytes >> 10),
                 Line("VmallocUsed", Vmalloc?.PageCount ?? 0),
                 Line("VmallocChunk", 0),
+                Line("Percpu", Percpu?.Pages ?? 0),
                 .. DirectMapLines(),
             ],
         };

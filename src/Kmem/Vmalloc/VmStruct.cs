@@ -93,6 +93,9 @@ internal enum VmFlags : ulong
     /// <summary>Pages are mapped piecemeal (VM_SPARSE).</summary>
     Sparse = 0x1000,
 
+    /// <summary>Not the kernel's: a per-CPU chunk, without a guard page; only its allocator frees it.</summary>
+    Percpu = 1UL << 62,
+
     /// <summary>
     /// Not the kernel's: a stack, or memory of modules. Whoever made it keeps lists of it and frees it; vfree does not.
     /// </summary>
@@ -125,4 +128,7 @@ internal enum VmCaller : ulong
     VmallocHuge,
     VmallocUser,
     Vmalloc32,
+    AllocPercpu,
+    DmaAllocCoherent,
+    GetVmArea,
 }

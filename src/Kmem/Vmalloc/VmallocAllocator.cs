@@ -46,7 +46,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
     private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse
-        | VmFlags.Owned;
+        | VmFlags.Percpu | VmFlags.DmaCoherent | VmFlags.Owned;
 
     private readonly SlabAllocator _slabs;
     private readonly PageAllocator _pages;
