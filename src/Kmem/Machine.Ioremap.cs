@@ -18,8 +18,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Puts a device's memory on the machine's bus, zero at first. <see cref="Ioremap"/> then reaches it; what is written
-    /// there the device sees at <see cref="DeviceMemory.Pointer"/>, and the other way round.
+    /// Puts a device's memory on the machine's bus, zero at first. <see cref="Ioremap"/> then reaches it; what is
+    /// written there the device sees at <see cref="DeviceMemory.Pointer"/>, and the other way round.
     /// </summary>
     /// <param name="start">Its first physical address; a multiple of 4096, below 2^46.</param>
     /// <param name="bytes">Its size; a multiple of 4096. Costs host memory as it is touched.</param>
@@ -42,17 +42,17 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Maps physical addresses that are no RAM (ioremap, arch/x86/mm/ioremap.c, Linux 6.18), uncached unless an MTRR says
-    /// otherwise (UC−). The area is as aligned as it is large, up to 1 GiB, has a guard page, and uses mappings of 2 MiB
-    /// and 1 GiB where addresses allow.
+    /// Maps physical addresses that are no RAM (ioremap, arch/x86/mm/ioremap.c, Linux 6.18), uncached unless an MTRR
+    /// says otherwise (UC−). The area is as aligned as it is large, up to 1 GiB, has a guard page, and uses mappings of
+    /// 2 MiB and 1 GiB where addresses allow.
     /// </summary>
     /// <param name="address">First byte, of any alignment: the pointer has the same offset within its page.</param>
     /// <param name="size">Bytes.</param>
     /// <returns>
-    /// A pointer; behind it is the device that <see cref="AddDevice"/> put there, or reserved RAM. Where nothing is, all
-    /// ones are read and writing ends the process. Null, and a line in <see cref="Dmesg"/>, if the size is 0 or wraps,
-    /// ends beyond 2^46, overlaps RAM of the page allocator, or is mapped already in a way that forbids this one; or if
-    /// addresses, tables or mappings of the host ran out.
+    /// A pointer; behind it is the device that <see cref="AddDevice"/> put there, or reserved RAM. Where nothing is,
+    /// all ones are read and writing ends the process. Null, and a line in <see cref="Dmesg"/>, if the size is 0 or
+    /// wraps, ends beyond 2^46, overlaps RAM of the page allocator, or is mapped already in a way that forbids this
+    /// one; or if addresses, tables or mappings of the host ran out.
     /// </returns>
     /// <remarks>
     /// How a mapping is cached stands in the page tables only: the host caches all of them as it does other memory, so
@@ -99,7 +99,9 @@ public sealed partial class Machine
     public unsafe void* IoremapCache(PhysAddr address, nuint size) =>
         Vmallocs.IoRemap(address.Value, size, CacheMode.WriteBack, VmCaller.IoremapCache);
 
-    /// <summary>Ends an ioremap (iounmap): its addresses fault at once. Null and addresses of RAM are ignored.</summary>
+    /// <summary>
+    /// Ends an ioremap (iounmap): its addresses fault at once. Null and addresses of RAM are ignored.
+    /// </summary>
     /// <param name="pointer">What it returned, or any address in the same page.</param>
     /// <exception cref="KernelBugException">
     /// No ioremap begins in that page, or this context may not sleep. Nothing was changed.
@@ -114,8 +116,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// A cached mapping of physical addresses of any kind (memremap with MEMREMAP_WB, kernel/iomem.c, Linux 6.18): of RAM
-    /// the direct map's own address, of anything else as <see cref="IoremapCache"/>.
+    /// A cached mapping of physical addresses of any kind (memremap with MEMREMAP_WB, kernel/iomem.c, Linux 6.18): of
+    /// RAM the direct map's own address, of anything else as <see cref="IoremapCache"/>.
     /// </summary>
     /// <param name="address">First byte.</param>
     /// <param name="size">Bytes.</param>

@@ -13,15 +13,16 @@ public sealed partial class Machine
 
     /// <summary>
     /// Loads a module (finit_module, kernel/module/main.c, Linux 6.18): its sections get memory in the address range of
-    /// modules, its relocations are applied, and then text can only be read and run, constants only be read, variables not
-    /// be run. Whatever else is done ends the process.
+    /// modules, its relocations are applied, and then text can only be read and run, constants only be read, variables
+    /// not be run. Whatever else is done ends the process.
     /// </summary>
     /// <param name="image">A <see cref="ModuleImage"/>. Nothing in it is run; who wants that calls its symbols.</param>
     /// <returns>The module; dispose it to unload it.</returns>
     /// <exception cref="ModuleFormatException">
     /// The image breaks a rule of its format, or a module of this name is loaded; nothing is left behind.
     /// </exception>
-    /// <exception cref="OutOfMemoryException">There is no room or no memory, or the host has no mappings left.</exception>
+    /// <exception cref="OutOfMemoryException">There is no room or no memory, or the host has no mappings
+    /// left.</exception>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
     public KernelModule LoadModule(ReadOnlySpan<byte> image) => LoadModule(ModuleImage.Parse(image));
@@ -48,7 +49,9 @@ public sealed partial class Machine
     public unsafe bool SetMemoryRo(void* pointer, int pages) =>
         Vmallocs.SetRights(pointer, Count(pages), PageProt.None, PageProt.Write, "set_memory_ro");
 
-    /// <summary>Makes pages of an area writable again (set_memory_rw); what is writable is not run by the host.</summary>
+    /// <summary>
+    /// Makes pages of an area writable again (set_memory_rw); what is writable is not run by the host.
+    /// </summary>
     /// <param name="pointer">First page.</param>
     /// <param name="pages">Number of pages.</param>
     /// <returns>As <see cref="SetMemoryRo"/>.</returns>

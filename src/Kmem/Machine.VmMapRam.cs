@@ -27,8 +27,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Ends a <see cref="VmMapRam"/> (vm_unmap_ram). The addresses are used again when their whole block is done with, and
-    /// reach the frames until then or until <see cref="VmUnmapAliases"/>.
+    /// Ends a <see cref="VmMapRam"/> (vm_unmap_ram). The addresses are used again when their whole block is done with,
+    /// and reach the frames until then or until <see cref="VmUnmapAliases"/>.
     /// </summary>
     /// <param name="pointer">What it returned.</param>
     /// <param name="pages">How many frames it was given.</param>
@@ -45,8 +45,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Allocates a cleared kernel stack of <see cref="ThreadSize"/> bytes with pages that fault on both sides (VMAP_STACK,
-    /// kernel/fork.c, Linux 6.18). Each CPU keeps two dead stacks for reuse.
+    /// Allocates a cleared kernel stack of <see cref="ThreadSize"/> bytes with pages that fault on both sides
+    /// (VMAP_STACK, kernel/fork.c, Linux 6.18). Each CPU keeps two dead stacks for reuse.
     /// </summary>
     /// <param name="node">Preferred node for a new one, or -1 for the CPU's own.</param>
     /// <returns>Its lowest address, a multiple of its size; or null.</returns>

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// Checks what is particular to a kind of area: blocks of vm_map_ram, devices, changed rights. Reads only; nobody may be
-/// at work.
+/// Checks what is particular to a kind of area: blocks of vm_map_ram, devices, changed rights. Reads only; nobody may
+/// be at work.
 /// </summary>
 internal static class VmallocKindsValidator
 {
@@ -67,7 +67,7 @@ internal static class VmallocKindsValidator
                 {
                     if (vmalloc.Tables.Translate(vm->Address + (i << Pfn.PageShift)).Value != pfn + i)
                     {
-                        broken.Add(new BrokenRule("IOREMAP-01", $"area 0x{vm->Address:x}: page {i} is another device's"));
+                        broken.Add(new BrokenRule("IOREMAP-01", $"area 0x{vm->Address:x}: page {i} is of another device"));
                         break;
                     }
                 }
@@ -80,7 +80,7 @@ internal static class VmallocKindsValidator
         foreach (ulong pfn in vmalloc.DirectMap.Changed())
         {
             if (map.PageOf(pfn)->RefCount < 1)
-                broken.Add(new BrokenRule("DIRECT-01", $"frame 0x{pfn:x} is free, and the direct map does not allow all"));
+                broken.Add(new BrokenRule("DIRECT-01", $"frame 0x{pfn:x} is free and lacks rights"));
             if (vmalloc.DirectAllowsWriting(pfn))
                 broken.Add(new BrokenRule("DIRECT-02", $"frame 0x{pfn:x} is writable in the page tables only"));
         }

@@ -25,7 +25,9 @@ internal sealed class DirectMap(Ram ram, MapBudget budget)
     /// <summary>Frames that have not all rights.</summary>
     public int ChangedFrames => Volatile.Read(ref _changedFrames);
 
-    /// <summary>For tests of the error path: so many calls from now on are answered as the host answers ENOMEM.</summary>
+    /// <summary>
+    /// For tests of the error path: so many calls from now on are answered as the host answers ENOMEM.
+    /// </summary>
     internal int FailNext { get; set; }
 
     /// <summary>What the linear map allows for a frame.</summary>
@@ -42,7 +44,9 @@ internal sealed class DirectMap(Ram ram, MapBudget budget)
             return [.. _changed.Keys];
     }
 
-    /// <summary>Sets the rights of a run of frames. Giving all rights back is not refused for the budget's sake.</summary>
+    /// <summary>
+    /// Sets the rights of a run of frames. Giving all rights back is not refused for the budget's sake.
+    /// </summary>
     /// <returns><see cref="WindowResult.Done"/>; anything else changed nothing.</returns>
     public unsafe WindowResult Set(ulong pfn, ulong frames, WindowProtection rights)
     {

@@ -107,7 +107,9 @@ internal sealed class Execmem
         FreeArea(pointer);
     }
 
-    /// <summary>Makes a range of the ROX cache writable and not executable, to be filled (execmem_make_temp_rw).</summary>
+    /// <summary>
+    /// Makes a range of the ROX cache writable and not executable, to be filled (execmem_make_temp_rw).
+    /// </summary>
     public unsafe bool MakeWritable(void* pointer, nuint size) => _vmalloc.SetRights(
         pointer, PagesOf(size), PageProt.Write, PageProt.Execute, "execmem_make_temp_rw");
 

@@ -53,7 +53,9 @@ public readonly record struct ModuleRelocation(
 /// <param name="Offset">The place, in bytes from its start.</param>
 public readonly record struct ModuleSymbol(string Name, int Section, int Offset);
 
-/// <summary>An image breaks a rule of its format; the message begins with the rule's number in rules/modules.md.</summary>
+/// <summary>
+/// An image breaks a rule of its format; the message begins with the rule's number in rules/modules.md.
+/// </summary>
 public sealed class ModuleFormatException : FormatException
 {
     internal ModuleFormatException(string rule, string detail)

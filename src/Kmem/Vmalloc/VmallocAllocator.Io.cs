@@ -117,8 +117,12 @@ internal sealed partial class VmallocAllocator
         int maxShift = HugeIoRemap ? IoRemapMaxOrder : Pfn.PageShift;
         if (!Tables.Map(vm->Address, pfn, pages, PageProt.Kernel, mode, maxShift, Gfp.Kernel))
             return false;
-        if (Volatile.Read(ref _unmapRefused) != 0 && WindowAt(vm->Address).Unmap(vm->Address, vm->Size) != WindowResult.Done)
+        if (Volatile.Read(ref _unmapRefused) != 0
+            && WindowAt(vm->Address).Unmap(vm->Address, vm->Size) != WindowResult.Done)
+        {
             return false;
+        }
+
 
         for (ulong done = 0; done < pages;)
         {

@@ -162,8 +162,8 @@ internal sealed partial class VmallocAllocator
     }
 
     /// <summary>
-    /// Gives frames all rights back before they are freed (vm_reset_perms): nobody may ever see them with the old rights
-    /// through one address and the new ones through the other.
+    /// Gives frames all rights back before they are freed (vm_reset_perms): nobody may ever see them with the old
+    /// rights through one address and the new ones through the other.
     /// </summary>
     private unsafe void ResetRights(VmStruct* vm, List<FrameRun> changed)
     {
@@ -218,7 +218,7 @@ internal sealed partial class VmallocAllocator
     private void Strand(FrameRun run)
     {
         _slabs.Log.Write(
-            $"WARNING: the host does not give the rights of frames 0x{run.Pfn:x} + {run.Count} back; they stay allocated");
+            $"WARNING: the host keeps the rights of frames 0x{run.Pfn:x} + {run.Count}; they stay allocated");
         lock (_stuckFrames)
         {
             for (ulong i = 0; i < run.Count; i++)

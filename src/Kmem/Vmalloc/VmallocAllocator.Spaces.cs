@@ -39,7 +39,9 @@ internal sealed partial class VmallocAllocator
 
     private KernelWindow[] Windows => Volatile.Read(ref _windows);
 
-    /// <summary>Whether a pointer lies in the vmalloc space or in that of modules (is_vmalloc_or_module_addr).</summary>
+    /// <summary>
+    /// Whether a pointer lies in the vmalloc space or in that of modules (is_vmalloc_or_module_addr).
+    /// </summary>
     public unsafe bool ContainsOrModule(void* pointer) => WindowOf(pointer) != null;
 
     /// <summary>The alignment of an ioremap: its own size, at most 1 GiB.</summary>

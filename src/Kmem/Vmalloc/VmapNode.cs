@@ -114,7 +114,9 @@ internal sealed class VmapNode : IDisposable
         _busyLock.Acquire();
         VmapArea* area = VmapTree.Find(Busy, start);
         const ulong Kind = (ulong)(VmapAreaFlags.Ram | VmapAreaFlags.Block);
-        if (area != null && area->Start == start && area->Pages == pages && (area->Flags & Kind) == (ulong)VmapAreaFlags.Ram)
+        bool fits = area != null && area->Start == start && area->Pages == pages
+            && (area->Flags & Kind) == (ulong)VmapAreaFlags.Ram;
+        if (fits)
             VmapTree.Remove<NoAugment>(Busy, area);
         else
             area = null;
@@ -122,7 +124,9 @@ internal sealed class VmapNode : IDisposable
         return area;
     }
 
-    /// <summary>Calls with each busy area (a VmapArea*) by address. The lock is held: no allocation, no sleeping.</summary>
+    /// <summary>
+    /// Calls with each busy area (a VmapArea*) by address. The lock is held: no allocation, no sleeping.
+    /// </summary>
     public unsafe void ForEachBusy(Action<nint> visit)
     {
         _busyLock.Acquire();
