@@ -72,10 +72,11 @@ internal sealed partial class VmallocAllocator
 
         ulong pfn = area->Vm->PhysicalAddress >> Pfn.PageShift;
         ulong pages = MappedSize(area->Vm) >> Pfn.PageShift;
-        Release(area);
 
-        // The addresses are lazily free, but a device that goes must not be reachable through them.
+        // A device that goes must not be reachable through addresses that are lazily free. Once they are, they may be
+        // somebody else's at any moment.
         Hide(va, pages * PageSize);
+        Release(area);
         Physical!.Pin(pfn, pages, -1);
         Bug.On(!MemoryTypes.Free(pfn << Pfn.PageShift, (pfn + pages) << Pfn.PageShift), "a memory type is gone");
     }

@@ -108,8 +108,11 @@ internal sealed partial class VmallocAllocator
     internal unsafe VmapError UnmapSparse(void* pointer, nuint offset, ulong pages)
     {
         VmapError error = CheckSparse(pointer, offset, pages, out ulong va);
-        if (error == VmapError.None)
-            UnmapFrames(va, pages);
+        if (error != VmapError.None)
+            return error;
+
+        ResetRights(va, pages << Pfn.PageShift);
+        UnmapFrames(va, pages);
         return error;
     }
 

@@ -65,6 +65,13 @@ internal sealed partial class VmallocAllocator
     {
         VmapArea* area = Vmap.Find(va);
         VmStruct* vm = area == null ? null : area->Vm;
+        if (vm != null && ((vm->Flags & VmFlags.Percpu) != 0 || vm->Caller == VmCaller.AllocThreadStack))
+        {
+            _pages.ThrowBug(string.Create(
+                CultureInfo.InvariantCulture,
+                $"WARNING: {operation}() at 0x{va:x16}: the rights of stacks and per-CPU memory do not change"));
+        }
+
         if (vm == null || (vm->Flags & (VmFlags.Uninitialized | VmFlags.Deferred)) != 0
             || pages > (area->Start + MappedSize(vm) - va) >> Pfn.PageShift)
         {
@@ -131,13 +138,16 @@ internal sealed partial class VmallocAllocator
     }
 
     /// <summary>The frames of an area that the linear map shows with fewer rights.</summary>
-    private unsafe List<FrameRun> ChangedRights(VmStruct* vm)
+    private unsafe List<FrameRun> ChangedRights(VmStruct* vm) =>
+        (vm->Flags & VmFlags.IoRemap) != 0 ? [] : ChangedRights(vm->Address, MappedSize(vm));
+
+    private List<FrameRun> ChangedRights(ulong va, ulong bytes)
     {
         var changed = new List<FrameRun>();
-        if (DirectMap.ChangedFrames == 0 || (vm->Flags & VmFlags.IoRemap) != 0)
+        if (DirectMap.ChangedFrames == 0)
             return changed;
 
-        for (ulong va = vm->Address; va < vm->Address + MappedSize(vm); va += PageSize)
+        for (ulong end = va + bytes; va < end; va += PageSize)
         {
             Pfn pfn = Tables.Translate(va);
             if (!pfn.IsValid || DirectMap.RightsOf(pfn.Value) == WindowProtection.ReadWrite)
@@ -168,16 +178,32 @@ internal sealed partial class VmallocAllocator
         }
 
         if ((vm->Flags & VmFlags.FlushResetPerms) == 0)
-        {
-            _slabs.Log.Write(
-                $"WARNING: the area 0x{vm->Address:x16} is freed and the rights of its frames are still changed: "
-                + "set_memory_rw() is missing, or VM_FLUSH_RESET_PERMS. They are reset");
-        }
+            WarnForgotten(vm->Address);
 
         // Refused, they stay as they are, which also lets nobody write.
         foreach (FrameRun run in changed)
             DirectMap.Set(run.Pfn, run.Count, WindowProtection.None);
         Vmap.UnmapAliases(start, end);
+        GiveBack(changed);
+    }
+
+    /// <summary>Frames leave an area that stays: they get all rights back.</summary>
+    private void ResetRights(ulong va, ulong bytes)
+    {
+        List<FrameRun> changed = ChangedRights(va, bytes);
+        if (changed.Count == 0)
+            return;
+
+        WarnForgotten(va);
+        GiveBack(changed);
+    }
+
+    private void WarnForgotten(ulong va) => _slabs.Log.Write(
+        $"WARNING: the area 0x{va:x16} is freed and the rights of its frames are still changed: "
+        + "set_memory_rw() is missing, or VM_FLUSH_RESET_PERMS. They are reset");
+
+    private void GiveBack(List<FrameRun> changed)
+    {
         foreach (FrameRun run in changed)
         {
             // The tables were split when the rights were taken, so this needs none.

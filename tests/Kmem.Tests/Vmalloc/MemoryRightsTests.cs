@@ -135,6 +135,37 @@ public sealed class MemoryRightsTests
     }
 
     [Fact]
+    public unsafe void Frames_that_leave_a_sparse_area_have_all_rights()
+    {
+        using Machine machine = Boot();
+        using var probe = new MemoryProbe();
+        Pfn[] frames = AllocPages(machine, 4);
+        var area = (byte*)machine.GetVmArea(8 * Page);
+        Assert.Equal(VmapError.None, machine.VmAreaMapPages(area, 2 * Page, frames));
+        Assert.True(machine.SetMemoryRo(area + (2 * Page), 4));
+        Assert.Equal(VmapError.None, machine.VmAreaUnmapPages(area, 2 * Page, 2));
+
+        Assert.Equal("rw", probe.Access((byte*)machine.AddressOf(frames[1])));
+        Assert.Equal("r-", probe.Access((byte*)machine.AddressOf(frames[2])));
+        Assert.Contains("set_memory_rw() is missing", machine.Dmesg.ToString(), StringComparison.Ordinal);
+        machine.FreePage(frames[0]);
+        machine.FreePage(frames[1]);
+        AssertWhole(machine);
+        machine.FreeVmArea(area);
+        Assert.Equal("rw", probe.Access((byte*)machine.AddressOf(frames[2])));
+        AssertWhole(machine);
+    }
+
+    [Fact]
+    public unsafe void Stacks_are_always_writable()
+    {
+        using Machine machine = Boot();
+        void* stack = machine.AllocThreadStack();
+        AssertRefused(machine, () => machine.SetMemoryRo(stack, 4), "the rights of stacks and per-CPU memory");
+        machine.FreeThreadStack(stack);
+    }
+
+    [Fact]
     public unsafe void What_is_no_memory_of_one_area_is_refused()
     {
         using Machine machine = Boot();

@@ -14,11 +14,12 @@ public sealed class VmallocBadInputTests
 
     private static readonly string[] s_kinds =
     [
-        "vmalloc", "user", "huge", "vmap", "vmapPut", "ioremap", "ram", "manyRam", "stack", "execmem", "text", "direct", "heap",
+        "vmalloc", "user", "huge", "vmap", "vmapPut", "ioremap", "ram", "manyRam", "stack", "execmem", "text", "sparse",
+        "direct", "heap",
     ];
 
     private static readonly string[] s_calls =
-        ["Vfree", "Vunmap", "Iounmap", "VmUnmapRam", "FreeThreadStack", "ExecmemFree", "Kfree", "Vrealloc"];
+        ["Vfree", "Vunmap", "Iounmap", "VmUnmapRam", "FreeThreadStack", "ExecmemFree", "Kfree", "Vrealloc", "FreeVmArea"];
 
     /// <summary>Pairs that the kernel accepts; all others are refused, or ignored by iounmap for direct addresses.</summary>
     private static readonly HashSet<(string Kind, string Call)> s_fit =
@@ -28,6 +29,7 @@ public sealed class VmallocBadInputTests
         ("stack", "FreeThreadStack"), ("execmem", "ExecmemFree"), ("text", "ExecmemFree"),
         ("vmalloc", "Vrealloc"), ("user", "Vrealloc"), ("huge", "Vrealloc"),
         ("vmap", "Vrealloc"), ("vmapPut", "Vrealloc"),      // to size 0, which is vfree
+        ("sparse", "FreeVmArea"),
         ("direct", "Kfree"), ("direct", "Iounmap"),
     ];
 
@@ -106,6 +108,7 @@ public sealed class VmallocBadInputTests
     [InlineData("stack", "FreeThreadStack")]
     [InlineData("execmem", "ExecmemFree")]
     [InlineData("text", "ExecmemFree")]
+    [InlineData("sparse", "FreeVmArea")]
     public unsafe void Of_two_who_free_one_is_refused(string kind, string call)
     {
         using Machine machine = Boot(cpus: 2);
@@ -219,11 +222,19 @@ public sealed class VmallocBadInputTests
             "manyRam" => machine.VmMapRam(AllocPages(machine, ManyPages)),
             "stack" => machine.AllocThreadStack(),
             "execmem" => execmem.Alloc(ExecmemType.Bpf, Pages * Page),
+            "sparse" => Sparse(machine),
             "text" => execmem.Alloc(ExecmemType.ModuleText, Pages * Page),
             _ => machine.Kmalloc(100, Gfp.Kernel),
         };
         Assert.True(area != null);
         return (byte*)area;
+    }
+
+    private static unsafe void* Sparse(Machine machine)
+    {
+        void* area = machine.GetVmArea(Pages * Page);
+        Assert.Equal(VmapError.None, machine.VmAreaMapPages(area, 0, AllocPages(machine, Pages)));
+        return area;
     }
 
     private static unsafe void Free(Machine machine, string call, byte* area, string kind)
@@ -247,6 +258,9 @@ public sealed class VmallocBadInputTests
                 break;
             case "ExecmemFree":
                 machine.ModuleLoader.Execmem.Free(area);
+                break;
+            case "FreeVmArea":
+                machine.FreeVmArea(area);
                 break;
             case "Kfree":
                 machine.Kfree(area);

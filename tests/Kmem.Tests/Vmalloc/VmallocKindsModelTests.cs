@@ -23,16 +23,17 @@ public sealed class VmallocKindsModelTests
         MapRam,
         Stack,
         Module,
+        Sparse,
     }
 
     [Theory]
-    [InlineData(1, 1)]
-    [InlineData(2, 2)]
-    [InlineData(3, 1)]
-    [InlineData(4, 3)]
-    public void One_thread_agrees_with_the_model(int seed, int cpus)
+    [InlineData(1, 1, 4)]
+    [InlineData(2, 2, 4)]
+    [InlineData(3, 1, 5)]
+    [InlineData(4, 3, 4)]
+    public void One_thread_agrees_with_the_model(int seed, int cpus, int levels)
     {
-        using Machine machine = Boot(cpus, ramBytes: 128UL << 20);
+        using Machine machine = Boot(cpus, ramBytes: 128UL << 20, options => options with { PageTableLevels = levels });
         DeviceMemory device = machine.AddDevice(new PhysAddr(DeviceBase), DevicePages * Page, "device");
         var worker = new Worker(machine, device, seed, firstPage: 0, pages: DevicePages);
         for (int step = 0; step < 1500; step++)
@@ -129,7 +130,7 @@ public sealed class VmallocKindsModelTests
 
         private unsafe void Add()
         {
-            var kind = (Kind)_random.Next(8);
+            var kind = (Kind)_random.Next(9);
             int count = _random.Next(4) == 0 ? _random.Next(1, 150) : _random.Next(1, 12);
             if (kind == Kind.Huge && _random.Next(8) != 0)
                 kind = Kind.Vmalloc;
@@ -143,7 +144,7 @@ public sealed class VmallocKindsModelTests
 
         private unsafe Area Make(Kind kind, int count)
         {
-            Pfn[] frames = kind is Kind.Vmap or Kind.VmapPut or Kind.MapRam ? AllocPages(machine, count) : [];
+            Pfn[] frames = kind is Kind.Vmap or Kind.VmapPut or Kind.MapRam or Kind.Sparse ? AllocPages(machine, count) : [];
             switch (kind)
             {
                 case Kind.Vmalloc:
@@ -158,11 +159,15 @@ public sealed class VmallocKindsModelTests
                     count = Math.Min(count, pages);
                     int at = firstPage + _random.Next(pages - count + 1);
                     ulong phys = DeviceBase + (ulong)(at * Page);
-                    void* mapped = machine.Ioremap(new PhysAddr(phys), (nuint)(count * Page));
-                    return Described(kind, mapped, count, $"Ioremap phys=0x{phys:x16} ioremap") with { DevicePage = at };
+                    void* registers = machine.Ioremap(new PhysAddr(phys), (nuint)(count * Page));
+                    return Described(kind, registers, count, $"Ioremap phys=0x{phys:x16} ioremap") with { DevicePage = at };
                 case Kind.MapRam:
                     var ram = (nint)machine.VmMapRam(frames);
                     return new Area(kind, ram, count, null) { Frames = frames };
+                case Kind.Sparse:
+                    void* sparse = machine.GetVmArea((nuint)(count * Page));
+                    bool mapped = machine.VmAreaMapPages(sparse, 0, frames) == VmapError.None;
+                    return Described(kind, mapped ? sparse : null, count, "GetVmArea sparse") with { Frames = frames };
                 case Kind.Stack:
                     return Described(kind, machine.AllocThreadStack(), 4, "AllocThreadStack pages=4 vmalloc");
                 default:
@@ -216,6 +221,9 @@ public sealed class VmallocKindsModelTests
                     break;
                 case Kind.MapRam:
                     machine.VmUnmapRam(at, area.Pages);
+                    break;
+                case Kind.Sparse:
+                    machine.FreeVmArea(at);
                     break;
                 case Kind.Stack:
                     machine.FreeThreadStack(at);
