@@ -182,6 +182,7 @@ public sealed partial class Machine : IDisposable
         if (_disposed)
             return;
 
+        StopUpkeep();
         _disposed = true;
         CloseAddressSpaces();
         _vmalloc?.Dispose();
@@ -226,5 +227,6 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         _slabs.Start();
         _kmalloc.Start();
+        StartUpkeep();
     }
 }

@@ -81,6 +81,13 @@ public sealed record MachineOptions
     /// </summary>
     public bool KasanModuleShadow { get; init; }
 
+    /// <summary>
+    /// Seconds after which memory that was free all the time goes back to the host, and whether the machine does its
+    /// once-a-second work by itself (<see cref="Machine.Tick"/>). 0: never. Null: 10 in the native profile, else 0, because
+    /// a machine that follows a kernel's rules must not act on its own clock.
+    /// </summary>
+    public double? DecaySeconds { get; init; }
+
     /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
     public bool PortableMemory { get; init; }
 }
