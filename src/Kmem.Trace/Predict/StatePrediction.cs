@@ -16,29 +16,37 @@ public sealed class StatePrediction
     private readonly Machine _machine;
     private readonly ZoneEventCheck _zones = new();
     private readonly Dictionary<string, KmemCache> _caches = new(StringComparer.Ordinal);
-    private readonly Dictionary<string, string> _cacheByAddress = new(StringComparer.Ordinal);
-    private readonly Dictionary<string, ContextState> _contexts = new(StringComparer.Ordinal);
+    private readonly Dictionary<ulong, KmemCache> _cacheByAddress = [];
+    private readonly Dictionary<(int Cpu, string Task), ContextState> _contexts = [];
     private readonly HashSet<nint> _pagesToFree = [];
     private readonly List<RecordedEvent> _events;
+    private readonly VmapSteps? _vmap;
     private ContextState _current = new();
     private RecordedEvent? _event;
     private int _position;
     private bool _inSteps;
 
-    private StatePrediction(Machine machine, MachineState state, List<RecordedEvent> events)
+    private StatePrediction(Machine machine, List<RecordedEvent> events)
     {
         _machine = machine;
         _events = events;
         machine.Trace = _zones;
         foreach (KmemCache cache in machine.Slabs.Caches)
+        {
             _caches[cache.Name] = cache;
-        foreach (CacheState cache in state.Caches)
-            _cacheByAddress[cache.Addr.Replace("0x", "", StringComparison.Ordinal)] = cache.Name;
+            unsafe
+            {
+                _cacheByAddress[machine.Slabs.KernelAddress((void*)cache.Descriptor)] = cache;
+            }
+        }
+
         machine.Slabs.PageSource = TakeSlabPage;
         machine.Slabs.PageSink = (page, _) => _pagesToFree.Add(page);
         Func<nuint, Gfp, nint> source = machine.Slabs.AllocMetadata;
         machine.Slabs.AllocMetadata = (size, gfp) => CheckSheafBlock(source(size, gfp & ~Gfp.Zero));
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
+        if (machine.VmapSpace is { } vmap)
+            _vmap = new VmapSteps(machine, vmap);
     }
 
     /// <summary>Lines of the recording.</summary>
@@ -63,10 +71,10 @@ public sealed class StatePrediction
     public long SlabAllocsExact { get; private set; }
 
     /// <summary>Areas of the vmalloc space that the kernel gave out.</summary>
-    public long VmapAllocs { get; private set; }
+    public long VmapAllocs => _vmap?.Allocs ?? 0;
 
     /// <summary>Of these, the ones with the address that came out here, too.</summary>
-    public long VmapAllocsExact { get; private set; }
+    public long VmapAllocsExact => _vmap?.AllocsExact ?? 0;
 
     /// <summary>Differences between the kernel's state at the end and the machine's.</summary>
     public long StateDifferences => Differences.Count;
@@ -75,6 +83,12 @@ public sealed class StatePrediction
     public bool IsExact => First == null && StateDifferences == 0
         && PageAllocsExact == PageAllocs && ZoneEventsExact == ZoneEvents
         && SlabAllocsExact == SlabAllocs && VmapAllocsExact == VmapAllocs;
+
+    /// <summary>Lines of a kind that is not known: they were passed over, and may explain differences.</summary>
+    public long UnknownEvents { get; private set; }
+
+    /// <summary>The first of them; null if there are none.</summary>
+    public string? FirstUnknown { get; private set; }
 
     /// <summary>What differs at the end, in words.</summary>
     public IReadOnlyList<string> Differences { get; private set; } = [];
@@ -95,41 +109,64 @@ public sealed class StatePrediction
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));
         MachineState after = MachineState.Read(Path.Combine(folder, "state-t1.json.gz"));
-        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"), out long lines);
+        string events = Path.Combine(folder, "events.tsv.gz");
+        List<RecordedEvent> recorded = RecordedEvents.Read(events, out long lines);
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
-        var prediction = new StatePrediction(machine, before, events) { _inSteps = inSteps };
-        for (prediction._position = 0; prediction._position < events.Count; prediction._position++)
-            prediction.Execute(events[prediction._position]);
-        prediction.Events = lines;
-        prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
+        var prediction = new StatePrediction(machine, recorded) { _inSteps = inSteps, Events = lines };
+        try
+        {
+            prediction.ExecuteAll(machine.Cpus);
+        }
+        catch (Exception error) when (error is IndexOutOfRangeException or FormatException or OverflowException
+            or KeyNotFoundException or KernelBugException or ArgumentException or InvalidOperationException)
+        {
+            throw new InvalidDataException(
+                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
+        }
+
+        prediction.EndState = machine.WriteState();
+        prediction.Differences = StateComparison.Compare(after, prediction.EndState);
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
-        prediction.PredictAreas(folder);
         return prediction;
     }
 
-    /// <summary>
-    /// The vmalloc space on a machine of its own: its area objects are in the recording as allocations like others, too, and
-    /// would be taken twice.
-    /// </summary>
-    private void PredictAreas(string folder)
+    /// <summary>Writes the machine's own state after the last event, in the form of the recorded ones.</summary>
+    /// <param name="path">The file; gzip if the name ends in .gz.</param>
+    /// <exception cref="IOException">The file cannot be written.</exception>
+    public void SaveEndState(string path)
     {
-        VmapStatePrediction areas = VmapStatePrediction.Run(folder, _events);
-        VmapAllocs = areas.Allocs;
-        VmapAllocsExact = areas.AllocsExact;
-        First ??= areas.Differences.FirstOrDefault(difference => !difference.StartsWith("end,", StringComparison.Ordinal));
-        Differences = [.. Differences, .. areas.Differences];
+        ArgumentNullException.ThrowIfNull(path);
+        EndState.Write(path);
+    }
+
+    /// <summary>The machine's own state after the last event.</summary>
+    internal MachineState EndState { get; private set; } = new();
+
+    private void ExecuteAll(int cpus)
+    {
+        for (_position = 0; _position < _events.Count; _position++)
+        {
+            RecordedEvent recorded = _events[_position];
+            _event = recorded;
+            if ((uint)recorded.Cpu >= (uint)cpus)
+                throw new FormatException($"the state has no CPU {recorded.Cpu}");
+            if (!recorded.IsDone)
+                Execute(recorded);
+        }
+
+        _zones.Finish();
     }
 
     private void Execute(RecordedEvent recorded)
     {
-        _event = recorded;
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
         if (_current.Fiber is { } fiber && ReferenceEquals(_current.Operation, recorded))
         {
-            // It was begun when it asked for a slab; now it takes effect.
+            // It was begun when it asked for a slab; now it takes effect, where its task runs now.
+            fiber.Cpu = recorded.Cpu;
             while (!fiber.IsDone)
                 fiber.Resume();
             fiber.Dispose();
@@ -145,8 +182,12 @@ public sealed class StatePrediction
             case "PF":
                 FreePages(recorded);
                 break;
-            case "PZ" or "PD" or "PX":
-                _zones.Expect($"{recorded.Name} {string.Join(' ', recorded.Args)}");
+            case "PZ" or "PX":
+                _zones.Expect(recorded);
+                break;
+            case "PD":
+                DrainForeign(recorded);
+                _zones.Expect(recorded);
                 break;
             case "LI":
                 MarkLru(recorded);
@@ -186,6 +227,15 @@ public sealed class StatePrediction
             case "SP" or "SR" or "SK":
                 SheafEvent(recorded);
                 break;
+            case "VA" or "VF" or "VP":
+                _vmap?.Execute(recorded, _current, Differ);
+                break;
+            case "SF":
+                break;      // implied by others
+            default:
+                UnknownEvents++;
+                FirstUnknown ??= $"line {recorded.Line}: {recorded.Name}";
+                break;
         }
     }
 
@@ -204,12 +254,8 @@ public sealed class StatePrediction
                 return;
 
             context.Operation = operation;
-            int cpu = recorded.Cpu;
-            context.Fiber = new Fiber(() =>
-            {
-                _machine.CpuSet.Pin(cpu);
-                Operate(operation);
-            });
+            var fiber = new Fiber(() => Operate(operation)) { Cpu = recorded.Cpu, Entered = cpu => _machine.CpuSet.Pin(cpu) };
+            context.Fiber = fiber;
         }
 
         // Up to the moment where it asks for the pages.
@@ -233,17 +279,38 @@ public sealed class StatePrediction
         return null;
     }
 
+    /// <summary>Interrupts and the idle task are a CPU's own; other tasks may move to another CPU.</summary>
     private ContextState ContextOf(RecordedEvent recorded)
     {
-        string key = recorded.Context.Length > 4 ? $"{recorded.Context}{recorded.Cpu}" : recorded.Context;
+        (int, string) key = (recorded.IsCpuBound ? recorded.Cpu : -1, recorded.Context);
         if (!_contexts.TryGetValue(key, out ContextState? context))
             _contexts[key] = context = new ContextState();
         return context;
     }
 
+    /// <summary>
+    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of the zone
+    /// (drain_all_pages). The recording shows it by its pages only; which lists it was, the first of them tells.
+    /// </summary>
+    private void DrainForeign(RecordedEvent recorded)
+    {
+        ulong pfn = recorded.Number(0);
+        if (_zones.HasUnmatched || pfn >= _machine.Map.EndPfn || _machine.Pages.PresentZoneOf(pfn) is not { } zone)
+            return;
+
+        for (int cpu = 0; cpu < _machine.Cpus; cpu++)
+        {
+            if (zone.IsNextToDrain(cpu, pfn))
+            {
+                _machine.Pages.DrainZone(zone, cpu);
+                return;
+            }
+        }
+    }
+
     private unsafe void AllocPages(RecordedEvent recorded)
     {
-        ulong expected = recorded.Number(0);
+        ulong expected = recorded.Frame(0, _machine.Map.EndPfn);
         int order = recorded.Int(1);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero; // nobody looks at the content
         string via = recorded.Args[4];
@@ -261,14 +328,15 @@ public sealed class StatePrediction
         }
 
         PageAllocs++;
-        ulong came = page == null ? 0 : _machine.Map.PfnOf(page);
+        ulong came = page == null ? RecordedEvent.NoFrame : _machine.Map.PfnOf(page);
         Compare(came == expected, () => page == null ? "no frame" : $"frame {came}");
         PageAllocsExact += came == expected ? 1 : 0;
-        if (came != expected && page != null)
+        if (came != expected)
+            page = Correct(page, expected, order);
+        if (page == null)
         {
-            page = _machine.Map.PageOf(expected);
-            FreeForgottenSlab(Page.HeadOf(page));
-            _machine.Pages.Exchange(came, expected, order);
+            _current.WantsSlab = false;
+            return;
         }
 
         if (_current.WantsSlab)
@@ -276,6 +344,24 @@ public sealed class StatePrediction
             _current.SlabPages.Enqueue((nint)page);
             _current.WantsSlab = false;
         }
+    }
+
+    /// <summary>After a wrong answer: the recorded block is taken, and the other one given back.</summary>
+    private unsafe Page* Correct(Page* came, ulong expected, int order)
+    {
+        if (expected == RecordedEvent.NoFrame)
+        {
+            _machine.Pages.FreeFrozen(came, order);
+            return null;
+        }
+
+        Page* page = _machine.Map.PageOf(expected);
+        FreeForgottenSlab(Page.HeadOf(page));
+        if (came != null)
+            _machine.Pages.Exchange(_machine.Map.PfnOf(came), expected, order);
+        else
+            _machine.Pages.Claim(expected, order);
+        return page;
     }
 
     /// <summary>The kernel gives out the pages of what is a slab here: it must have freed that slab.</summary>
@@ -308,13 +394,21 @@ public sealed class StatePrediction
     private unsafe void FreePages(RecordedEvent recorded)
     {
         _zones.StartAgain();
-        Page* page = _machine.Map.PageOf(recorded.Number(0));
+        ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+        Page* page = _machine.Map.PageOf(pfn == RecordedEvent.NoFrame ? throw new FormatException("no such frame") : pfn);
         int order = recorded.Int(1);
         if (!_pagesToFree.Remove((nint)page) && page->Type == PageType.Slab)
         {
             // A discarded slab whose readers are done: it goes back now.
             _machine.Slabs.CacheOf(page).Forget(page);
             _pagesToFree.Remove((nint)page);
+        }
+
+        if (page->Type == PageType.Buddy)
+        {
+            // It is free already: an earlier mistake. The kernel's answer is the one that counts.
+            Compare(false, () => "a free of a block that is free");
+            return;
         }
 
         page->Flags &= ~PageFlags.Lru;
@@ -325,17 +419,23 @@ public sealed class StatePrediction
 
     private static bool BypassPcp(string via, int order) => via == "buddy" && PerCpuPages.IsPcpOrder(order);
 
-    private unsafe void MarkLru(RecordedEvent recorded) =>
-        _machine.Map.PageOf(recorded.Number(0))->Flags |= PageFlags.Lru;
+    private unsafe void MarkLru(RecordedEvent recorded)
+    {
+        ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+        if (pfn != RecordedEvent.NoFrame)
+            _machine.Map.PageOf(pfn)->Flags |= PageFlags.Lru;
+    }
 
     private unsafe void AllocObject(RecordedEvent recorded)
     {
-        KmemCache cache = _caches[recorded.Args[0]];
+        KmemCache cache = CacheNamed(recorded.Args[0]);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero;
         nint sheaf = _current.Sheaf;
         _current.Sheaf = 0;
         void* obj = sheaf != 0 ? cache.AllocFromPrefilled(gfp, (Sheaf*)sheaf) : cache.Alloc(gfp);
         CheckObject(recorded.Hex(1), obj);
+        if (cache == _vmap?.Cache && recorded.Hex(1) != 0)
+            _current.VmapObjects.Add((nint)_machine.Slabs.PointerOf(recorded.Hex(1)));
     }
 
     private unsafe void Kmalloc(RecordedEvent recorded)
@@ -353,7 +453,8 @@ public sealed class StatePrediction
         {
             // The pages were taken at their own event.
             ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift;
-            _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
+            if (pfn < _machine.Map.EndPfn)
+                _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
             return;
         }
 
@@ -375,25 +476,65 @@ public sealed class StatePrediction
         SlabAllocsExact += came == expected ? 1 : 0;
         Compare(came == expected, () => $"object {came:x16}");
         if (came != expected && obj != null && _machine.Slabs.SlabOf(obj) is var slab && slab != null)
-            _machine.Slabs.CacheOf(slab).Exchange(obj, _machine.Slabs.PointerOf(expected));
+            _machine.Slabs.CacheOf(slab).Exchange(obj, Pointer(expected));
         if (_current.SlabPages.Count > 0)
             Compare(false, () => "a slab page that this allocation did not need");
     }
 
     private unsafe void FreeObject(ulong address)
     {
-        void* obj = _machine.Slabs.PointerOf(address);
+        void* obj = Pointer(address);
         Page* slab = _machine.Slabs.SlabOf(obj);
-        if (slab != null)
-            _machine.Slabs.CacheOf(slab).Free(obj);
+        if (slab == null)
+            return;
+
+        KmemCache cache = _machine.Slabs.CacheOf(slab);
+        if (!cache.IsLive(obj))
+        {
+            Compare(false, () => "a free of an object that is free");
+            return;
+        }
+
+        if (cache == _vmap?.Cache)
+            PrepareVmapFree((nint)obj);
+        cache.Free(obj);
+    }
+
+    /// <summary>
+    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses that is
+    /// logged later: it took effect before, so it is done now.
+    /// </summary>
+    private void PrepareVmapFree(nint obj)
+    {
+        if (_current.VmapObjects.Remove(obj) || _vmap!.Released.Remove(obj))
+            return;
+
+        for (int i = _position + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (next.Name != "VA" || ContextOf(next) != _current)
+                continue;
+
+            next.IsDone = true;
+            _vmap.Execute(next, _current, Differ);
+            break;
+        }
+
+        if (!_vmap.Released.Remove(obj))
+            Compare(false, () => "an area that is still in use here");
     }
 
     /// <summary>A large block goes back with its page event.</summary>
     private unsafe void Kfree(ulong address)
     {
-        void* obj = _machine.Slabs.PointerOf(address);
-        if (address >= AddressMap.PageOffset && _machine.Slabs.SlabOf(obj) != null)
+        void* obj = Pointer(address);
+        Page* slab = _machine.Slabs.SlabOf(obj);
+        if (slab == null)
+            return;
+        if (_machine.Slabs.CacheOf(slab).IsLive(obj))
             _machine.Kfree(obj);
+        else
+            Compare(false, () => "a free of an object that is free");
     }
 
     private unsafe void FreeBulk(RecordedEvent recorded)
@@ -401,20 +542,22 @@ public sealed class StatePrediction
         nint[] objects = recorded.Args.Skip(2)
             .Select(text => ulong.Parse(text, NumberStyles.HexNumber, CultureInfo.InvariantCulture))
             .Take(recorded.Int(1))
-            .Select(address => (nint)_machine.Slabs.PointerOf(address))
-            .Where(pointer => _machine.Slabs.SlabOf((void*)pointer) != null)
+            .Select(address => (nint)Pointer(address))
+            .Where(IsLive)
             .ToArray();
+        Compare(objects.Length == recorded.Int(1) || recorded.Args[0] == "-", () => "a free of an object that is free");
         if (recorded.Args[0] == "-")
             _machine.Slabs.FreeBulk(null, objects);
         else
-            _caches[recorded.Args[0]].FreeBulk(objects);
+            CacheNamed(recorded.Args[0]).FreeBulk(objects);
     }
 
     private unsafe void AllocBulk(RecordedEvent recorded)
     {
         var objects = new nint[recorded.Int(2)];
-        _caches[recorded.Args[0]].AllocBulk(recorded.Gfp(1) & ~Gfp.Zero, objects);
-        for (int i = 0; i < objects.Length; i++)
+        int got = CacheNamed(recorded.Args[0]).AllocBulk(recorded.Gfp(1) & ~Gfp.Zero, objects);
+        Compare((got > 0) == (recorded.Int(3) > 0), () => $"{got} objects");
+        for (int i = 0; i < recorded.Int(3); i++)
             CheckObject(recorded.Hex(4 + i), (void*)objects[i]);
     }
 
@@ -423,12 +566,12 @@ public sealed class StatePrediction
         switch (recorded.Name)
         {
             case "SP":
-                Sheaf* filled = _caches[recorded.Args[0]].PrefillSheaf(recorded.Gfp(1), recorded.Int(2));
+                Sheaf* filled = CacheNamed(recorded.Args[0]).PrefillSheaf(recorded.Gfp(1), recorded.Int(2));
                 CheckSheaf(recorded.Hex(3), filled);
                 break;
             case "SR":
-                var sheaf = (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(2));
-                _caches[recorded.Args[0]].RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
+                var sheaf = (Sheaf*)PointerInRam(recorded.Hex(2));
+                CacheNamed(recorded.Args[0]).RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
                 break;
             case "SK" when recorded.Args[2] == "1":
                 FreeRcu(recorded);
@@ -438,8 +581,11 @@ public sealed class StatePrediction
 
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
-        void* obj = _machine.Slabs.PointerOf(recorded.Hex(1));
-        _caches[recorded.Args[0]].FreeRcu(_machine.Slabs.SlabOf(obj), obj);
+        void* obj = Pointer(recorded.Hex(1));
+        if (IsLive((nint)obj))
+            CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj);
+        else
+            Compare(false, () => "a free of an object that is free");
     }
 
     private unsafe void CheckSheaf(ulong expected, Sheaf* sheaf)
@@ -456,22 +602,52 @@ public sealed class StatePrediction
                 WantSlab(recorded);
                 break;
             case "kmem_cache_alloc_from_sheaf_noprof":
-                _current.Sheaf = (nint)_machine.Slabs.PointerOf(recorded.Hex(3));
+                _current.Sheaf = (nint)PointerInRam(recorded.Hex(3));
                 break;
             case "kmem_cache_return_sheaf":
                 CacheAt(recorded.Args[1]).ReturnSheaf(
-                    recorded.Gfp(2), (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(3)));
+                    recorded.Gfp(2), (Sheaf*)PointerInRam(recorded.Hex(3)));
                 break;
             case "rcu_free_sheaf":
                 // The argument is the RCU head within the sheaf, at its start.
-                var sheaf = (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(1));
-                if (sheaf->Size > 0)
-                    _machine.Slabs.CacheOf(_machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[0])).FinishRcuSheaf(sheaf);
+                var sheaf = (Sheaf*)PointerInRam(recorded.Hex(1));
+                if (sheaf->Size > 0 && _machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[0]) is var slab && slab != null)
+                    _machine.Slabs.CacheOf(slab).FinishRcuSheaf(sheaf);
+                break;
+            case "__purge_vmap_area_lazy" or "decay_va_pool_node" or "purge_vmap_node":
+                _vmap?.Execute(recorded, _current, Differ);
                 break;
         }
     }
 
-    private KmemCache CacheAt(string address) => _caches[_cacheByAddress[address]];
+    private KmemCache CacheAt(string address) =>
+        ulong.TryParse(address, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong at)
+        && _cacheByAddress.TryGetValue(at, out KmemCache? cache)
+            ? cache
+            : throw new FormatException($"the state has no cache at {address}");
+
+    private KmemCache CacheNamed(string name) =>
+        _caches.TryGetValue(name, out KmemCache? cache)
+            ? cache
+            : throw new FormatException($"the state has no cache {name}");
+
+    /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
+    private unsafe void* Pointer(ulong address) =>
+        address >= AddressMap.PageOffset && address - AddressMap.PageOffset < _machine.Map.EndPfn << Pfn.PageShift
+            ? _machine.Slabs.PointerOf(address)
+            : null;
+
+    private unsafe void* PointerInRam(ulong address)
+    {
+        void* pointer = Pointer(address);
+        return pointer != null ? pointer : throw new FormatException($"{address:x} is not in RAM");
+    }
+
+    private unsafe bool IsLive(nint pointer)
+    {
+        Page* slab = _machine.Slabs.SlabOf((void*)pointer);
+        return slab != null && _machine.Slabs.CacheOf(slab).IsLive((void*)pointer);
+    }
 
     /// <summary>Called by a cache that needs a slab: the page was taken at its event, a moment ago.</summary>
     private unsafe nint TakeSlabPage(Gfp gfp, int order, int node)
@@ -492,13 +668,22 @@ public sealed class StatePrediction
 
     private void Compare(bool equal, Func<string> came)
     {
-        if (!equal && First == null)
-            First = $"{_event}: came {came()}";
+        if (!equal)
+            Differ(_event!, came());
     }
 
+    private void Differ(RecordedEvent recorded, string came) =>
+        First ??= $"line {recorded.Line}: {recorded}: came {came}";
+
     /// <summary>What a task or interrupt is in the middle of.</summary>
-    private sealed class ContextState
+    internal sealed class ContextState
     {
+        /// <summary>Objects for areas that were taken from the slab and are not used yet, oldest first.</summary>
+        public List<nint> VmapObjects { get; } = [];
+
+        /// <summary>The purge that it is at work on.</summary>
+        public VmapPurge? Purge { get; set; }
+
         public Queue<nint> SlabPages { get; } = new();
 
         public bool WantsSlab { get; set; }

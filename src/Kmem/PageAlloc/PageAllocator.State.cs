@@ -25,14 +25,28 @@ internal sealed partial class PageAllocator
         return free;
     }
 
+    /// <summary>Takes a block that a recording gave out and that a request did not find here, if it is free at all.</summary>
+    public unsafe void Claim(ulong wanted, int order)
+    {
+        Page* page = _map.PageOf(wanted);
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        if (!ZoneOf(wanted).Buddy.TryClaim(page, order, cpu) && IsOnList(page))
+            ListHead.Remove(&page->Lru);
+        page->Flags = PageFlags.None;
+        page->AllocatedOrderPlusOne = (byte)(order + 1);
+        _cpus.Leave(task);
+    }
+
+    private static unsafe bool IsOnList(Page* page) =>
+        page->Type == PageType.None && page->AllocatedOrderPlusOne == 0 && page->RefCount == 0
+        && page->Lru.Next != null && (page->CompoundHead & 1) == 0;
+
     /// <summary>A block on a per-CPU list has links and no owner.</summary>
     private static unsafe bool TryExchangeOnList(Page* page, Page* other)
     {
-        if (other->Type != PageType.None || other->AllocatedOrderPlusOne != 0 || other->RefCount != 0
-            || other->Lru.Next == null || (other->CompoundHead & 1) != 0)
-        {
+        if (!IsOnList(other))
             return false;
-        }
 
         ListHead.AddHead(&other->Lru, &page->Lru);
         ListHead.Remove(&other->Lru);

@@ -91,6 +91,19 @@ internal sealed class ZonePages : IDisposable
             BulkFree(pcp, Math.Min(pcp->Count, pcp->Batch << PerCpuPages.BatchScaleMax), 0, executingCpu);
     }
 
+    /// <summary>Whether a drain of one CPU's lists would give this frame back first.</summary>
+    public unsafe bool IsNextToDrain(int cpu, ulong pfn)
+    {
+        for (int list = 0; list < PerCpuPages.ListCount; list++)
+        {
+            ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
+            if (!ListHead.IsEmpty(head))
+                return _map.PfnOf(Page.FromLru(head->Prev)) == pfn;
+        }
+
+        return false;
+    }
+
     /// <summary>The once-a-second work: lists that grew for a burst shrink again (decay_pcp_high).</summary>
     public unsafe void Decay(int cpu)
     {

@@ -59,6 +59,14 @@ internal sealed class KernelPageTable : PageTable
             Preallocate();
     }
 
+    /// <summary>Takes over the tables of a restored machine: four levels, entries preallocated.</summary>
+    public KernelPageTable(PageAllocator pages, MemMap map, ulong root, IReadOnlyList<ulong[]> tables)
+        : base(pages, map, levels: 4, root, tables)
+    {
+        Sync = KernelTableSync.Preallocated;
+        _firstVmallocSlot = 402;
+    }
+
     public KernelTableSync Sync { get; }
 
     /// <summary>Entries copied by the fault handler.</summary>

@@ -21,7 +21,7 @@ internal sealed partial class VmapAllocator
         if (area == null)
         {
             FreeOverlapping(start, end);
-            area = (VmapArea*)_objects.Alloc(Gfp.Kernel);
+            area = _objects.Alloc(Gfp.Kernel);
             VmapArea* block = _free.FindAtOrBelow(start);
             if (area == null
                 || block == null
@@ -40,6 +40,16 @@ internal sealed partial class VmapAllocator
         bool inserted = NodeOf(start).InsertBusy(area);
         Bug.On(!inserted, "an area was given out twice");
         return area;
+    }
+
+    /// <summary>Makes an object the spare one of a CPU, if that has none.</summary>
+    public bool GiveSpare(int cpu, nint obj)
+    {
+        if (_spare[cpu] != 0)
+            return false;
+
+        _spare[cpu] = obj;
+        return true;
     }
 
     private unsafe VmapArea* TakePooled(ulong start, ulong end)
