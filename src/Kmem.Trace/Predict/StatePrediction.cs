@@ -125,7 +125,8 @@ public sealed class StatePrediction
                 $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
         }
 
-        prediction.EndState = machine.WriteState();
+        // A recording does not say whose the blocks in use are, and a kernel may free them in pieces.
+        prediction.EndState = machine.WriteState() with { Own = null };
         prediction.Differences = StateComparison.Compare(after, prediction.EndState);
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
@@ -441,6 +442,7 @@ public sealed class StatePrediction
     private unsafe void Kmalloc(RecordedEvent recorded)
     {
         nuint size = (nuint)recorded.Number(1);
+        _current.LastKmallocSite = recorded.Args[4];
         if (recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal))
         {
             // The operation that needs the sheaf asks for it itself; it is logged when it is done.
@@ -680,6 +682,9 @@ public sealed class StatePrediction
     {
         /// <summary>Objects for areas that were taken from the slab and are not used yet, oldest first.</summary>
         public List<nint> VmapObjects { get; } = [];
+
+        /// <summary>Where it last called kmalloc since it got addresses; null if it did not.</summary>
+        public string? LastKmallocSite { get; set; }
 
         /// <summary>The purge that it is at work on.</summary>
         public VmapPurge? Purge { get; set; }

@@ -81,7 +81,7 @@ internal sealed class VmapSteps : IVmapTrace
 
     private unsafe void Alloc(RecordedEvent e, Action<RecordedEvent, string> differ)
     {
-        var request = new VmapRequest(e.Number(1), e.Number(2), e.Hex(3), e.Hex(4));
+        var request = new VmapRequest(e.Number(1), e.Number(2), e.Hex(3), e.Hex(4)) { Flags = FlagsOf(_context!) };
         bool failed = e.Args[5] != "0";
         Allocs++;
         if (failed)
@@ -96,6 +96,7 @@ internal sealed class VmapSteps : IVmapTrace
             return;
         }
 
+        _context!.LastKmallocSite = null;
         VmapArea* area = _vmap.Alloc(request, null, out VmapError error);
         bool exact = area != null && area->Start == e.Hex(0);
         AllocsExact += exact ? 1 : 0;
@@ -109,6 +110,18 @@ internal sealed class VmapSteps : IVmapTrace
         _vmap.TakeAt(e.Hex(0), request, e.Cpu);
         _correcting = false;
     }
+
+    /// <summary>
+    /// What the area is for: the event does not say, but what its task did before. An area of vmalloc has a vm_struct, a
+    /// block of vm_map_ram has its own descriptor, and a large vm_map_ram has neither.
+    /// </summary>
+    private static VmapAreaFlags FlagsOf(StatePrediction.ContextState context) => context.LastKmallocSite switch
+    {
+        null => VmapAreaFlags.Ram,
+        { } site when site.StartsWith("vm_map_ram", StringComparison.Ordinal)
+            || site.StartsWith("new_vmap_block", StringComparison.Ordinal) => VmapAreaFlags.Ram | VmapAreaFlags.Block,
+        _ => VmapAreaFlags.None,
+    };
 
     private unsafe void Free(RecordedEvent e, Action<RecordedEvent, string> differ)
     {

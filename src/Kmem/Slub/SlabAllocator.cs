@@ -338,7 +338,11 @@ internal sealed partial class SlabAllocator : IDisposable
                 Page* page = Map.PageOf(pfn);
                 if (page->Type != PageType.Buddy && page->AllocatedOrderPlusOne != 0)
                     visit((nint)page);
-                int order = page->Type == PageType.Buddy ? (int)page->Private : Math.Max(page->AllocatedOrderPlusOne - 1, 0);
+
+                // A replayed kernel frees other blocks in pieces: their size says nothing about what follows.
+                int order = page->Type == PageType.Buddy ? (int)page->Private
+                    : page->Type == PageType.Slab ? Math.Max(page->AllocatedOrderPlusOne - 1, 0)
+                    : 0;
                 pfn += 1UL << order;
             }
         }
