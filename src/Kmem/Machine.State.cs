@@ -84,6 +84,6 @@ public sealed partial class Machine
         if (state.Own?.Tables is { } tables)
             PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables));
         else
-            _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap });
+            _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap, IsReplay = true });
     }
 }

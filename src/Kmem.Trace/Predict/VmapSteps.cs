@@ -25,7 +25,7 @@ internal sealed class VmapSteps : IVmapTrace
         _vmap = vmap;
         vmap.DrainScheduler = static () => { };         // the recording says when
         vmap.Trace = this;
-        vmap.Objects.Source = _ => TakeObject();
+        vmap.Objects.Source = TakeObject;
         vmap.Objects.Sink = obj =>
         {
             if (_correcting)
@@ -39,7 +39,7 @@ internal sealed class VmapSteps : IVmapTrace
     public KmemCache Cache => _vmap.Objects.Cache;
 
     /// <summary>Objects that no area uses any more and that are not back in the slab yet.</summary>
-    public HashSet<nint> Released { get; } = [];
+    public HashSet<ulong> Released { get; } = [];
 
     public long Allocs { get; private set; }
 
@@ -196,15 +196,13 @@ internal sealed class VmapSteps : IVmapTrace
         owner.Purge = purge;
     }
 
-    private unsafe nint TakeObject()
+    /// <summary>0 if the recording has no request for it: an earlier mistake, which shows at the end.</summary>
+    private ulong TakeObject()
     {
         if (_context!.VmapObjects.Count == 0)
-        {
-            // The recording has no request for it: an earlier mistake. Memory that nobody else has will do.
-            return (nint)Cache.Alloc(Gfp.NoWait);
-        }
+            return 0;
 
-        nint obj = _context.VmapObjects[0];
+        ulong obj = _context.VmapObjects[0];
         _context.VmapObjects.RemoveAt(0);
         return obj;
     }

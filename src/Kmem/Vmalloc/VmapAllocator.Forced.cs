@@ -25,6 +25,8 @@ internal sealed partial class VmapAllocator
             VmapArea* block = _free.FindAtOrBelow(start);
             if (area == null
                 || block == null
+                || block->Start > start
+                || block->End < end
                 || _free.Cut(block, start, request.Size, ref _spare[cpu]) != VmapError.None)
             {
                 _objects.Free(area);
@@ -43,12 +45,12 @@ internal sealed partial class VmapAllocator
     }
 
     /// <summary>Makes an object the spare one of a CPU, if that has none.</summary>
-    public bool GiveSpare(int cpu, nint obj)
+    public unsafe bool GiveSpare(int cpu, ulong obj)
     {
         if (_spare[cpu] != 0)
             return false;
 
-        _spare[cpu] = obj;
+        _spare[cpu] = _objects.Restored(obj);
         return true;
     }
 

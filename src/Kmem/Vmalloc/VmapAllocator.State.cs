@@ -14,7 +14,7 @@ internal sealed partial class VmapAllocator
             RbNode* parent = block->Node.Parent;
             ulong? above = parent == null ? null : VmapArea.FromNode(parent)->Start;
             free.Add(new VmapBlockState(
-                block->Start, block->End, above, block->Node.IsBlack, block->SubtreeMax, _slabs.KernelAddress(block)));
+                block->Start, block->End, above, block->Node.IsBlack, block->SubtreeMax, _objects.AddressOf(block)));
         }
 
         return new VmapState
@@ -22,7 +22,7 @@ internal sealed partial class VmapAllocator
             Free = free,
             Nodes = _nodes.Select(CaptureNode).ToArray(),
             LazyPages = LazyPages,
-            Spare = _spare.Select(spare => spare == 0 ? 0 : _slabs.KernelAddress((void*)spare)).ToArray(),
+            Spare = _spare.Select(spare => spare == 0 ? 0 : _objects.AddressOf((VmapArea*)spare)).ToArray(),
         };
     }
 
@@ -108,22 +108,28 @@ internal sealed partial class VmapAllocator
     }
 
     private unsafe VmapAreaState StateOf(VmapArea* area) =>
-        new(area->Start, area->End, area->Flags, (nint)area->Vm, _slabs.KernelAddress(area));
+        new(area->Start, area->End, area->Flags, (nint)area->Vm, _objects.AddressOf(area));
 
     /// <summary>The cache that the objects of a state belong to: its name is another one if it was merged.</summary>
     private unsafe KmemCache CacheOf(VmapState state)
     {
         Require(state.Free.Count > 0, SpaceStart, "is not there: the free tree is empty");
-        void* first = (void*)RestoredObject(state.Free[0].Object);
-        return _slabs.CacheOf(_slabs.SlabOf(first));
+        ulong first = state.Free[0].Object;
+        RequireObject(first);
+        return _slabs.CacheOf(_slabs.SlabOf(_slabs.PointerOf(first)));
     }
 
-    private unsafe nint RestoredObject(ulong address)
+    private nint RestoredObject(ulong address)
+    {
+        RequireObject(address);
+        return _objects.Restored(address);
+    }
+
+    private unsafe void RequireObject(ulong address)
     {
         void* obj = _slabs.PointerOf(address);
         Page* slab = _slabs.SlabOf(obj);
-        Require(slab != null && _slabs.CacheOf(slab).IsLive(obj), address, "is described by no object in use");
-        return (nint)obj;
+        Require(slab != null && _slabs.CacheOf(slab).IsLive(obj), address, "(an address of an object) is no object in use");
     }
 
     /// <summary>Gives all objects back to the slab.</summary>

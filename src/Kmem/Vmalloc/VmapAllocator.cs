@@ -24,6 +24,9 @@ internal sealed record VmapOptions
 
     /// <summary>A state to begin with, whose objects are live in the slab already; null: all is free.</summary>
     public VmapState? State { get; init; }
+
+    /// <summary>The objects are requests of a recording, and the trees consist of copies.</summary>
+    public bool IsReplay { get; init; }
 }
 
 /// <summary>
@@ -80,7 +83,7 @@ internal sealed partial class VmapAllocator : IDisposable
         End = options.End;
         int nodes = Math.Clamp(options.State?.Nodes.Length ?? options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
-        _objects = new VmapObjects(options.State is { } known ? CacheOf(known) : CreateCache());
+        _objects = new VmapObjects(slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);
@@ -129,6 +132,7 @@ internal sealed partial class VmapAllocator : IDisposable
             node.Dispose();
         _free.Dispose();
         _decaying.Dispose();
+        _objects.Dispose();
     }
 
     /// <summary>Allocates a range of addresses (alloc_vmap_area).</summary>
