@@ -19,6 +19,8 @@ public sealed class StatePrediction
     private readonly Dictionary<ulong, KmemCache> _cacheByAddress = [];
     private readonly Dictionary<(int Cpu, string Task), ContextState> _contexts = [];
     private readonly HashSet<nint> _pagesToFree = [];
+    private readonly HashSet<nint> _sheavesToFree = [];
+    private readonly HashSet<nint> _sheavesGone = [];
     private readonly List<RecordedEvent> _events;
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
@@ -44,6 +46,14 @@ public sealed class StatePrediction
         machine.Slabs.PageSink = (page, _) => _pagesToFree.Add(page);
         Func<nuint, Gfp, nint> source = machine.Slabs.AllocMetadata;
         machine.Slabs.AllocMetadata = (size, gfp) => CheckSheafBlock(source(size, gfp & ~Gfp.Zero));
+        machine.Slabs.FreeMetadata = block =>
+        {
+            // Its own event follows; or it came before, because the operation is logged at its end.
+            if (_sheavesGone.Remove(block))
+                FreeSheafBlock(block);
+            else
+                _sheavesToFree.Add(block);
+        };
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
         if (machine.VmapSpace is { } vmap)
             _vmap = new VmapSteps(machine, vmap);
@@ -248,7 +258,7 @@ public sealed class StatePrediction
                 FreeObject(recorded.Hex(1));
                 break;
             case "KF":
-                Kfree(recorded.Hex(0));
+                Kfree(recorded, recorded.Hex(0));
                 break;
             case "KFB":
                 FreeBulk(recorded);
@@ -278,7 +288,7 @@ public sealed class StatePrediction
     private void WantSlab(RecordedEvent recorded)
     {
         ContextState context = _current;
-        context.WantsSlab = true;
+        context.SlabAttempts = 2;
         if (context.Fiber == null)
         {
             RecordedEvent? operation = FindOperation(context, out bool alone);
@@ -304,12 +314,17 @@ public sealed class StatePrediction
             RecordedEvent next = _events[i];
             if (ContextOf(next) != context)
                 alone = false;
-            else if (next.Name is "KA" or "KM" or "KAB" or "SP" or "SR")
+            else if (next.Name is "KA" or "KAB" or "SP" or "SR" || (next.Name == "KM" && !IsSheafBlock(next)))
                 return next;
         }
 
         return null;
     }
+
+    /// <summary>A part of another operation, which is logged later.</summary>
+    private static bool IsSheafBlock(RecordedEvent recorded) =>
+        recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal)
+        || recorded.Args[4].StartsWith("__alloc_empty_sheaf", StringComparison.Ordinal);
 
     /// <summary>Interrupts and the idle task are a CPU's own; other tasks may move to another CPU.</summary>
     private ContextState ContextOf(RecordedEvent recorded)
@@ -365,16 +380,11 @@ public sealed class StatePrediction
         PageAllocsExact += came == expected ? 1 : 0;
         if (came != expected)
             page = Correct(page, expected, order, (gfp & Gfp.Comp) != 0);
-        if (page == null)
+        if (_current.SlabAttempts > 0)
         {
-            _current.WantsSlab = false;
-            return;
-        }
-
-        if (_current.WantsSlab)
-        {
-            _current.SlabPages.Enqueue((nint)page);
-            _current.WantsSlab = false;
+            // If there is no block of the preferred order, a smaller one is tried, once.
+            _current.SlabPages.Enqueue(((nint)page, order));
+            _current.SlabAttempts = page == null ? _current.SlabAttempts - 1 : 0;
         }
     }
 
@@ -478,7 +488,7 @@ public sealed class StatePrediction
     {
         nuint size = (nuint)recorded.Number(1);
         _current.LastKmallocSite = recorded.Args[4];
-        if (recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal))
+        if (IsSheafBlock(recorded))
         {
             // The operation that needs the sheaf asks for it itself; it is logged when it is done.
             SlabAllocs++;
@@ -562,13 +572,17 @@ public sealed class StatePrediction
     }
 
     /// <summary>A large block goes back with its page event.</summary>
-    private unsafe void Kfree(ulong address)
+    private unsafe void Kfree(RecordedEvent recorded, ulong address)
     {
         void* obj = Pointer(address);
         Page* slab = _machine.Slabs.SlabOf(obj);
         if (slab == null)
             return;
-        if (_machine.Slabs.CacheOf(slab).IsLive(obj))
+
+        bool isSheaf = recorded.Args.Length > 1 && recorded.Args[1].Contains("sheaf", StringComparison.Ordinal);
+        if (isSheaf && !_sheavesToFree.Remove((nint)obj))
+            _sheavesGone.Add((nint)obj);
+        else if (_machine.Slabs.CacheOf(slab).IsLive(obj))
             _machine.Kfree(obj);
         else
             Compare(false, () => "a free of an object that is free");
@@ -687,11 +701,18 @@ public sealed class StatePrediction
         for (int i = 0; found && i < sheaf->Size; i++)
         {
             Page* slab = _machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[i]);
-            found = slab != null && (cache == null || _machine.Slabs.CacheOf(slab) == cache);
+            KmemCache? owner = slab == null ? null : _machine.Slabs.CacheOf(slab);
+            found = owner != null && owner.SheafCapacity > 0 && (cache == null || owner == cache);
         }
 
         Compare(found, () => $"no sheaf at {address:x}");
         return found ? sheaf : null;
+    }
+
+    private unsafe void FreeSheafBlock(nint block)
+    {
+        if (IsLive(block))
+            _machine.Kfree((void*)block);
     }
 
     private unsafe bool IsLive(nint pointer)
@@ -710,8 +731,15 @@ public sealed class StatePrediction
             fiber.Pause();
         }
 
-        if (context.SlabPages.TryDequeue(out nint page))
-            return page;
+        if (context.SlabPages.TryPeek(out (nint Page, int Order) taken))
+        {
+            // A smaller one is for the next attempt: the recording may leave out those that failed.
+            if (taken.Order < order)
+                return 0;
+
+            context.SlabPages.Dequeue();
+            return taken.Page;
+        }
 
         Compare(false, () => "a slab page that the kernel did not need");
         return (nint)_machine.Pages.AllocFrozen(gfp, order, node);
@@ -738,9 +766,11 @@ public sealed class StatePrediction
         /// <summary>The purge that it is at work on.</summary>
         public VmapPurge? Purge { get; set; }
 
-        public Queue<nint> SlabPages { get; } = new();
+        /// <summary>Pages taken for slabs, and of which order; null for an attempt that failed.</summary>
+        public Queue<(nint Page, int Order)> SlabPages { get; } = new();
 
-        public bool WantsSlab { get; set; }
+        /// <summary>How many of its next page requests may be for a slab.</summary>
+        public int SlabAttempts { get; set; }
 
         /// <summary>The operation in the middle of which the context is, if others act meanwhile.</summary>
         public Fiber? Fiber { get; set; }
