@@ -133,7 +133,7 @@ public sealed class StatePrediction
             or NullReferenceException)
         {
             throw new InvalidDataException(
-                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
+                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error}", error);
         }
 
         // A recording does not say whose the blocks in use are, and a kernel may free them in pieces.
@@ -289,6 +289,8 @@ public sealed class StatePrediction
     {
         ContextState context = _current;
         context.SlabAttempts = 2;
+        if (context.Fiber == null)
+            context.DropFailedAttempts();
         if (context.Fiber == null)
         {
             RecordedEvent? operation = FindOperation(context, out bool alone);
@@ -492,6 +494,7 @@ public sealed class StatePrediction
         {
             // The operation that needs the sheaf asks for it itself; it is logged when it is done.
             SlabAllocs++;
+            SlabAllocsExact += recorded.Hex(0) == 0 ? 1 : 0;    // it shows in what follows
             _current.ExpectedSheaf = recorded.Hex(0);
             return;
         }
@@ -499,7 +502,7 @@ public sealed class StatePrediction
         if (size > KmallocClasses.MaxCacheSize)
         {
             // The pages were taken at their own event.
-            ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift;
+            ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift; // beyond the end if it failed
             if (pfn < _machine.Map.EndPfn)
                 _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
             return;
@@ -511,7 +514,7 @@ public sealed class StatePrediction
     private unsafe nint CheckSheafBlock(nint block)
     {
         ulong came = block == 0 ? 0 : _machine.Slabs.KernelAddress((void*)block);
-        SlabAllocsExact += came == _current.ExpectedSheaf ? 1 : 0;
+        SlabAllocsExact += came == _current.ExpectedSheaf && came != 0 ? 1 : 0;
         Compare(came == _current.ExpectedSheaf, () => $"new sheaf {came:x16}");
         return block;
     }
@@ -524,6 +527,7 @@ public sealed class StatePrediction
         Compare(came == expected, () => $"object {came:x16}");
         if (came != expected && obj != null && _machine.Slabs.SlabOf(obj) is var slab && slab != null)
             _machine.Slabs.CacheOf(slab).Exchange(obj, Pointer(expected));
+        _current.DropFailedAttempts();
         if (_current.SlabPages.Count > 0)
             Compare(false, () => "a slab page that this allocation did not need");
     }
@@ -642,7 +646,7 @@ public sealed class StatePrediction
 
     private unsafe void CheckSheaf(ulong expected, Sheaf* sheaf)
     {
-        ulong came = _machine.Slabs.KernelAddress(sheaf);
+        ulong came = sheaf == null ? 0 : _machine.Slabs.KernelAddress(sheaf);
         Compare(came == expected, () => $"sheaf {came:x16}");
     }
 
@@ -751,8 +755,9 @@ public sealed class StatePrediction
             Differ(_event!, came());
     }
 
-    private void Differ(RecordedEvent recorded, string came) =>
-        First ??= $"line {recorded.Line}: {recorded}: came {came}";
+    private void Differ(RecordedEvent recorded, string came)
+        { if (Environment.GetEnvironmentVariable("KD") != null && _nd++ < 8) Console.Error.WriteLine($"line {recorded.Line}: {recorded}: came {came}"); First ??= $"line {recorded.Line}: {recorded}: came {came}"; }
+    private static int _nd;
 
     /// <summary>What a task or interrupt is in the middle of.</summary>
     internal sealed class ContextState
@@ -768,6 +773,13 @@ public sealed class StatePrediction
 
         /// <summary>Pages taken for slabs, and of which order; null for an attempt that failed.</summary>
         public Queue<(nint Page, int Order)> SlabPages { get; } = new();
+
+        /// <summary>An operation that failed for want of pages may not be in the recording at all.</summary>
+        public void DropFailedAttempts()
+        {
+            while (SlabPages.TryPeek(out (nint Page, int Order) taken) && taken.Page == 0)
+                SlabPages.Dequeue();
+        }
 
         /// <summary>How many of its next page requests may be for a slab.</summary>
         public int SlabAttempts { get; set; }

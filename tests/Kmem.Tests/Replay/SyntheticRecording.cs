@@ -27,6 +27,7 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
     private bool _slabFailed;
     private bool _quiet;
     private string? _bulk;
+    private bool _muted;
 
     public SyntheticRecording(MachineOptions options, int seed, int mayPause)
     {
@@ -206,18 +207,27 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
     {
         void* obj = cache.Alloc(gfp);
         if (obj != null)
+        {
             _objects.Add((cache, (nint)obj));
-        else
-            Failures++;
+            return;
+        }
+
+        // The kernel's event comes all the same, with a null pointer.
+        Failures++;
+        Emit($"KA\t{cache.Name}\t0\t{cache.ObjectSize}\t{Hex(gfp)}\t{_site}");
     }
 
     private void Kmalloc(nuint size, Gfp gfp)
     {
         void* obj = _machine.Kmalloc(size, gfp);
         if (obj != null)
+        {
             _objects.Add((null, (nint)obj));
-        else
-            Failures++;
+            return;
+        }
+
+        Failures++;
+        Emit($"KM\t0\t{size}\t{size}\t{Hex(gfp)}\t{_site}");
     }
 
     private void FreeObject(Random random)
@@ -287,7 +297,9 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
     {
         KmemCache cache = random.Next(2) == 0 ? _caches[random.Next(_caches.Count)] : _sheafCaches[random.Next(_sheafCaches.Count)];
         var objects = new nint[random.Next(2, 20)];
+        _muted = true;      // a bulk request is one event
         int got = cache.AllocBulk(gfp, objects);
+        _muted = false;
         Emit($"KAB\t{cache.Name}\t{Hex(gfp)}\t{objects.Length}\t{got}");
         More(objects.AsSpan(0, got));
         if (got == 0)
@@ -299,7 +311,9 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
         // Freed at once, so that nobody else frees them singly in between.
         Emit($"KFB\t{cache.Name}\t{got}");
         More(objects.AsSpan(0, got));
+        _muted = true;
         cache.FreeBulk(objects.AsSpan(0, got));
+        _muted = false;
     }
 
     private void Prefilled(Random random, Gfp gfp)
@@ -309,6 +323,7 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
         if (sheaf == null)
         {
             Failures++;
+            Emit($"SP\t{cache.Name}\t{Hex(gfp)}\t3\t0");
             return;
         }
 
@@ -396,7 +411,7 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
     {
         if (!_slabFailed)
             Emit("CALL\tallocate_slab\t0\t0\t0\t0");
-        if (Fiber.Current is { } fiber && !_quiet && _actor.Flags == "....." && _mayPause > 0
+        if (Fiber.Current is { } fiber && !_quiet && !_muted && _actor.Flags == "....." && _mayPause > 0
             && _random.Next(_mayPause) == 0)
         {
             Pauses++;
@@ -424,9 +439,9 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
     public void KmemCacheAlloc(
         ulong address, string cache, nuint bytesRequested, nuint bytesAllocated, Gfp gfp, int node) =>
-        Emit($"KA\t{cache}\t{address:x}\t{bytesRequested}\t{Hex(gfp)}\t{_site}");
+        EmitObject($"KA\t{cache}\t{address:x}\t{bytesRequested}\t{Hex(gfp)}\t{_site}");
 
-    public void KmemCacheFree(ulong address, string cache) => Emit($"KC\t{cache}\t{address:x}\t{_site}\tfast");
+    public void KmemCacheFree(ulong address, string cache) => EmitObject($"KC\t{cache}\t{address:x}\t{_site}\tfast");
 
     public void MmPageAlloc(Pfn pfn, int order, Gfp gfp, Migratetype migratetype)
     {
@@ -478,6 +493,12 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
         foreach (string line in _zoneLines)
             Emit1(line);
         _zoneLines.Clear();
+    }
+
+    private void EmitObject(string text)
+    {
+        if (!_muted)
+            Emit(text);
     }
 
     private void Emit(string text)
