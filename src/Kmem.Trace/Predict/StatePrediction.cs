@@ -21,6 +21,7 @@ public sealed class StatePrediction
     private readonly HashSet<nint> _pagesToFree = [];
     private readonly HashSet<nint> _sheavesToFree = [];
     private readonly HashSet<nint> _sheavesGone = [];
+    private readonly Dictionary<RecordedEvent, RecordedEvent> _freeWithSheaf = new(ReferenceEqualityComparer.Instance);
     private readonly List<RecordedEvent> _events;
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
@@ -133,7 +134,7 @@ public sealed class StatePrediction
             or NullReferenceException)
         {
             throw new InvalidDataException(
-                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error}", error);
+                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
         }
 
         // A recording does not say whose the blocks in use are, and a kernel may free them in pieces.
@@ -254,6 +255,9 @@ public sealed class StatePrediction
             case "KM":
                 Kmalloc(recorded);
                 break;
+            case "KC" when FindSheafBlock(recorded) is { } sheaf:
+                _freeWithSheaf.Add(sheaf, recorded);
+                break;
             case "KC":
                 FreeObject(recorded.Hex(1));
                 break;
@@ -290,8 +294,6 @@ public sealed class StatePrediction
         ContextState context = _current;
         context.SlabAttempts = 2;
         if (context.Fiber == null)
-            context.DropFailedAttempts();
-        if (context.Fiber == null)
         {
             RecordedEvent? operation = FindOperation(context, out bool alone);
             if (operation == null || alone)
@@ -318,6 +320,32 @@ public sealed class StatePrediction
                 alone = false;
             else if (next.Name is "KA" or "KAB" or "SP" or "SR" || (next.Name == "KM" && !IsSheafBlock(next)))
                 return next;
+        }
+
+        return null;
+    }
+
+    /// <summary>
+    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is done
+    /// when all of them are there.
+    /// </summary>
+    private RecordedEvent? FindSheafBlock(RecordedEvent free)
+    {
+        if (!_caches.TryGetValue(free.Args[0], out KmemCache? cache) || cache.SheafCapacity == 0)
+            return null;
+
+        for (int i = _position + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (ContextOf(next) != _current || next.Name is "PZ" or "PX" or "PD" or "PA")
+                continue;
+            if (next.Name == "CALL" && (next.Args[0] is "alloc_empty_sheaf" or "__alloc_empty_sheaf"
+                or "allocate_slab" or "__pcs_replace_full_main"))
+            {
+                continue;
+            }
+
+            return next.Name == "KM" && IsSheafBlock(next) ? next : null;
         }
 
         return null;
@@ -496,6 +524,8 @@ public sealed class StatePrediction
             SlabAllocs++;
             SlabAllocsExact += recorded.Hex(0) == 0 ? 1 : 0;    // it shows in what follows
             _current.ExpectedSheaf = recorded.Hex(0);
+            if (_freeWithSheaf.Remove(recorded, out RecordedEvent? free))
+                FreeObject(free.Hex(1));
             return;
         }
 
@@ -755,9 +785,8 @@ public sealed class StatePrediction
             Differ(_event!, came());
     }
 
-    private void Differ(RecordedEvent recorded, string came)
-        { if (Environment.GetEnvironmentVariable("KD") != null && _nd++ < 8) Console.Error.WriteLine($"line {recorded.Line}: {recorded}: came {came}"); First ??= $"line {recorded.Line}: {recorded}: came {came}"; }
-    private static int _nd;
+    private void Differ(RecordedEvent recorded, string came) =>
+        First ??= $"line {recorded.Line}: {recorded}: came {came}";
 
     /// <summary>What a task or interrupt is in the middle of.</summary>
     internal sealed class ContextState

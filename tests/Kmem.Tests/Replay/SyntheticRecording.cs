@@ -356,7 +356,8 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
     private void Vmap(Random random)
     {
-        if (_vmap == null)
+        // An object that could not be had is an event in the kernel, and none here.
+        if (_vmap == null || _machine.Pages.Zones.Sum(zone => zone.Zone.FreePages) < 1000)
             return;
 
         if (_areas.Count > 0 && random.Next(5) < 2)
