@@ -40,6 +40,10 @@ internal static class StateRules
         {
             return broken.Message;
         }
+        catch (Exception missing) when (missing is NullReferenceException or ArgumentNullException)
+        {
+            return "a member that every state has is missing";     // absent ones are null after reading
+        }
     }
 
     private static void CheckZones(MachineState state)
