@@ -60,7 +60,7 @@ public sealed partial class Machine
         try
         {
             machine.MinFreeKbytes = state.MinFreeKbytes;
-            StateReader.Restore(state, machine);
+            StateReader.Restore(state, machine.Parts());
             machine.RestoreVmap(state);
             return machine;
         }
@@ -74,7 +74,14 @@ public sealed partial class Machine
     }
 
     /// <summary>The machine's whole state. Nobody may be at work, and no work may wait for a grace period.</summary>
-    internal MachineState WriteState() => StateWriter.Write(this);
+    internal MachineState WriteState() => StateWriter.Write(Parts());
+
+    private MachineParts Parts() => new(
+        Cpus, MinFreeKbytes, Options.WatermarkBoostFactor, _nodes, _pages, _blocks, _map, _slabs, _kmalloc)
+    {
+        VmallocIfUsed = VmallocIfUsed,
+        VmapSpace = VmapSpace,
+    };
 
     private void RestoreVmap(MachineState state)
     {

@@ -24,14 +24,14 @@ internal static class StateReader
         return nodes;
     }
 
-    public static void Restore(MachineState state, Machine machine)
+    public static void Restore(MachineState state, MachineParts machine)
     {
         foreach (ZonePages zone in machine.Pages.Zones)
             RestoreZone(Find(state, zone.Zone.NodeId, (int)zone.Zone.Type)!, zone, machine.Map);
         foreach (ulong[] run in state.LruPages)
             RestoreLru(run[0], run[1], machine.Map);
         RestoreCaches(state, machine.Slabs, machine.KmallocCaches);
-        machine.Pages.ConfigureRestored(state.Own?.WatermarkBoostFactor ?? machine.Options.WatermarkBoostFactor);
+        machine.Pages.ConfigureRestored(state.Own?.WatermarkBoostFactor ?? machine.WatermarkBoostFactor);
         if (state.Own is { } own)
             RestoreOwn(own, machine);
     }
@@ -170,7 +170,7 @@ internal static class StateReader
     }
 
     /// <summary>What a recording does not have.</summary>
-    private static unsafe void RestoreOwn(OwnState own, Machine machine)
+    private static unsafe void RestoreOwn(OwnState own, MachineParts machine)
     {
         foreach (ulong[] run in own.Blocks)
         {
@@ -191,7 +191,7 @@ internal static class StateReader
         }
     }
 
-    private static unsafe void RestoreBlock(ulong pfn, ulong[] row, Machine machine)
+    private static unsafe void RestoreBlock(ulong pfn, ulong[] row, MachineParts machine)
     {
         Page* page = machine.Map.PageOf(pfn);
         var flags = (PageFlags)row[2];

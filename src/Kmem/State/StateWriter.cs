@@ -6,7 +6,7 @@ namespace Kmem;
 internal static class StateWriter
 {
     /// <summary>The state of a machine.</summary>
-    public static MachineState Write(Machine machine)
+    public static MachineState Write(MachineParts machine)
     {
         // Deferred frees of vmalloc are done first, and give frames and objects back.
         VmapState? vmap = machine.VmallocIfUsed?.Capture() ?? machine.VmapSpace?.Capture();
@@ -33,7 +33,7 @@ internal static class StateWriter
                 .Select(index => kmalloc.CacheAt((KmallocType)type, index)?.Name).ToArray())
             .ToArray();
 
-    private static unsafe List<ulong[]> WriteLru(Machine machine)
+    private static unsafe List<ulong[]> WriteLru(MachineParts machine)
     {
         var runs = new List<ulong[]>();
         for (ulong pfn = 0; pfn < machine.Map.EndPfn; pfn++)
@@ -56,7 +56,7 @@ internal static class StateWriter
         return runs;
     }
 
-    private static OwnState WriteOwn(Machine machine) => new()
+    private static OwnState WriteOwn(MachineParts machine) => new()
     {
         Blocks = WriteBlocks(machine),
         Aliases = machine.Slabs.AliasNames.Select(alias => new[] { alias.Name, alias.Cache.Name }).ToArray(),
@@ -69,7 +69,7 @@ internal static class StateWriter
             : null,
     };
 
-    private static unsafe List<long[]> WriteCounters(Machine machine)
+    private static unsafe List<long[]> WriteCounters(MachineParts machine)
     {
         var rows = new List<long[]>();
         foreach (ZonePages zone in machine.Pages.Zones)
@@ -81,7 +81,7 @@ internal static class StateWriter
         return rows;
     }
 
-    private static unsafe List<ulong> WriteReserveSlabs(Machine machine)
+    private static unsafe List<ulong> WriteReserveSlabs(MachineParts machine)
     {
         var slabs = new List<ulong>();
         machine.Slabs.ForEachSlab(page =>
@@ -93,7 +93,7 @@ internal static class StateWriter
     }
 
     /// <summary>Blocks in use that are no slabs; equal ones side by side make one row.</summary>
-    private static unsafe List<ulong[]> WriteBlocks(Machine machine)
+    private static unsafe List<ulong[]> WriteBlocks(MachineParts machine)
     {
         const ulong FlagBits = (1UL << 56) - 1;     // the top byte holds the order
         var rows = new List<ulong[]>();
@@ -119,7 +119,7 @@ internal static class StateWriter
         return rows;
     }
 
-    private static unsafe ZoneState WriteZone(ZonePages pages, Machine machine)
+    private static unsafe ZoneState WriteZone(ZonePages pages, MachineParts machine)
     {
         Zone zone = pages.Zone;
         (long global, _) = zone.FreePagesParts(0);
@@ -163,7 +163,7 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe PcpState WritePcp(PerCpuPages* pcp, int cpu, Machine machine)
+    private static unsafe PcpState WritePcp(PerCpuPages* pcp, int cpu, MachineParts machine)
     {
         var lists = new ulong[PerCpuPages.ListCount][];
         for (int list = 0; list < lists.Length; list++)
@@ -183,7 +183,7 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe ulong[] Frames(ListHead* list, Machine machine)
+    private static unsafe ulong[] Frames(ListHead* list, MachineParts machine)
     {
         var frames = new List<ulong>();
         for (ListHead* node = list->Next; node != list; node = node->Next)
@@ -191,7 +191,7 @@ internal static class StateWriter
         return [.. frames];
     }
 
-    private static unsafe CacheState WriteCache(KmemCache cache, Machine machine)
+    private static unsafe CacheState WriteCache(KmemCache cache, MachineParts machine)
     {
         SlabGeometry shape = cache.Geometry;
         KmemCacheNode node = cache.Nodes[0];
@@ -226,7 +226,7 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe CacheNodeState WriteNode(KmemCacheNode node, Machine machine) => new()
+    private static unsafe CacheNodeState WriteNode(KmemCacheNode node, MachineParts machine) => new()
     {
         NrPartial = node.NrPartial,
         Partial = Slabs(node.Partial, machine),
@@ -235,13 +235,13 @@ internal static class StateWriter
         Addr = AddressOrZero(node.Descriptor, machine),
     };
 
-    private static BarnState? WriteBarn(KmemCacheNode node, Machine machine) => node.Barn == null ? null : new BarnState
+    private static BarnState? WriteBarn(KmemCacheNode node, MachineParts machine) => node.Barn == null ? null : new BarnState
     {
         Full = node.Barn.List(full: true).Select(sheaf => WriteSheaf(sheaf, machine)!).ToArray(),
         Empty = node.Barn.List(full: false).Select(sheaf => WriteSheaf(sheaf, machine)!).ToArray(),
     };
 
-    private static unsafe CacheCpuState WriteCpu(KmemCache cache, int cpu, Machine machine)
+    private static unsafe CacheCpuState WriteCpu(KmemCache cache, int cpu, MachineParts machine)
     {
         KmemCacheCpu* c = cache.StateOf(cpu);
         var partial = new List<ulong>();
@@ -262,7 +262,7 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe SheafState? WriteSheaf(nint sheaf, Machine machine) => sheaf == 0 ? null : new SheafState
+    private static unsafe SheafState? WriteSheaf(nint sheaf, MachineParts machine) => sheaf == 0 ? null : new SheafState
     {
         Addr = Address((void*)sheaf, machine),
         Size = ((Sheaf*)sheaf)->Size,
@@ -270,12 +270,12 @@ internal static class StateWriter
         Objects = Sheaf.Objects((Sheaf*)sheaf).ToArray().Select(obj => Address((void*)obj, machine)).ToArray(),
     };
 
-    private static unsafe ulong AddressOrZero(nint pointer, Machine machine) =>
+    private static unsafe ulong AddressOrZero(nint pointer, MachineParts machine) =>
         pointer == 0 ? 0 : Address((void*)pointer, machine);
 
-    private static unsafe ulong Address(void* pointer, Machine machine) => machine.Slabs.KernelAddress(pointer);
+    private static unsafe ulong Address(void* pointer, MachineParts machine) => machine.Slabs.KernelAddress(pointer);
 
-    private static unsafe List<ulong> Slabs(ListHead* list, Machine machine)
+    private static unsafe List<ulong> Slabs(ListHead* list, MachineParts machine)
     {
         var slabs = new List<ulong>();
         for (ListHead* node = list->Next; node != list; node = node->Next)
@@ -283,7 +283,7 @@ internal static class StateWriter
         return slabs;
     }
 
-    private static unsafe int[] Indices(KmemCache cache, Page* slab, void* first, Machine machine)
+    private static unsafe int[] Indices(KmemCache cache, Page* slab, void* first, MachineParts machine)
     {
         var indices = new List<int>();
         byte* start = machine.Map.AddressOf(slab);
@@ -293,7 +293,7 @@ internal static class StateWriter
     }
 
     /// <summary>All slabs in one walk, by the tag of their cache.</summary>
-    private static unsafe Dictionary<nint, List<SlabRow>> WriteSlabs(Machine machine)
+    private static unsafe Dictionary<nint, List<SlabRow>> WriteSlabs(MachineParts machine)
     {
         var slabs = new Dictionary<nint, List<SlabRow>>();
         machine.Slabs.ForEachSlab(page =>
