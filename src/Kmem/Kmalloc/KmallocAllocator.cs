@@ -54,7 +54,14 @@ internal sealed class KmallocAllocator
     }
 
     /// <summary>Names the cache of a type and size class.</summary>
-    public void Restore(KmallocType type, int index, KmemCache cache) => _caches[Slot(type, index)] = cache;
+    public void Restore(KmallocType type, int index, KmemCache cache)
+    {
+        cache.IsBuiltIn = true;
+        _caches[Slot(type, index)] = cache;
+    }
+
+    /// <summary>The cache of a type and size class; null if a restored machine has none.</summary>
+    public KmemCache? CacheAt(KmallocType type, int index) => _caches[Slot(type, index)];
 
     public ITrace? Trace { get; set; }
 
