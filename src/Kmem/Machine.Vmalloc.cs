@@ -323,12 +323,17 @@ public sealed partial class Machine
                 throw new OutOfMemoryException("no memory for the page tables of the vmalloc space", bug);
             }
 
-            vmalloc.Physical = Physical;
-            vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
-            _slabs.DescribeForeign = vmalloc.Describe;
-            Proc.Vmalloc = vmalloc;
-            Volatile.Write(ref _vmalloc, vmalloc);
+            PublishVmalloc(vmalloc);
             return vmalloc;
         }
+    }
+
+    private void PublishVmalloc(VmallocAllocator vmalloc)
+    {
+        vmalloc.Physical = Physical;
+        vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
+        _slabs.DescribeForeign = vmalloc.Describe;
+        Proc.Vmalloc = vmalloc;
+        Volatile.Write(ref _vmalloc, vmalloc);
     }
 }

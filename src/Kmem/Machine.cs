@@ -111,6 +111,8 @@ public sealed partial class Machine : IDisposable
             _kmalloc.Trace = value;
             if (_vmalloc != null)
                 _vmalloc.Vmap.Trace = value as IVmapTrace;
+            if (_recordedVmap != null)
+                _recordedVmap.Trace = value as IVmapTrace;
         }
     }
 
@@ -187,6 +189,7 @@ public sealed partial class Machine : IDisposable
         CloseAddressSpaces();
         _vmalloc?.Dispose();
         _physical?.Dispose();
+        _recordedVmap?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();
@@ -194,24 +197,6 @@ public sealed partial class Machine : IDisposable
         _map.Dispose();
         _ram.Dispose();
     }
-
-    /// <summary>
-    /// Brings a machine into the state that another one was in, or a real kernel: from here on the same requests give the
-    /// same answers.
-    /// </summary>
-    internal static Machine FromState(MachineState state, MachineOptions options)
-    {
-        options = options with { Cpus = state.NrCpu };
-        var machine = new Machine(options, StateReader.EndPfn(state), blocks => StateReader.LayOut(state, blocks));
-        machine.MinFreeKbytes = state.MinFreeKbytes;
-        StateReader.Restore(state, machine._pages, machine._slabs, machine._kmalloc, machine._map);
-        return machine;
-    }
-
-    /// <summary>The machine's whole state. Nobody may be at work.</summary>
-    /// <param name="names">A state of the same machine, for what a machine does not keep itself; or null.</param>
-    internal MachineState WriteState(MachineState? names = null) =>
-        StateWriter.Write(new MachineParts(_pages, _slabs, _blocks, MinFreeKbytes), names);
 
     private void Start(BootMemoryMap map)
     {

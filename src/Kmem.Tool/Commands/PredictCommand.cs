@@ -29,12 +29,19 @@ internal sealed class PredictStateCommand : Command
         Description = "Folder with state-t0.json.gz, events.tsv.gz and state-t1.json.gz",
     };
 
+    private readonly Option<string?> _writeState = new("--write-state")
+    {
+        Description = "Write the machine's state after the last event, in the form of the recorded ones; gzip if named .gz",
+        HelpName = "FILE",
+    };
+
     private readonly Option<bool> _json = OptionValues.Switch("--json", "Print JSON");
 
     public PredictStateCommand()
         : base("state", "Replays the requests that followed a complete state of a real kernel.")
     {
         Add(_folder);
+        Add(_writeState);
         Add(_json);
         SetAction((parsed, cancel) => Task.Run(() => Run(parsed), cancel));
     }
@@ -47,10 +54,14 @@ internal sealed class PredictStateCommand : Command
         {
             prediction = StatePrediction.Run(folder);
         }
-        catch (Exception e) when (e is IOException or InvalidDataException or UnauthorizedAccessException)
+        catch (Exception e) when (e is IOException or InvalidDataException or UnauthorizedAccessException
+            or PlatformException or OutOfMemoryException)
         {
             throw new ToolException($"{folder}: not a recorded phase: {e.Message}", e);
         }
+
+        if (parsed.GetValue(_writeState) is { } path)
+            OutputFile.Write(path, prediction.SaveEndState);
 
         TextWriter output = parsed.InvocationConfiguration.Output;
         if (parsed.GetValue(_json))

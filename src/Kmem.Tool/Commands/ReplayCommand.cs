@@ -48,6 +48,12 @@ internal sealed class ReplayCommand : Command, IHasExamples
     private readonly Option<int?> _top = OptionValues.Number("--top", 0, 1_000_000,
         "Rows of the tables of caches and callers (default 15)");
 
+    private readonly Option<string?> _state = new("--state")
+    {
+        Description = "Write the machine's state at the end as JSON, in the form of recorded states; gzip if named .gz",
+        HelpName = "FILE",
+    };
+
     private readonly Option<bool> _json = OptionValues.Switch("--json", "Print JSON");
 
     public ReplayCommand()
@@ -59,6 +65,7 @@ internal sealed class ReplayCommand : Command, IHasExamples
         Add(_ram);
         Add(_proc);
         Add(_top);
+        Add(_state);
         Add(_json);
         Validators.Add(result =>
         {
@@ -81,6 +88,8 @@ internal sealed class ReplayCommand : Command, IHasExamples
         using ReplayResult result = Replay(parsed, path, cancel);
 
         ReplayReport report = result.Report;
+        if (parsed.GetValue(_state) is { } state)
+            OutputFile.Write(state, result.Machine.SaveState);
         TextWriter output = parsed.InvocationConfiguration.Output;
         if (parsed.GetValue(_proc) is { } proc)
             output.Write(s_procTexts.First(it => it.Name == proc).Text(result.Machine.Proc));

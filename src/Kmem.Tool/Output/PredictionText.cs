@@ -7,14 +7,14 @@ namespace Kmem.Tool.Output;
 internal sealed record StatePredictionJson(
     long Events, long PageAllocs, long PageAllocsExact, long ZoneEvents, long ZoneEventsExact, long SlabAllocs,
     long SlabAllocsExact, long VmapAllocs, long VmapAllocsExact, long StateDifferences,
-    IReadOnlyList<string> Differences, string? First)
+    IReadOnlyList<string> Differences, string? First, long UnknownEvents, string? FirstUnknown)
 {
     private const int MostDifferences = 100;
 
     internal static StatePredictionJson Of(StatePrediction it) => new(
         it.Events, it.PageAllocs, it.PageAllocsExact, it.ZoneEvents, it.ZoneEventsExact, it.SlabAllocs,
         it.SlabAllocsExact, it.VmapAllocs, it.VmapAllocsExact, it.StateDifferences,
-        [.. it.Differences.Take(MostDifferences)], it.First);
+        [.. it.Differences.Take(MostDifferences)], it.First, it.UnknownEvents, it.FirstUnknown);
 }
 
 /// <summary>The text of <c>kmem predict</c>: how many answers are the kernel's, and what differs first.</summary>
@@ -34,6 +34,9 @@ internal static class PredictionText
             console.Paragraph($"The first difference: {first}");
         foreach (string difference in it.Differences.Take(MostDifferences))
             console.Paragraph($"At the end: {difference}");
+
+        if (it.UnknownEvents > 0)
+            console.Paragraph($"{it.UnknownEvents:n0} events of an unknown kind were passed over, the first in {it.FirstUnknown}.");
 
         console.WriteLine();
         console.Paragraph(it.IsExact

@@ -26,13 +26,19 @@ internal sealed class Fiber : IDisposable
 
     public bool IsDone { get; private set; }
 
+    /// <summary>The CPU that the operation runs on; it may change while the operation waits.</summary>
+    public int Cpu { get; set; }
+
+    /// <summary>Called in the operation's thread with the CPU whenever it begins or goes on.</summary>
+    public Action<int>? Entered { get; init; }
+
     /// <summary>Runs the operation until it pauses or ends.</summary>
     public void Resume()
     {
         _toFiber.Release();
         _toDriver.Wait();
         if (_error != null)
-            throw new InvalidOperationException("an operation of the replay failed", _error);
+            throw new InvalidOperationException(_error.Message, _error);
     }
 
     /// <summary>Called by the operation: gives the turn back until the next <see cref="Resume"/>.</summary>
@@ -40,6 +46,7 @@ internal sealed class Fiber : IDisposable
     {
         _toDriver.Release();
         _toFiber.Wait();
+        Entered?.Invoke(Cpu);
     }
 
     public void Dispose()
@@ -56,9 +63,10 @@ internal sealed class Fiber : IDisposable
         _toFiber.Wait();
         try
         {
+            Entered?.Invoke(Cpu);
             operation();
         }
-        catch (Exception error) when (error is KernelBugException or InvalidOperationException)
+        catch (Exception error) when (error is not OutOfMemoryException)
         {
             _error = error;
         }

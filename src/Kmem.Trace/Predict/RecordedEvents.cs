@@ -11,11 +11,46 @@ namespace Kmem.Tracing;
 /// <param name="Args">The fields after the name.</param>
 internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string Name, string[] Args)
 {
-    public ulong Number(int index) => ulong.Parse(Args[index], CultureInfo.InvariantCulture);
+    /// <summary>What stands for the frame of a request that failed.</summary>
+    public const ulong NoFrame = ulong.MaxValue;
 
-    public int Int(int index) => int.Parse(Args[index], CultureInfo.InvariantCulture);
+    public const string HardIrq = "hardirq";
+    public const string SoftIrq = "softirq";
+    public const string IdleTask = "0";
 
-    public ulong Hex(int index) => ulong.Parse(Args[index], NumberStyles.HexNumber, CultureInfo.InvariantCulture);
+    /// <summary>Line of the file, from 1.</summary>
+    public long Line { get; init; }
+
+    /// <summary>Its effect came about earlier already.</summary>
+    public bool IsDone { get; set; }
+
+    /// <summary>Interrupts stay on their CPU, and every CPU has an idle task of number 0.</summary>
+    public bool IsCpuBound => Context is HardIrq or SoftIrq or IdleTask;
+
+    public ulong Number(int index) =>
+        ulong.TryParse(Args[index], NumberStyles.None, CultureInfo.InvariantCulture, out ulong value)
+            ? value
+            : throw new FormatException($"field {index + 1} is '{Args[index]}', expected a number");
+
+    public int Int(int index) =>
+        int.TryParse(Args[index], NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out int value)
+            ? value
+            : throw new FormatException($"field {index + 1} is '{Args[index]}', expected a number");
+
+    /// <summary>A frame; one that the machine does not have, as after a failed request, is <see cref="NoFrame"/>.</summary>
+    public ulong Frame(int index, ulong endPfn) =>
+        Args[index].StartsWith('-') ? NoFrame
+        : Number(index) is var pfn && pfn < endPfn ? pfn
+        : NoFrame;
+
+    public ulong Hex(int index) =>
+        ulong.TryParse(
+            Args[index].AsSpan(Args[index].StartsWith("0x", StringComparison.Ordinal) ? 2 : 0),
+            NumberStyles.HexNumber,
+            CultureInfo.InvariantCulture,
+            out ulong value)
+            ? value
+            : throw new FormatException($"field {index + 1} is '{Args[index]}', expected a hexadecimal number");
 
     public Gfp Gfp(int index) => (Gfp)Hex(index);
 
@@ -40,7 +75,7 @@ internal static class RecordedEvents
         var events = new List<RecordedEvent>();
         long number = 0;
         lines = 0;
-        while (reader.ReadLine() is { } line)
+        while (ReadLine(reader, path, number) is { } line)
         {
             number++;
             if (number == 1 && line.StartsWith("seq", StringComparison.Ordinal))
@@ -50,6 +85,8 @@ internal static class RecordedEvents
             string[] fields = line.Split('\t');
             if (fields[0] == "+" || (fields.Length > 5 && fields[5] == "+"))
             {
+                if (events.Count == 0)
+                    throw new InvalidDataException($"{path}, line {number}: a line goes on that did not begin");
                 Append(events, fields);
                 continue;
             }
@@ -60,17 +97,58 @@ internal static class RecordedEvents
                 throw new InvalidDataException($"{path}, line {number}: not an event: expected seq, ts, cpu, ctx, pid, ev");
             }
 
-            events.Add(new RecordedEvent(seq, cpu, ContextOf(fields[3], fields[4]), fields[5], fields[6..]));
+            var recorded = new RecordedEvent(seq, cpu, ContextOf(fields[3], fields[4]), fields[5], fields[6..])
+            {
+                Line = number,
+            };
+            if (FieldsOf(recorded.Name) is var least && recorded.Args.Length < least)
+            {
+                throw new InvalidDataException(
+                    $"{path}, line {number}: {recorded.Name} has {recorded.Args.Length} fields, expected {least}");
+            }
+
+            events.Add(recorded);
         }
 
         return events;
     }
 
+    private static string? ReadLine(StreamReader reader, string path, long before)
+    {
+        try
+        {
+            return reader.ReadLine();
+        }
+        catch (InvalidDataException error)
+        {
+            throw new InvalidDataException($"{path}, after line {before}: {error.Message}", error);
+        }
+    }
+
     /// <summary>Hard and soft interrupts have a context per CPU, tasks one each.</summary>
     private static string ContextOf(string flags, string pid) =>
-        flags.Contains('h', StringComparison.Ordinal) || flags.Contains('H', StringComparison.Ordinal) ? "hardirq"
-        : flags.Contains('s', StringComparison.Ordinal) ? "softirq"
+        flags.Contains('h', StringComparison.Ordinal) || flags.Contains('H', StringComparison.Ordinal)
+            ? RecordedEvent.HardIrq
+        : flags.Contains('s', StringComparison.Ordinal) ? RecordedEvent.SoftIrq
         : pid;
+
+    /// <summary>How many fields a kind of event has at least, those that nobody reads left out.</summary>
+    private static int FieldsOf(string name) => name switch
+    {
+        "PA" => 5,
+        "PF" or "PD" => 3,
+        "PZ" => 4,
+        "PX" => 6,
+        "LI" or "KF" or "CALL" => 1,
+        "KA" => 4,
+        "KM" => 5,
+        "KC" or "KFB" => 2,
+        "KAB" or "SP" => 4,
+        "SR" => 5,
+        "SK" or "VF" or "VP" => 3,
+        "VA" => 6,
+        _ => 0,
+    };
 
     /// <summary>A "+" line carries on the list of pointers of the line before.</summary>
     private static void Append(List<RecordedEvent> events, string[] fields)

@@ -1,4 +1,4 @@
-using System.Text.Json;
+using System.Globalization;
 
 namespace Kmem.Tracing;
 
@@ -10,7 +10,7 @@ internal static class StateComparison
         var differences = new List<string>();
         foreach (ZoneState zone in expected.Zones.Where(zone => zone.Present > 0))
         {
-            ZoneState? other = came.Zones.FirstOrDefault(its => its.Index == zone.Index);
+            ZoneState? other = came.Zones.FirstOrDefault(its => its.Index == zone.Index && its.Node == zone.Node);
             if (other == null)
                 differences.Add($"zone {zone.Name} is missing");
             else
@@ -27,6 +27,8 @@ internal static class StateComparison
         }
 
         CompareSlabs(expected, came, differences);
+        if (expected.Vmap is { } vmap)
+            CompareVmap(vmap, came.Vmap, differences);
         return differences;
     }
 
@@ -44,7 +46,7 @@ internal static class StateComparison
 
     private static void CompareZone(ZoneState expected, ZoneState came, List<string> differences)
     {
-        string name = $"zone {expected.Name}";
+        string name = expected.Node == 0 ? $"zone {expected.Name}" : $"node {expected.Node} zone {expected.Name}";
         Expect(string.Join(' ', expected.Watermark), string.Join(' ', came.Watermark), $"{name} watermarks", differences);
         Expect(expected.WatermarkBoost, came.WatermarkBoost, $"{name} boost", differences);
         Expect(expected.NrReservedHighatomic, came.NrReservedHighatomic, $"{name} reserved highatomic", differences);
@@ -58,9 +60,9 @@ internal static class StateComparison
         {
             for (int type = 0; type < expected.FreeArea[order].Lists.Count; type++)
             {
-                Expect(
+                ExpectList(
                     expected.FreeArea[order].Lists[type],
-                    came.FreeArea[order].Lists[type],
+                    came.FreeArea[order].Lists.ElementAtOrDefault(type),
                     $"{name} free list of order {order}, type {type}",
                     differences);
             }
@@ -80,7 +82,7 @@ internal static class StateComparison
         Expect(expected.AllocFactor, came.AllocFactor, $"{name} pcp alloc_factor", differences);
         Expect(expected.FreeCount, came.FreeCount, $"{name} pcp free_count", differences);
         for (int list = 0; list < expected.Lists.Count; list++)
-            Expect(expected.Lists[list], came.Lists[list], $"{name} pcp list {list}", differences);
+            ExpectList(expected.Lists[list], came.Lists.ElementAtOrDefault(list), $"{name} pcp list {list}", differences);
     }
 
     private static void CompareCache(CacheState expected, CacheState came, List<string> differences)
@@ -91,8 +93,8 @@ internal static class StateComparison
             CacheCpuState its = expected.Cpu[cpu];
             CacheCpuState other = came.Cpu[cpu];
             Expect(its.Slab, other.Slab, $"{name} cpu {cpu} slab", differences);
-            Expect(string.Join(' ', its.Freelist), string.Join(' ', other.Freelist), $"{name} cpu {cpu} freelist", differences);
-            Expect(string.Join(' ', its.Partial), string.Join(' ', other.Partial), $"{name} cpu {cpu} partial", differences);
+            ExpectList(its.Freelist, other.Freelist, $"{name} cpu {cpu} freelist", differences);
+            ExpectList(its.Partial, other.Partial, $"{name} cpu {cpu} partial", differences);
             if (its.Sheaves == null)
                 continue;
 
@@ -101,32 +103,98 @@ internal static class StateComparison
             Expect(Text(its.Sheaves.RcuFree), Text(other.Sheaves?.RcuFree), $"{name} cpu {cpu} rcu sheaf", differences);
         }
 
-        Expect(
-            string.Join(' ', expected.Node.Partial), string.Join(' ', came.Node.Partial), $"{name} partial list", differences);
-        Expect(expected.Node.NrSlabs, came.Node.NrSlabs, $"{name} slabs", differences);
-        Expect(expected.Node.TotalObjects, came.Node.TotalObjects, $"{name} objects", differences);
-        if (expected.Barn == null)
+        CompareNode(expected.Node, expected.Barn, came.Node, came.Barn, name, differences);
+        for (int node = 1; node <= (expected.OtherNodes?.Count ?? 0); node++)
+        {
+            CacheNodeState its = expected.OtherNodes![node - 1];
+            CacheNodeState? other = came.OtherNodes?.ElementAtOrDefault(node - 1);
+            if (other == null)
+                differences.Add($"{name} has no part of node {node}");
+            else
+                CompareNode(its, its.Barn, other, other.Barn, $"{name} node {node}", differences);
+        }
+    }
+
+    private static void CompareNode(
+        CacheNodeState expected, BarnState? barn, CacheNodeState came, BarnState? other, string name, List<string> differences)
+    {
+        ExpectList(expected.Partial, came.Partial, $"{name} partial list", differences);
+        Expect(expected.NrSlabs, came.NrSlabs, $"{name} slabs", differences);
+        Expect(expected.TotalObjects, came.TotalObjects, $"{name} objects", differences);
+        if (barn == null)
             return;
-        Expect(Text(expected.Barn.Full), Text(came.Barn?.Full), $"{name} full sheaves", differences);
-        Expect(Text(expected.Barn.Empty), Text(came.Barn?.Empty), $"{name} empty sheaves", differences);
+        Expect(Text(barn.Full), Text(other?.Full), $"{name} full sheaves", differences);
+        Expect(Text(barn.Empty), Text(other?.Empty), $"{name} empty sheaves", differences);
     }
 
     private static string Text(SheafState? sheaf) =>
-        sheaf == null ? "" : $"{sheaf.Addr}:{string.Join(',', sheaf.Objects)}";
+        sheaf == null ? "" : $"{sheaf.Addr:x}:{string.Join(',', sheaf.Objects.Select(obj => obj.ToString("x", CultureInfo.InvariantCulture)))}";
 
     private static string Text(IReadOnlyList<SheafState>? sheaves) =>
         string.Join(' ', (sheaves ?? []).Select(Text));
 
     private static void CompareSlabs(MachineState expected, MachineState came, List<string> differences)
     {
-        Dictionary<ulong, string> left = Index(expected);
-        Dictionary<ulong, string> right = Index(came);
-        foreach ((ulong pfn, string row) in left)
-            Expect(row, right.GetValueOrDefault(pfn), $"slab 0x{pfn:x}", differences);
-        foreach (ulong pfn in right.Keys.Where(pfn => !left.ContainsKey(pfn)))
-            differences.Add($"slab 0x{pfn:x}: {right[pfn]} is not there in the kernel");
+        Dictionary<ulong, SlabRow> right = came.Slabs.ToDictionary(slab => slab.Pfn);
+        foreach (SlabRow its in expected.Slabs)
+        {
+            if (!right.Remove(its.Pfn, out SlabRow? other))
+                differences.Add($"slab 0x{its.Pfn:x}: expected {Short(its)}, came nothing");
+            else if (!(its with { Free = other.Free }).Equals(other) || !its.Free.AsSpan().SequenceEqual(other.Free))
+                differences.Add($"slab 0x{its.Pfn:x}: expected {Short(its)}, came {Short(other)}");
+        }
+
+        foreach (SlabRow slab in right.Values)
+            differences.Add($"slab 0x{slab.Pfn:x}: {Short(slab)} is not there in the kernel");
     }
 
-    private static Dictionary<ulong, string> Index(MachineState state) =>
-        state.Slabs.ToDictionary(slab => slab[0].GetUInt64(), slab => JsonSerializer.Serialize(slab, MachineStateJson.Default.JsonElementArray));
+    private static void CompareVmap(VmapState expected, VmapState? came, List<string> differences)
+    {
+        if (came == null)
+        {
+            differences.Add("vmap is missing");
+            return;
+        }
+
+        ExpectList(expected.Free, came.Free, "vmap free tree", differences);
+        for (int node = 0; node < expected.Nodes.Length && node < came.Nodes.Length; node++)
+        {
+            VmapNodeState its = expected.Nodes[node];
+            VmapNodeState other = came.Nodes[node];
+            ExpectList(Plain(its.Busy), Plain(other.Busy), $"vmap busy {node}", differences);
+            ExpectList(Plain(its.Lazy), Plain(other.Lazy), $"vmap lazy {node}", differences);
+            foreach (int pages in its.Pools.Keys.Union(other.Pools.Keys).Order())
+            {
+                ExpectList(
+                    Plain(its.Pools.GetValueOrDefault(pages, [])),
+                    Plain(other.Pools.GetValueOrDefault(pages, [])),
+                    $"vmap pool {node}/{pages}",
+                    differences);
+            }
+        }
+
+        Expect(expected.Nodes.Length, came.Nodes.Length, "vmap nodes", differences);
+        ExpectList(expected.Spare, came.Spare, "vmap spare objects", differences);
+        Expect(expected.LazyPages, came.LazyPages, "vmap lazy pages", differences);
+    }
+
+    /// <summary>What both sides know of an area: its place, flags and object; a replay has no vm_structs.</summary>
+    private static VmapAreaState[] Plain(List<VmapAreaState> areas) =>
+        areas.Select(area => area with { Vm = 0, Struct = null }).ToArray();
+
+    /// <summary>Where two lists first differ says more than their beginnings.</summary>
+    private static void ExpectList<T>(
+        IReadOnlyList<T> expected, IReadOnlyList<T>? came, string what, List<string> differences)
+    {
+        came ??= [];
+        int at = 0;
+        while (at < expected.Count && at < came.Count && EqualityComparer<T>.Default.Equals(expected[at], came[at]))
+            at++;
+        if (at == expected.Count && at == came.Count)
+            return;
+
+        string left = at < expected.Count ? Short(expected[at]) : "the end";
+        string right = at < came.Count ? Short(came[at]) : "the end";
+        differences.Add($"{what} [{at}]: expected {left}, came {right}");
+    }
 }

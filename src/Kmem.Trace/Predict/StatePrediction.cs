@@ -16,29 +16,48 @@ public sealed class StatePrediction
     private readonly Machine _machine;
     private readonly ZoneEventCheck _zones = new();
     private readonly Dictionary<string, KmemCache> _caches = new(StringComparer.Ordinal);
-    private readonly Dictionary<string, string> _cacheByAddress = new(StringComparer.Ordinal);
-    private readonly Dictionary<string, ContextState> _contexts = new(StringComparer.Ordinal);
+    private readonly Dictionary<ulong, KmemCache> _cacheByAddress = [];
+    private readonly Dictionary<(int Cpu, string Task), ContextState> _contexts = [];
     private readonly HashSet<nint> _pagesToFree = [];
+    private readonly HashSet<nint> _sheavesToFree = [];
+    private readonly HashSet<nint> _sheavesGone = [];
+    private readonly Dictionary<RecordedEvent, RecordedEvent> _freeWithSheaf = new(ReferenceEqualityComparer.Instance);
     private readonly List<RecordedEvent> _events;
+    private readonly VmapSteps? _vmap;
     private ContextState _current = new();
     private RecordedEvent? _event;
     private int _position;
     private bool _inSteps;
 
-    private StatePrediction(Machine machine, MachineState state, List<RecordedEvent> events)
+    private StatePrediction(Machine machine, List<RecordedEvent> events)
     {
         _machine = machine;
         _events = events;
         machine.Trace = _zones;
         foreach (KmemCache cache in machine.Slabs.Caches)
+        {
             _caches[cache.Name] = cache;
-        foreach (CacheState cache in state.Caches)
-            _cacheByAddress[cache.Addr.Replace("0x", "", StringComparison.Ordinal)] = cache.Name;
+            unsafe
+            {
+                _cacheByAddress[machine.Slabs.KernelAddress((void*)cache.Descriptor)] = cache;
+            }
+        }
+
         machine.Slabs.PageSource = TakeSlabPage;
         machine.Slabs.PageSink = (page, _) => _pagesToFree.Add(page);
         Func<nuint, Gfp, nint> source = machine.Slabs.AllocMetadata;
         machine.Slabs.AllocMetadata = (size, gfp) => CheckSheafBlock(source(size, gfp & ~Gfp.Zero));
+        machine.Slabs.FreeMetadata = block =>
+        {
+            // Its own event follows; or it came before, because the operation is logged at its end.
+            if (_sheavesGone.Remove(block))
+                FreeSheafBlock(block);
+            else
+                _sheavesToFree.Add(block);
+        };
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
+        if (machine.VmapSpace is { } vmap)
+            _vmap = new VmapSteps(machine, vmap);
     }
 
     /// <summary>Lines of the recording.</summary>
@@ -63,10 +82,10 @@ public sealed class StatePrediction
     public long SlabAllocsExact { get; private set; }
 
     /// <summary>Areas of the vmalloc space that the kernel gave out.</summary>
-    public long VmapAllocs { get; private set; }
+    public long VmapAllocs => _vmap?.Allocs ?? 0;
 
     /// <summary>Of these, the ones with the address that came out here, too.</summary>
-    public long VmapAllocsExact { get; private set; }
+    public long VmapAllocsExact => _vmap?.AllocsExact ?? 0;
 
     /// <summary>Differences between the kernel's state at the end and the machine's.</summary>
     public long StateDifferences => Differences.Count;
@@ -75,6 +94,12 @@ public sealed class StatePrediction
     public bool IsExact => First == null && StateDifferences == 0
         && PageAllocsExact == PageAllocs && ZoneEventsExact == ZoneEvents
         && SlabAllocsExact == SlabAllocs && VmapAllocsExact == VmapAllocs;
+
+    /// <summary>Lines of a kind that is not known: they were passed over, and may explain differences.</summary>
+    public long UnknownEvents { get; private set; }
+
+    /// <summary>The first of them; null if there are none.</summary>
+    public string? FirstUnknown { get; private set; }
 
     /// <summary>What differs at the end, in words.</summary>
     public IReadOnlyList<string> Differences { get; private set; } = [];
@@ -95,41 +120,96 @@ public sealed class StatePrediction
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));
         MachineState after = MachineState.Read(Path.Combine(folder, "state-t1.json.gz"));
-        List<RecordedEvent> events = RecordedEvents.Read(Path.Combine(folder, "events.tsv.gz"), out long lines);
+        string events = Path.Combine(folder, "events.tsv.gz");
+        List<RecordedEvent> recorded = RecordedEvents.Read(events, out long lines);
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
-        var prediction = new StatePrediction(machine, before, events) { _inSteps = inSteps };
-        for (prediction._position = 0; prediction._position < events.Count; prediction._position++)
-            prediction.Execute(events[prediction._position]);
-        prediction.Events = lines;
-        prediction.Differences = StateComparison.Compare(after, machine.WriteState(after));
+        var prediction = new StatePrediction(machine, recorded) { _inSteps = inSteps, Events = lines };
+        try
+        {
+            prediction.ExecuteAll(machine.Cpus);
+        }
+        catch (Exception error) when (error is IndexOutOfRangeException or FormatException or OverflowException
+            or KeyNotFoundException or KernelBugException or ArgumentException or InvalidOperationException
+            or NullReferenceException)
+        {
+            throw new InvalidDataException(
+                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
+        }
+
+        // A recording does not say whose the blocks in use are, and a kernel may free them in pieces.
+        try
+        {
+            prediction.EndState = machine.WriteState() with { Own = null };
+            prediction.Differences = StateComparison.Compare(after, prediction.EndState);
+        }
+        catch (Exception error) when (prediction.First != null
+            && error is ArgumentException or NullReferenceException or KeyNotFoundException)
+        {
+            prediction.Differences = [$"the machine's lists are damaged after the mistakes: {error.Message}"];
+        }
+
         if (prediction._zones.First is { } first)
             prediction.First ??= $"zone event: expected {first.Expected}, came {first.Came}";
-        prediction.PredictAreas(folder);
         return prediction;
     }
 
-    /// <summary>
-    /// The vmalloc space on a machine of its own: its area objects are in the recording as allocations like others, too, and
-    /// would be taken twice.
-    /// </summary>
-    private void PredictAreas(string folder)
+    /// <summary>Writes the machine's own state after the last event, in the form of the recorded ones.</summary>
+    /// <param name="path">The file; gzip if the name ends in .gz.</param>
+    /// <exception cref="IOException">The file cannot be written.</exception>
+    public void SaveEndState(string path)
     {
-        VmapStatePrediction areas = VmapStatePrediction.Run(folder, _events);
-        VmapAllocs = areas.Allocs;
-        VmapAllocsExact = areas.AllocsExact;
-        First ??= areas.Differences.FirstOrDefault(difference => !difference.StartsWith("end,", StringComparison.Ordinal));
-        Differences = [.. Differences, .. areas.Differences];
+        ArgumentNullException.ThrowIfNull(path);
+        EndState.Write(path);
+    }
+
+    /// <summary>The machine's own state after the last event.</summary>
+    internal MachineState EndState { get; private set; } = new();
+
+    private void ExecuteAll(int cpus)
+    {
+        for (_position = 0; _position < _events.Count; _position++)
+        {
+            RecordedEvent recorded = _events[_position];
+            _event = recorded;
+            if ((uint)recorded.Cpu >= (uint)cpus)
+                throw new FormatException($"the state has no CPU {recorded.Cpu}");
+            if (!recorded.IsDone)
+                ExecuteOrGoOn(recorded);
+        }
+
+        _zones.Finish();
+    }
+
+    /// <summary>After mistakes the machine may find its own lists damaged. Then the event counts as wrong, and it goes on.</summary>
+    private void ExecuteOrGoOn(RecordedEvent recorded)
+    {
+        (long pages, long objects) = (PageAllocs, SlabAllocs);
+        try
+        {
+            Execute(recorded);
+        }
+        catch (Exception error) when (First != null
+            && (error is KernelBugException || error.InnerException is KernelBugException))
+        {
+            Differ(recorded, error.Message);
+            if (recorded.Name == "PA" && PageAllocs == pages)
+                PageAllocs++;
+            if (recorded.Name is "KA" or "KM" && SlabAllocs == objects)
+                SlabAllocs++;
+            if (ReferenceEquals(_current.Operation, recorded))
+                _current.Fiber = null;
+        }
     }
 
     private void Execute(RecordedEvent recorded)
     {
-        _event = recorded;
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
         if (_current.Fiber is { } fiber && ReferenceEquals(_current.Operation, recorded))
         {
-            // It was begun when it asked for a slab; now it takes effect.
+            // It was begun when it asked for a slab; now it takes effect, where its task runs now.
+            fiber.Cpu = recorded.Cpu;
             while (!fiber.IsDone)
                 fiber.Resume();
             fiber.Dispose();
@@ -145,8 +225,12 @@ public sealed class StatePrediction
             case "PF":
                 FreePages(recorded);
                 break;
-            case "PZ" or "PD" or "PX":
-                _zones.Expect($"{recorded.Name} {string.Join(' ', recorded.Args)}");
+            case "PZ" or "PX":
+                _zones.Expect(recorded);
+                break;
+            case "PD":
+                DrainForeign(recorded);
+                _zones.Expect(recorded);
                 break;
             case "LI":
                 MarkLru(recorded);
@@ -171,11 +255,14 @@ public sealed class StatePrediction
             case "KM":
                 Kmalloc(recorded);
                 break;
+            case "KC" when FindSheafBlock(recorded) is { } sheaf:
+                _freeWithSheaf.Add(sheaf, recorded);
+                break;
             case "KC":
                 FreeObject(recorded.Hex(1));
                 break;
             case "KF":
-                Kfree(recorded.Hex(0));
+                Kfree(recorded, recorded.Hex(0));
                 break;
             case "KFB":
                 FreeBulk(recorded);
@@ -185,6 +272,15 @@ public sealed class StatePrediction
                 break;
             case "SP" or "SR" or "SK":
                 SheafEvent(recorded);
+                break;
+            case "VA" or "VF" or "VP":
+                _vmap?.Execute(recorded, _current, Differ);
+                break;
+            case "SF":
+                break;      // implied by others
+            default:
+                UnknownEvents++;
+                FirstUnknown ??= $"line {recorded.Line}: {recorded.Name}";
                 break;
         }
     }
@@ -196,7 +292,7 @@ public sealed class StatePrediction
     private void WantSlab(RecordedEvent recorded)
     {
         ContextState context = _current;
-        context.WantsSlab = true;
+        context.SlabAttempts = 2;
         if (context.Fiber == null)
         {
             RecordedEvent? operation = FindOperation(context, out bool alone);
@@ -204,12 +300,8 @@ public sealed class StatePrediction
                 return;
 
             context.Operation = operation;
-            int cpu = recorded.Cpu;
-            context.Fiber = new Fiber(() =>
-            {
-                _machine.CpuSet.Pin(cpu);
-                Operate(operation);
-            });
+            var fiber = new Fiber(() => Operate(operation)) { Cpu = recorded.Cpu, Entered = cpu => _machine.CpuSet.Pin(cpu) };
+            context.Fiber = fiber;
         }
 
         // Up to the moment where it asks for the pages.
@@ -226,24 +318,76 @@ public sealed class StatePrediction
             RecordedEvent next = _events[i];
             if (ContextOf(next) != context)
                 alone = false;
-            else if (next.Name is "KA" or "KM" or "KAB" or "SP" or "SR")
+            else if (next.Name is "KA" or "KAB" or "SP" or "SR" || (next.Name == "KM" && !IsSheafBlock(next)))
                 return next;
         }
 
         return null;
     }
 
+    /// <summary>
+    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is done
+    /// when all of them are there.
+    /// </summary>
+    private RecordedEvent? FindSheafBlock(RecordedEvent free)
+    {
+        if (!_caches.TryGetValue(free.Args[0], out KmemCache? cache) || cache.SheafCapacity == 0)
+            return null;
+
+        for (int i = _position + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (ContextOf(next) != _current || next.Name is "PZ" or "PX" or "PD" or "PA")
+                continue;
+            if (next.Name == "CALL" && (next.Args[0] is "alloc_empty_sheaf" or "__alloc_empty_sheaf"
+                or "allocate_slab" or "__pcs_replace_full_main"))
+            {
+                continue;
+            }
+
+            return next.Name == "KM" && IsSheafBlock(next) ? next : null;
+        }
+
+        return null;
+    }
+
+    /// <summary>A part of another operation, which is logged later.</summary>
+    private static bool IsSheafBlock(RecordedEvent recorded) =>
+        recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal)
+        || recorded.Args[4].StartsWith("__alloc_empty_sheaf", StringComparison.Ordinal);
+
+    /// <summary>Interrupts and the idle task are a CPU's own; other tasks may move to another CPU.</summary>
     private ContextState ContextOf(RecordedEvent recorded)
     {
-        string key = recorded.Context.Length > 4 ? $"{recorded.Context}{recorded.Cpu}" : recorded.Context;
+        (int, string) key = (recorded.IsCpuBound ? recorded.Cpu : -1, recorded.Context);
         if (!_contexts.TryGetValue(key, out ContextState? context))
             _contexts[key] = context = new ContextState();
         return context;
     }
 
+    /// <summary>
+    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of the zone
+    /// (drain_all_pages). The recording shows it by its pages only; which lists it was, the first of them tells.
+    /// </summary>
+    private void DrainForeign(RecordedEvent recorded)
+    {
+        ulong pfn = recorded.Number(0);
+        if (_zones.HasUnmatched || pfn >= _machine.Map.EndPfn || _machine.Pages.PresentZoneOf(pfn) is not { } zone)
+            return;
+
+        for (int cpu = 0; cpu < _machine.Cpus; cpu++)
+        {
+            if (zone.IsNextToDrain(cpu, pfn))
+            {
+                _machine.Pages.DrainZone(zone, cpu);
+                return;
+            }
+        }
+    }
+
     private unsafe void AllocPages(RecordedEvent recorded)
     {
-        ulong expected = recorded.Number(0);
+        ulong expected = recorded.Frame(0, _machine.Map.EndPfn);
         int order = recorded.Int(1);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero; // nobody looks at the content
         string via = recorded.Args[4];
@@ -261,21 +405,35 @@ public sealed class StatePrediction
         }
 
         PageAllocs++;
-        ulong came = page == null ? 0 : _machine.Map.PfnOf(page);
+        ulong came = page == null ? RecordedEvent.NoFrame : _machine.Map.PfnOf(page);
         Compare(came == expected, () => page == null ? "no frame" : $"frame {came}");
         PageAllocsExact += came == expected ? 1 : 0;
-        if (came != expected && page != null)
+        if (came != expected)
+            page = Correct(page, expected, order, (gfp & Gfp.Comp) != 0);
+        if (_current.SlabAttempts > 0)
         {
-            page = _machine.Map.PageOf(expected);
-            FreeForgottenSlab(Page.HeadOf(page));
-            _machine.Pages.Exchange(came, expected, order);
+            // If there is no block of the preferred order, a smaller one is tried, once.
+            _current.SlabPages.Enqueue(((nint)page, order));
+            _current.SlabAttempts = page == null ? _current.SlabAttempts - 1 : 0;
+        }
+    }
+
+    /// <summary>After a wrong answer: the recorded block is taken, and the other one given back.</summary>
+    private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
+    {
+        if (expected == RecordedEvent.NoFrame)
+        {
+            _machine.Pages.FreeFrozen(came, order);
+            return null;
         }
 
-        if (_current.WantsSlab)
-        {
-            _current.SlabPages.Enqueue((nint)page);
-            _current.WantsSlab = false;
-        }
+        Page* page = _machine.Map.PageOf(expected);
+        FreeForgottenSlab(Page.HeadOf(page));
+        if (came != null)
+            _machine.Pages.Exchange(_machine.Map.PfnOf(came), expected, order);
+        else
+            _machine.Pages.Claim(expected, order, compound);
+        return page;
     }
 
     /// <summary>The kernel gives out the pages of what is a slab here: it must have freed that slab.</summary>
@@ -308,7 +466,8 @@ public sealed class StatePrediction
     private unsafe void FreePages(RecordedEvent recorded)
     {
         _zones.StartAgain();
-        Page* page = _machine.Map.PageOf(recorded.Number(0));
+        ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+        Page* page = _machine.Map.PageOf(pfn == RecordedEvent.NoFrame ? throw new FormatException("no such frame") : pfn);
         int order = recorded.Int(1);
         if (!_pagesToFree.Remove((nint)page) && page->Type == PageType.Slab)
         {
@@ -316,6 +475,17 @@ public sealed class StatePrediction
             _machine.Slabs.CacheOf(page).Forget(page);
             _pagesToFree.Remove((nint)page);
         }
+
+        if (_machine.Pages.IsAnyFree(pfn, order))
+        {
+            // It is free already: an earlier mistake. The kernel's answer is the one that counts.
+            Compare(false, () => "a free of a block that is free");
+            return;
+        }
+
+        Page* head = Page.HeadOf(page);
+        if (head->IsHead && (head != page || PageAllocator.CompoundOrder(head) != order))
+            _machine.Pages.DissolveForeign(head);   // a split huge page goes back in pieces
 
         page->Flags &= ~PageFlags.Lru;
         page->Type = PageType.None;
@@ -325,35 +495,46 @@ public sealed class StatePrediction
 
     private static bool BypassPcp(string via, int order) => via == "buddy" && PerCpuPages.IsPcpOrder(order);
 
-    private unsafe void MarkLru(RecordedEvent recorded) =>
-        _machine.Map.PageOf(recorded.Number(0))->Flags |= PageFlags.Lru;
+    private unsafe void MarkLru(RecordedEvent recorded)
+    {
+        ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+        if (pfn != RecordedEvent.NoFrame)
+            _machine.Map.PageOf(pfn)->Flags |= PageFlags.Lru;
+    }
 
     private unsafe void AllocObject(RecordedEvent recorded)
     {
-        KmemCache cache = _caches[recorded.Args[0]];
+        KmemCache cache = CacheNamed(recorded.Args[0]);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero;
         nint sheaf = _current.Sheaf;
         _current.Sheaf = 0;
         void* obj = sheaf != 0 ? cache.AllocFromPrefilled(gfp, (Sheaf*)sheaf) : cache.Alloc(gfp);
         CheckObject(recorded.Hex(1), obj);
+        if (cache == _vmap?.Cache && recorded.Hex(1) != 0)
+            _current.VmapObjects.Add(recorded.Hex(1));
     }
 
     private unsafe void Kmalloc(RecordedEvent recorded)
     {
         nuint size = (nuint)recorded.Number(1);
-        if (recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal))
+        _current.LastKmallocSite = recorded.Args[4];
+        if (IsSheafBlock(recorded))
         {
             // The operation that needs the sheaf asks for it itself; it is logged when it is done.
             SlabAllocs++;
+            SlabAllocsExact += recorded.Hex(0) == 0 ? 1 : 0;    // it shows in what follows
             _current.ExpectedSheaf = recorded.Hex(0);
+            if (_freeWithSheaf.Remove(recorded, out RecordedEvent? free))
+                FreeObject(free.Hex(1));
             return;
         }
 
         if (size > KmallocClasses.MaxCacheSize)
         {
             // The pages were taken at their own event.
-            ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift;
-            _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
+            ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift; // beyond the end if it failed
+            if (pfn < _machine.Map.EndPfn)
+                _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
             return;
         }
 
@@ -363,7 +544,7 @@ public sealed class StatePrediction
     private unsafe nint CheckSheafBlock(nint block)
     {
         ulong came = block == 0 ? 0 : _machine.Slabs.KernelAddress((void*)block);
-        SlabAllocsExact += came == _current.ExpectedSheaf ? 1 : 0;
+        SlabAllocsExact += came == _current.ExpectedSheaf && came != 0 ? 1 : 0;
         Compare(came == _current.ExpectedSheaf, () => $"new sheaf {came:x16}");
         return block;
     }
@@ -375,25 +556,70 @@ public sealed class StatePrediction
         SlabAllocsExact += came == expected ? 1 : 0;
         Compare(came == expected, () => $"object {came:x16}");
         if (came != expected && obj != null && _machine.Slabs.SlabOf(obj) is var slab && slab != null)
-            _machine.Slabs.CacheOf(slab).Exchange(obj, _machine.Slabs.PointerOf(expected));
+            _machine.Slabs.CacheOf(slab).Exchange(obj, Pointer(expected));
+        _current.DropFailedAttempts();
         if (_current.SlabPages.Count > 0)
             Compare(false, () => "a slab page that this allocation did not need");
     }
 
     private unsafe void FreeObject(ulong address)
     {
-        void* obj = _machine.Slabs.PointerOf(address);
+        void* obj = Pointer(address);
         Page* slab = _machine.Slabs.SlabOf(obj);
-        if (slab != null)
-            _machine.Slabs.CacheOf(slab).Free(obj);
+        if (slab == null)
+            return;
+
+        KmemCache cache = _machine.Slabs.CacheOf(slab);
+        if (!cache.IsLive(obj))
+        {
+            Compare(false, () => "a free of an object that is free");
+            return;
+        }
+
+        if (cache == _vmap?.Cache)
+            PrepareVmapFree(address);
+        cache.Free(obj);
+    }
+
+    /// <summary>
+    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses that is
+    /// logged later: it took effect before, so it is done now.
+    /// </summary>
+    private void PrepareVmapFree(ulong obj)
+    {
+        if (_current.VmapObjects.Remove(obj) || _vmap!.Released.Remove(obj))
+            return;
+
+        for (int i = _position + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (next.Name != "VA" || ContextOf(next) != _current)
+                continue;
+
+            next.IsDone = true;
+            _vmap.Execute(next, _current, Differ);
+            break;
+        }
+
+        if (!_vmap.Released.Remove(obj))
+            Compare(false, () => "an area that is still in use here");
     }
 
     /// <summary>A large block goes back with its page event.</summary>
-    private unsafe void Kfree(ulong address)
+    private unsafe void Kfree(RecordedEvent recorded, ulong address)
     {
-        void* obj = _machine.Slabs.PointerOf(address);
-        if (address >= AddressMap.PageOffset && _machine.Slabs.SlabOf(obj) != null)
+        void* obj = Pointer(address);
+        Page* slab = _machine.Slabs.SlabOf(obj);
+        if (slab == null)
+            return;
+
+        bool isSheaf = recorded.Args.Length > 1 && recorded.Args[1].Contains("sheaf", StringComparison.Ordinal);
+        if (isSheaf && !_sheavesToFree.Remove((nint)obj))
+            _sheavesGone.Add((nint)obj);
+        else if (_machine.Slabs.CacheOf(slab).IsLive(obj))
             _machine.Kfree(obj);
+        else
+            Compare(false, () => "a free of an object that is free");
     }
 
     private unsafe void FreeBulk(RecordedEvent recorded)
@@ -401,20 +627,22 @@ public sealed class StatePrediction
         nint[] objects = recorded.Args.Skip(2)
             .Select(text => ulong.Parse(text, NumberStyles.HexNumber, CultureInfo.InvariantCulture))
             .Take(recorded.Int(1))
-            .Select(address => (nint)_machine.Slabs.PointerOf(address))
-            .Where(pointer => _machine.Slabs.SlabOf((void*)pointer) != null)
+            .Select(address => (nint)Pointer(address))
+            .Where(IsLive)
             .ToArray();
+        Compare(objects.Length == recorded.Int(1) || recorded.Args[0] == "-", () => "a free of an object that is free");
         if (recorded.Args[0] == "-")
             _machine.Slabs.FreeBulk(null, objects);
         else
-            _caches[recorded.Args[0]].FreeBulk(objects);
+            CacheNamed(recorded.Args[0]).FreeBulk(objects);
     }
 
     private unsafe void AllocBulk(RecordedEvent recorded)
     {
         var objects = new nint[recorded.Int(2)];
-        _caches[recorded.Args[0]].AllocBulk(recorded.Gfp(1) & ~Gfp.Zero, objects);
-        for (int i = 0; i < objects.Length; i++)
+        int got = CacheNamed(recorded.Args[0]).AllocBulk(recorded.Gfp(1) & ~Gfp.Zero, objects);
+        Compare((got > 0) == (recorded.Int(3) > 0), () => $"{got} objects");
+        for (int i = 0; i < recorded.Int(3); i++)
             CheckObject(recorded.Hex(4 + i), (void*)objects[i]);
     }
 
@@ -423,12 +651,13 @@ public sealed class StatePrediction
         switch (recorded.Name)
         {
             case "SP":
-                Sheaf* filled = _caches[recorded.Args[0]].PrefillSheaf(recorded.Gfp(1), recorded.Int(2));
+                Sheaf* filled = CacheNamed(recorded.Args[0]).PrefillSheaf(recorded.Gfp(1), recorded.Int(2));
                 CheckSheaf(recorded.Hex(3), filled);
                 break;
             case "SR":
-                var sheaf = (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(2));
-                _caches[recorded.Args[0]].RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
+                Sheaf* sheaf = SheafAt(recorded.Hex(2), CacheNamed(recorded.Args[0]));
+                if (sheaf != null)
+                    CacheNamed(recorded.Args[0]).RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
                 break;
             case "SK" when recorded.Args[2] == "1":
                 FreeRcu(recorded);
@@ -438,13 +667,16 @@ public sealed class StatePrediction
 
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
-        void* obj = _machine.Slabs.PointerOf(recorded.Hex(1));
-        _caches[recorded.Args[0]].FreeRcu(_machine.Slabs.SlabOf(obj), obj);
+        void* obj = Pointer(recorded.Hex(1));
+        if (IsLive((nint)obj))
+            CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj);
+        else
+            Compare(false, () => "a free of an object that is free");
     }
 
     private unsafe void CheckSheaf(ulong expected, Sheaf* sheaf)
     {
-        ulong came = _machine.Slabs.KernelAddress(sheaf);
+        ulong came = sheaf == null ? 0 : _machine.Slabs.KernelAddress(sheaf);
         Compare(came == expected, () => $"sheaf {came:x16}");
     }
 
@@ -456,22 +688,72 @@ public sealed class StatePrediction
                 WantSlab(recorded);
                 break;
             case "kmem_cache_alloc_from_sheaf_noprof":
-                _current.Sheaf = (nint)_machine.Slabs.PointerOf(recorded.Hex(3));
+                _current.Sheaf = (nint)SheafAt(recorded.Hex(3), CacheAt(recorded.Args[1]));
                 break;
             case "kmem_cache_return_sheaf":
-                CacheAt(recorded.Args[1]).ReturnSheaf(
-                    recorded.Gfp(2), (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(3)));
+                KmemCache owner = CacheAt(recorded.Args[1]);
+                Sheaf* returned = SheafAt(recorded.Hex(3), owner);
+                if (returned != null)
+                    owner.ReturnSheaf(recorded.Gfp(2), returned);
                 break;
             case "rcu_free_sheaf":
                 // The argument is the RCU head within the sheaf, at its start.
-                var sheaf = (Sheaf*)_machine.Slabs.PointerOf(recorded.Hex(1));
-                if (sheaf->Size > 0)
+                Sheaf* sheaf = SheafAt(recorded.Hex(1), null);
+                if (sheaf != null && sheaf->Size > 0)
                     _machine.Slabs.CacheOf(_machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[0])).FinishRcuSheaf(sheaf);
+                break;
+            case "__purge_vmap_area_lazy" or "decay_va_pool_node" or "purge_vmap_node":
+                _vmap?.Execute(recorded, _current, Differ);
                 break;
         }
     }
 
-    private KmemCache CacheAt(string address) => _caches[_cacheByAddress[address]];
+    private KmemCache CacheAt(string address) =>
+        ulong.TryParse(address, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong at)
+        && _cacheByAddress.TryGetValue(at, out KmemCache? cache)
+            ? cache
+            : throw new FormatException($"the state has no cache at {address}");
+
+    private KmemCache CacheNamed(string name) =>
+        _caches.TryGetValue(name, out KmemCache? cache)
+            ? cache
+            : throw new FormatException($"the state has no cache {name}");
+
+    /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
+    private unsafe void* Pointer(ulong address) =>
+        address >= AddressMap.PageOffset && address - AddressMap.PageOffset < _machine.Map.EndPfn << Pfn.PageShift
+            ? _machine.Slabs.PointerOf(address)
+            : null;
+
+    /// <summary>The sheaf at an address; null, and a mistake, if there is none here.</summary>
+    private unsafe Sheaf* SheafAt(ulong address, KmemCache? cache)
+    {
+        const int MostObjects = 1 << 12;
+        var sheaf = (Sheaf*)Pointer(address);
+        bool found = sheaf != null && sheaf->Capacity is > 0 and <= MostObjects && sheaf->Size >= 0
+            && sheaf->Size <= sheaf->Capacity;
+        for (int i = 0; found && i < sheaf->Size; i++)
+        {
+            Page* slab = _machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[i]);
+            KmemCache? owner = slab == null ? null : _machine.Slabs.CacheOf(slab);
+            found = owner != null && owner.SheafCapacity > 0 && (cache == null || owner == cache);
+        }
+
+        Compare(found, () => $"no sheaf at {address:x}");
+        return found ? sheaf : null;
+    }
+
+    private unsafe void FreeSheafBlock(nint block)
+    {
+        if (IsLive(block))
+            _machine.Kfree((void*)block);
+    }
+
+    private unsafe bool IsLive(nint pointer)
+    {
+        Page* slab = _machine.Slabs.SlabOf((void*)pointer);
+        return slab != null && _machine.Slabs.CacheOf(slab).IsLive((void*)pointer);
+    }
 
     /// <summary>Called by a cache that needs a slab: the page was taken at its event, a moment ago.</summary>
     private unsafe nint TakeSlabPage(Gfp gfp, int order, int node)
@@ -483,8 +765,15 @@ public sealed class StatePrediction
             fiber.Pause();
         }
 
-        if (context.SlabPages.TryDequeue(out nint page))
-            return page;
+        if (context.SlabPages.TryPeek(out (nint Page, int Order) taken))
+        {
+            // A smaller one is for the next attempt: the recording may leave out those that failed.
+            if (taken.Order < order)
+                return 0;
+
+            context.SlabPages.Dequeue();
+            return taken.Page;
+        }
 
         Compare(false, () => "a slab page that the kernel did not need");
         return (nint)_machine.Pages.AllocFrozen(gfp, order, node);
@@ -492,16 +781,37 @@ public sealed class StatePrediction
 
     private void Compare(bool equal, Func<string> came)
     {
-        if (!equal && First == null)
-            First = $"{_event}: came {came()}";
+        if (!equal)
+            Differ(_event!, came());
     }
 
-    /// <summary>What a task or interrupt is in the middle of.</summary>
-    private sealed class ContextState
-    {
-        public Queue<nint> SlabPages { get; } = new();
+    private void Differ(RecordedEvent recorded, string came) =>
+        First ??= $"line {recorded.Line}: {recorded}: came {came}";
 
-        public bool WantsSlab { get; set; }
+    /// <summary>What a task or interrupt is in the middle of.</summary>
+    internal sealed class ContextState
+    {
+        /// <summary>Objects for areas that were taken from the slab and are not used yet, oldest first.</summary>
+        public List<ulong> VmapObjects { get; } = [];
+
+        /// <summary>Where it last called kmalloc since it got addresses; null if it did not.</summary>
+        public string? LastKmallocSite { get; set; }
+
+        /// <summary>The purge that it is at work on.</summary>
+        public VmapPurge? Purge { get; set; }
+
+        /// <summary>Pages taken for slabs, and of which order; null for an attempt that failed.</summary>
+        public Queue<(nint Page, int Order)> SlabPages { get; } = new();
+
+        /// <summary>An operation that failed for want of pages may not be in the recording at all.</summary>
+        public void DropFailedAttempts()
+        {
+            while (SlabPages.TryPeek(out (nint Page, int Order) taken) && taken.Page == 0)
+                SlabPages.Dequeue();
+        }
+
+        /// <summary>How many of its next page requests may be for a slab.</summary>
+        public int SlabAttempts { get; set; }
 
         /// <summary>The operation in the middle of which the context is, if others act meanwhile.</summary>
         public Fiber? Fiber { get; set; }

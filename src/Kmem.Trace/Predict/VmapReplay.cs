@@ -180,7 +180,7 @@ internal sealed class VmapReplay
     private Action Checkpoint()
     {
         VmapState state = _vmap.Capture();
-        List<VmapAreaState>[] setAside = _vmap.Nodes.Select(VmapAllocator.CapturePurging).ToArray();
+        List<VmapAreaState>[] setAside = _vmap.Nodes.Select(_vmap.CapturePurging).ToArray();
         ulong[] assumed = _assumed.ToArray();
         (VmapPurge purge, int steps) = (_purge, _purgeSteps);
         return () =>

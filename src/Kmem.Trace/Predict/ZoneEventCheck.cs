@@ -30,11 +30,22 @@ internal sealed class ZoneEventCheck : ITrace
         _outOfStep = false;
     }
 
-    public void Expect(string zoneEvent)
+    /// <summary>Events came that none in the recording has been compared with yet.</summary>
+    public bool HasUnmatched => _came.Count > 0;
+
+    public void Expect(RecordedEvent recorded)
     {
         Expected++;
-        _expected.Enqueue(zoneEvent);
+        string args = recorded.Name == "PX" ? Join(recorded.Args, 6) : Join(recorded.Args, recorded.Name == "PD" ? 3 : 4);
+        _expected.Enqueue($"{recorded.Name} {args}");
         Compare();
+    }
+
+    /// <summary>At the end: what is left on either side has no counterpart.</summary>
+    public void Finish()
+    {
+        if (_came.Count > 0 || _expected.Count > 0)
+            First ??= (_expected.TryPeek(out string? left) ? left : "nothing", _came.TryPeek(out string? right) ? right : "nothing");
     }
 
     public void MmPageAllocZoneLocked(Pfn pfn, int order, Migratetype migratetype, bool percpuRefill) =>
@@ -71,6 +82,8 @@ internal sealed class ZoneEventCheck : ITrace
     public void MmPageFree(Pfn pfn, int order)
     {
     }
+
+    private static string Join(string[] args, int count) => string.Join(' ', args.Take(count));
 
     private void Came(string zoneEvent)
     {

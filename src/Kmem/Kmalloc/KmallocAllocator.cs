@@ -70,12 +70,25 @@ internal sealed class KmallocAllocator
             }
         }
 
+        LearnPlaces();
+    }
+
+    /// <summary>The caches are there: from now on the fast path knows them.</summary>
+    public void LearnPlaces()
+    {
         for (int size = SizeStep; size <= KmallocClasses.MaxCacheSize; size += SizeStep)
             _places[size / SizeStep] = (uint)CacheFor((nuint)size, Gfp.None).Place;
     }
 
     /// <summary>Names the cache of a type and size class.</summary>
-    public void Restore(KmallocType type, int index, KmemCache cache) => _caches[Slot(type, index)] = cache;
+    public void Restore(KmallocType type, int index, KmemCache cache)
+    {
+        cache.IsBuiltIn = true;
+        _caches[Slot(type, index)] = cache;
+    }
+
+    /// <summary>The cache of a type and size class; null if a restored machine has none.</summary>
+    public KmemCache? CacheAt(KmallocType type, int index) => _caches[Slot(type, index)];
 
     public ITrace? Trace
     {

@@ -138,6 +138,18 @@ internal sealed partial class Buddy : IDisposable
     /// <returns>False if the other block is not free.</returns>
     public unsafe bool TryExchange(Page* page, Page* other, int order, int cpu)
     {
+        if (!TryClaim(other, order, cpu))
+            return false;
+
+        Lock.Acquire();
+        FreeOneLocked(page, order, _blocks.TypeOf(_map.PfnOf(page)), FreeFlags.None, cpu);
+        Lock.Release();
+        return true;
+    }
+
+    /// <summary>Takes a given block out of the free ones, or out of a larger free one that it is a part of.</summary>
+    public unsafe bool TryClaim(Page* other, int order, int cpu)
+    {
         ulong wanted = _map.PfnOf(other);
         Lock.Acquire();
         for (int current = order; current <= PageOrder.Max; current++)
@@ -157,7 +169,6 @@ internal sealed partial class Buddy : IDisposable
                 AddLocked(_map.PageOf(half ^ (1UL << part)), part, type, tail: false);
             }
 
-            FreeOneLocked(page, order, _blocks.TypeOf(_map.PfnOf(page)), FreeFlags.None, cpu);
             Lock.Release();
             return true;
         }

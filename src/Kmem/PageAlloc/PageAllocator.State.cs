@@ -7,32 +7,121 @@ internal sealed partial class PageAllocator
     /// Makes it so that a request got the block at <paramref name="wanted"/> instead of the one at
     /// <paramref name="taken"/>, which takes the other's place among the free ones as far as possible.
     /// </summary>
-    /// <returns>False if the wanted block was not free here: the taken one is given back all the same.</returns>
+    /// <returns>False if the wanted block was not free here as a whole: the taken one is given back all the same.</returns>
     public unsafe bool Exchange(ulong taken, ulong wanted, int order)
     {
         Page* page = _map.PageOf(taken);
         Page* other = _map.PageOf(wanted);
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
-        PageFlags flags = page->Flags;
+        PageFlags kept = page->Flags & PageFlags.PfMemAlloc;
+        bool compound = page->IsHead;
+        if (compound)
+            DissolveCompound(page, order);
         page->Flags = PageFlags.None;
-        bool free = ZoneOf(wanted).Buddy.TryExchange(page, other, order, cpu) || TryExchangeOnList(page, other);
+        page->Type = PageType.None;
+        page->RefCount = 0;
+
+        // Blocks that overlap cannot change places; then, and if the other is not free, each goes its own way.
+        bool apart = taken + (1UL << order) <= wanted || wanted + (1UL << order) <= taken;
+        bool free = apart && (ZoneOf(wanted).Buddy.TryExchange(page, other, order, cpu) || TryExchangeOnList(page, other, order));
         if (!free)
+        {
             ZoneOf(taken).GiveToBuddy(page, order, FreeFlags.None, cpu);
-        other->Flags = flags;
-        other->AllocatedOrderPlusOne = (byte)(order + 1);
+            Evict(wanted, order, cpu);
+        }
+
+        RestoreAllocated(other, order, compound);
+        other->Flags |= kept;
         _cpus.Leave(task);
         return free;
     }
 
-    /// <summary>A block on a per-CPU list has links and no owner.</summary>
-    private static unsafe bool TryExchangeOnList(Page* page, Page* other)
+    /// <summary>Takes a block that a recording gave out and that a request did not find here.</summary>
+    public unsafe void Claim(ulong wanted, int order, bool compound)
     {
-        if (other->Type != PageType.None || other->AllocatedOrderPlusOne != 0 || other->RefCount != 0
-            || other->Lru.Next == null || (other->CompoundHead & 1) != 0)
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        Evict(wanted, order, cpu);
+        RestoreAllocated(_map.PageOf(wanted), order, compound);
+        _cpus.Leave(task);
+    }
+
+    /// <summary>Whether a block, or a part of it, is free, on the free lists or on some CPU's list.</summary>
+    public unsafe bool IsAnyFree(ulong pfn, int order)
+    {
+        for (int larger = order; larger <= PageOrder.Max; larger++)
         {
-            return false;
+            ulong start = pfn & ~((1UL << larger) - 1);
+            Page* head = _map.PageOf(start);
+            if (head->Type == PageType.Buddy && (int)head->Private >= larger)
+                return true;
+            if (IsOnList(head) && (larger == order || ZoneOf(pfn).IsOnPcp(start, larger)))
+                return true;
         }
+
+        for (ulong frame = pfn; frame < pfn + (1UL << order); frame++)
+        {
+            Page* page = _map.PageOf(frame);
+            if (page->Type == PageType.Buddy || IsOnList(page))
+                return true;
+        }
+
+        return false;
+    }
+
+    /// <summary>
+    /// Makes a compound block one of single frames, each like the whole: a kernel may split it, and frees the pieces.
+    /// </summary>
+    public unsafe void DissolveForeign(Page* head)
+    {
+        int order = CompoundOrder(head);
+        PageFlags lru = head->Flags & PageFlags.Lru;
+        head->Flags &= ~PageFlags.Head;
+        head->AllocatedOrderPlusOne = 1;
+        for (long i = 1; i < 1L << order; i++)
+        {
+            head[i].CompoundHead = 0;
+            head[i].Mapping = 0;
+            head[i].Flags = lru;
+        }
+    }
+
+    /// <summary>Takes every part of a block that is free off its list.</summary>
+    private unsafe void Evict(ulong wanted, int order, int cpu)
+    {
+        ZonePages zone = ZoneOf(wanted);
+        if (zone.Buddy.TryClaim(_map.PageOf(wanted), order, cpu))
+            return;
+
+        for (ulong pfn = wanted; pfn < wanted + (1UL << order); pfn++)
+        {
+            Page* page = _map.PageOf(pfn);
+            if (page->Type == PageType.Buddy)
+            {
+                int free = (int)page->Private;
+                zone.Buddy.TryClaim(page, free, cpu);
+                pfn += (1UL << free) - 1;
+            }
+        }
+
+        zone.TakeFromPcps(wanted, order, cpu);
+    }
+
+    /// <summary>A block on a per-CPU list has links and no owner.</summary>
+    private static unsafe bool IsOnList(Page* page) =>
+        page->Type == PageType.None && page->AllocatedOrderPlusOne == 0 && page->RefCount == 0
+        && page->Lru.Next != null && (page->CompoundHead & 1) == 0;
+
+    private unsafe bool TryExchangeOnList(Page* page, Page* other, int order)
+    {
+        if (!IsOnList(other))
+            return false;
+
+        // Only if it is a block of the same size, and of the same zone: counts stay as they are.
+        ulong pfn = _map.PfnOf(other);
+        if (ZoneOf(pfn) != ZoneOf(_map.PfnOf(page)) || !ZoneOf(pfn).IsOnPcp(pfn, order))
+            return false;
 
         ListHead.AddHead(&other->Lru, &page->Lru);
         ListHead.Remove(&other->Lru);

@@ -64,12 +64,9 @@ internal sealed partial class PageAllocator : IDisposable
     /// </summary>
     public unsafe void Configure(int watermarkBoostFactor, int percpuHighFraction)
     {
-        long aboveHigh = Zones.Sum(pages => Math.Max(0, (long)pages.Zone.Managed - pages.Zone.Watermarks.High));
-        bool tooSmall = aboveHigh < (long)PageOrder.PageblockPages * Migratetypes.Count;
+        ConfigureRestored(watermarkBoostFactor);
         foreach (ZonePages pages in Zones)
         {
-            pages.Buddy.WatermarkBoostFactor = watermarkBoostFactor;
-            pages.Buddy.GroupingDisabled = tooSmall;
             int cpus = _nodes[pages.Zone.NodeId].Cpus.Count;
             PcpLimits limits = Watermark.Pcp(
                 (long)pages.Zone.Managed,
@@ -84,14 +81,28 @@ internal sealed partial class PageAllocator : IDisposable
                 pcp->HighMax = limits.HighMax;
             }
         }
+    }
 
-        GroupingDisabled = tooSmall;
+    /// <summary>What of this a state does not say: boost, and grouping by mobility.</summary>
+    public void ConfigureRestored(int watermarkBoostFactor)
+    {
+        long aboveHigh = Zones.Sum(pages => Math.Max(0, (long)pages.Zone.Managed - pages.Zone.Watermarks.High));
+        GroupingDisabled = aboveHigh < (long)PageOrder.PageblockPages * Migratetypes.Count;
+        foreach (ZonePages pages in Zones)
+        {
+            pages.Buddy.WatermarkBoostFactor = watermarkBoostFactor;
+            pages.Buddy.GroupingDisabled = GroupingDisabled;
+        }
     }
 
     /// <summary>The machine is too small to keep migrate types apart: everything is Unmovable.</summary>
     public bool GroupingDisabled { get; private set; }
 
     public ZonePages ZoneOf(ulong pfn) => _zones[_blocks.ZoneOf(pfn)]!;
+
+    /// <summary>The zone of a frame, or null in a hole.</summary>
+    public ZonePages? PresentZoneOf(ulong pfn) =>
+        _blocks.ZoneOf(pfn) is not PageblockMap.NoZone and var zone && _blocks.IsPresent(pfn) ? _zones[zone] : null;
 
     /// <summary>
     /// Whether a pageblock in a zone's span has memory of that zone: it may be a hole, or another node's.
@@ -239,6 +250,15 @@ internal sealed partial class PageAllocator : IDisposable
 
             _cpus.ReleaseRemote(cpu);
         }
+    }
+
+    /// <summary>Empties one CPU's lists of one zone, on behalf of the CPU that this thread runs on.</summary>
+    public void DrainZone(ZonePages zone, int cpu)
+    {
+        int executing = _cpus.CurrentCpu;
+        _cpus.AcquireRemote(cpu);
+        zone.Drain(cpu, executing);
+        _cpus.ReleaseRemote(cpu);
     }
 
     /// <summary>Returns the memory of free blocks to the host (free page reporting).</summary>

@@ -69,6 +69,17 @@ internal struct PerCpuPages
             ListHead.Init(ListOf(pcp, list));
     }
 
+    /// <summary>The statistics, for a state.</summary>
+    public readonly long[] Counters => [PgAlloc, PgFree, NumaHit, NumaMiss, NumaForeign, NumaLocal, NumaOther];
+
+    /// <summary>Sets the statistics.</summary>
+    public void RestoreCounters(ReadOnlySpan<long> counters)
+    {
+        (PgAlloc, PgFree) = (counters[0], counters[1]);
+        (NumaHit, NumaMiss, NumaForeign) = (counters[2], counters[3], counters[4]);
+        (NumaLocal, NumaOther) = (counters[5], counters[6]);
+    }
+
     /// <summary>How many blocks the next refill takes; tunes High and AllocFactor on the way (nr_pcp_alloc).</summary>
     public int RefillCount(int order, bool zoneBelowHigh)
     {

@@ -91,6 +91,73 @@ internal sealed class ZonePages : IDisposable
             BulkFree(pcp, Math.Min(pcp->Count, pcp->Batch << PerCpuPages.BatchScaleMax), 0, executingCpu);
     }
 
+    /// <summary>Whether a drain of one CPU's lists would give this frame back first.</summary>
+    public unsafe bool IsNextToDrain(int cpu, ulong pfn)
+    {
+        for (int list = 0; list < PerCpuPages.ListCount; list++)
+        {
+            ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
+            if (!ListHead.IsEmpty(head))
+                return _map.PfnOf(Page.FromLru(head->Prev)) == pfn;
+        }
+
+        return false;
+    }
+
+    /// <summary>Whether some CPU's lists have exactly this block.</summary>
+    public unsafe bool IsOnPcp(ulong pfn, int order)
+    {
+        for (int cpu = 0; cpu < Zone.CpuCount; cpu++)
+        {
+            for (int list = 0; list < PerCpuPages.ListCount; list++)
+            {
+                ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
+                if (PerCpuPages.OrderOfList(list) != order)
+                    continue;
+                for (ListHead* node = head->Next; node != head; node = node->Next)
+                {
+                    if (_map.PfnOf(Page.FromLru(node)) == pfn)
+                        return true;
+                }
+            }
+        }
+
+        return false;
+    }
+
+    /// <summary>
+    /// Takes every block that overlaps a range off the CPUs' lists; what lies outside the range goes to the buddy system.
+    /// A correction: O(frames on the lists).
+    /// </summary>
+    public unsafe void TakeFromPcps(ulong wanted, int order, int executingCpu)
+    {
+        ulong end = wanted + (1UL << order);
+        for (int cpu = 0; cpu < Zone.CpuCount; cpu++)
+        {
+            for (int list = 0; list < PerCpuPages.ListCount; list++)
+            {
+                int size = PerCpuPages.OrderOfList(list);
+                ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
+                for (ListHead* node = head->Next; node != head;)
+                {
+                    Page* page = Page.FromLru(node);
+                    node = node->Next;
+                    ulong pfn = _map.PfnOf(page);
+                    if (pfn >= end || pfn + (1UL << size) <= wanted)
+                        continue;
+
+                    ListHead.Remove(&page->Lru);
+                    PcpOf(cpu)->Count -= 1 << size;
+                    for (ulong frame = pfn; frame < pfn + (1UL << size); frame++)
+                    {
+                        if (frame < wanted || frame >= end)
+                            GiveToBuddy(_map.PageOf(frame), 0, FreeFlags.None, executingCpu);
+                    }
+                }
+            }
+        }
+    }
+
     /// <summary>The once-a-second work: lists that grew for a burst shrink again (decay_pcp_high).</summary>
     public unsafe void Decay(int cpu)
     {

@@ -37,18 +37,19 @@ public sealed partial class KmemCache
     }
 
     /// <summary>Sets a node's partial list, first slab first.</summary>
-    internal unsafe void RestoreNode(int node, IReadOnlyList<ulong> partial)
+    internal unsafe void RestoreNode(int node, IReadOnlyList<ulong> partial, ulong descriptor)
     {
+        _nodes[node].Descriptor = descriptor == 0 ? 0 : (nint)_slabs.PointerOf(descriptor);
         foreach (ulong pfn in partial)
             _nodes[node].AddLocked(_slabs.Map.PageOf(pfn), tail: true);
     }
 
     /// <summary>Writes a sheaf into the kmalloc block that it is; its objects are free.</summary>
-    internal unsafe nint RestoreSheaf(ulong kernelAddress, ReadOnlySpan<ulong> objects)
+    internal unsafe nint RestoreSheaf(ulong kernelAddress, ReadOnlySpan<ulong> objects, int capacity)
     {
         var sheaf = (Sheaf*)_slabs.PointerOf(kernelAddress);
         *sheaf = default;
-        sheaf->Capacity = Math.Max(_sheafCapacity, objects.Length);
+        sheaf->Capacity = Math.Max(capacity > 0 ? capacity : _sheafCapacity, objects.Length);
         foreach (ulong address in objects)
         {
             void* obj = _slabs.PointerOf(address);
@@ -66,12 +67,12 @@ public sealed partial class KmemCache
         CpuAt(cpu)->RcuFree = (Sheaf*)rcuFree;
     }
 
-    internal unsafe void RestoreInBarn(nint sheaf, bool full)
+    internal unsafe void RestoreInBarn(int node, nint sheaf, bool full)
     {
         if (full)
-            _nodes[0].Barn!.PutFull((Sheaf*)sheaf);
+            _nodes[node].Barn!.PutFull((Sheaf*)sheaf);
         else
-            _nodes[0].Barn!.PutEmpty((Sheaf*)sheaf);
+            _nodes[node].Barn!.PutEmpty((Sheaf*)sheaf);
     }
 
     /// <summary>

@@ -42,6 +42,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>What each CPU needs for all caches that there can be; used as it is touched.</summary>
     public const ulong CpuAreaBytes = (ulong)MaxCaches * KmemCacheCpu.SizeInBytes;
 
+    private const string SheafCacheName = "slab_sheaf-";
     private const int BootRefCount = -1;   // nobody joins them
 
     // A sheaf of 4, 12, 28 or 60 objects with its header.
@@ -151,11 +152,17 @@ internal sealed partial class SlabAllocator : IDisposable
         var caches = new KmemCache[SheafSizes.Length];
         for (int i = 0; i < caches.Length; i++)
         {
-            caches[i] = CreateBoot($"slab_sheaf-{SheafSizes[i]}", SheafSizes[i], SheafSizes[i], SlabFlags.NoMerge, plain);
+            caches[i] = CreateBoot(SheafCacheName + SheafSizes[i], SheafSizes[i], SheafSizes[i], SlabFlags.NoMerge, plain);
             caches[i].RefCount = BootRefCount;
             Describe(caches[i]);
         }
 
+        TakeSheavesFrom(caches);
+    }
+
+    /// <summary>Sheaves come from these caches, the smallest first, and larger ones from where they came before.</summary>
+    private unsafe void TakeSheavesFrom(KmemCache[] caches)
+    {
         Func<nuint, Gfp, nint> other = AllocMetadata;
         Action<nint> otherFree = FreeMetadata;
         AllocMetadata = (size, gfp) =>
@@ -173,16 +180,48 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
-    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, int sheafCapacity)
+    public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, in CacheTraits traits)
     {
         lock (_mutex)
         {
             int id = FreeId();
-            var cache = new KmemCache(this, id, name, geometry, new CacheTraits(SheafCapacity: sheafCapacity)) { RefCount = refCount };
+            bool isPrivate = Options.SheavesEverywhere && name.StartsWith(SheafCacheName, StringComparison.Ordinal);
+            var cache = new KmemCache(this, id, name, geometry, traits with { IsPrivate = isPrivate })
+            {
+                RefCount = refCount,
+                FastId = FastId,
+            };
             _byId[id] = cache;
             _caches.Add(cache);
             return cache;
         }
+    }
+
+    /// <summary>Finds the caches that descriptors and sheaves come from among those restored.</summary>
+    public void RestoreBootCaches()
+    {
+        lock (_mutex)
+        {
+            _bootNode = _caches.Find(cache => cache.Name == "kmem_cache_node");
+            _bootCache = _caches.Find(cache => cache.Name == "kmem_cache");
+            KmemCache[] sheaves = _caches.Where(cache => cache.IsPrivate).OrderBy(cache => cache.ObjectSize).ToArray();
+            if (sheaves.Length > 0)
+                TakeSheavesFrom(sheaves);
+        }
+    }
+
+    /// <summary>Sets which names were merged into which caches: [name, cache].</summary>
+    public void RestoreAliases(IEnumerable<string[]> aliases)
+    {
+        lock (_mutex)
+            _aliases.AddRange(aliases.Select(alias => (alias[0], _caches.First(cache => cache.Name == alias[1]))));
+    }
+
+    /// <summary>Where the machine's random numbers stand.</summary>
+    public ulong RandomState
+    {
+        get => Volatile.Read(ref _random);
+        set => Volatile.Write(ref _random, value);
     }
 
     public static nint TagOf(int id) => (id + 1) << TagShift;
@@ -400,7 +439,14 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>Calls back for every slab of every cache, in order of address. Nobody may be at work.</summary>
-    public unsafe void ForEachSlab(Action<nint> visit)
+    public unsafe void ForEachSlab(Action<nint> visit) => ForEachBlockInUse(page =>
+    {
+        if (((Page*)page)->Type == PageType.Slab)
+            visit(page);
+    });
+
+    /// <summary>Calls back for every block that was given out, in order of address. Nobody may be at work.</summary>
+    public unsafe void ForEachBlockInUse(Action<nint> visit)
     {
         foreach (ZonePages pages in Pages.Zones)
         {
@@ -413,9 +459,13 @@ internal sealed partial class SlabAllocator : IDisposable
                 }
 
                 Page* page = Map.PageOf(pfn);
-                if (page->Type == PageType.Slab)
+                if (page->Type != PageType.Buddy && page->AllocatedOrderPlusOne != 0)
                     visit((nint)page);
-                int order = page->Type == PageType.Buddy ? (int)page->Private : Math.Max(page->AllocatedOrderPlusOne - 1, 0);
+
+                // A replayed kernel frees other blocks in pieces: their size says nothing about what follows.
+                int order = page->Type == PageType.Buddy ? (int)page->Private
+                    : page->Type == PageType.Slab ? Math.Max(page->AllocatedOrderPlusOne - 1, 0)
+                    : 0;
                 pfn += 1UL << order;
             }
         }
@@ -517,8 +567,8 @@ internal sealed partial class SlabAllocator : IDisposable
     private unsafe void FreeDescriptors(KmemCache cache)
     {
         foreach (KmemCacheNode node in cache.Nodes)
-            _bootNode!.Free((void*)node.Descriptor);
-        _bootCache!.Free((void*)cache.Descriptor);
+            _bootNode?.Free((void*)node.Descriptor);
+        _bootCache?.Free((void*)cache.Descriptor);
     }
 
     /// <summary>The oldest cache that a new one may become an alias of (find_mergeable).</summary>

@@ -25,11 +25,24 @@ internal sealed record MachineState
     /// <summary>Cache names by kmalloc type (normal, reclaimable, DMA) and size index.</summary>
     public IReadOnlyList<IReadOnlyList<string?>> KmallocCaches { get; init; } = [];
 
-    /// <summary>Each slab as [pfn, order, cache, inuse, objects, frozen, on partial list, [free object indices]].</summary>
-    public IReadOnlyList<JsonElement[]> Slabs { get; init; } = [];
+    /// <summary>Every slab; in JSON a row of [pfn, order, cache, inuse, objects, frozen, on list, [free indices]].</summary>
+    [JsonConverter(typeof(SlabRowsConverter))]
+    public IReadOnlyList<SlabRow> Slabs { get; init; } = [];
 
     /// <summary>Runs [pfn, count] of frames on LRU lists.</summary>
     public IReadOnlyList<ulong[]> LruPages { get; init; } = [];
+
+    /// <summary>The vmalloc space; null if the machine never used it.</summary>
+    [JsonConverter(typeof(VmapStateConverter))]
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public VmapState? Vmap { get; init; }
+
+    /// <summary>
+    /// What only a machine's own state has, and a kernel's recording has not: blocks in use that are not slabs, names that
+    /// were merged into other caches, page tables. Null in a kernel's state.
+    /// </summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public OwnState? Own { get; init; }
 
     /// <summary>Reads a state, plain or gzip.</summary>
     /// <exception cref="InvalidDataException">The text is not such a state.</exception>
@@ -39,22 +52,50 @@ internal sealed record MachineState
         bool gzip = file.ReadByte() == 0x1f && file.ReadByte() == 0x8b;
         file.Position = 0;
         using Stream text = gzip ? new GZipStream(file, CompressionMode.Decompress) : file;
+        MachineState state;
         try
         {
-            return JsonSerializer.Deserialize(text, MachineStateJson.Default.MachineState)
-                ?? throw new InvalidDataException($"{path}: no machine state");
+            state = JsonSerializer.Deserialize(text, MachineStateJson.Default.MachineState)
+                ?? throw new InvalidDataException("it is empty");
         }
-        catch (JsonException error)
+        catch (Exception error) when (error is JsonException or InvalidDataException)
         {
             throw new InvalidDataException($"{path}: not a machine state: {error.Message}", error);
         }
+
+        if (StateRules.FirstBroken(state) is { } broken)
+            throw new InvalidDataException($"{path}: not a machine state: {broken}");
+        return state;
     }
+
+    /// <summary>Writes the state to a file, gzip if its name ends so.</summary>
+    /// <exception cref="IOException">The file cannot be written.</exception>
+    public void Write(string path)
+    {
+        using FileStream file = File.Create(path);
+        if (!path.EndsWith(".gz", StringComparison.OrdinalIgnoreCase))
+        {
+            Write(file);
+            return;
+        }
+
+        using var packed = new GZipStream(file, CompressionLevel.Fastest);
+        Write(packed);
+    }
+
+    /// <summary>Writes the state as JSON.</summary>
+    public void Write(Stream text) => JsonSerializer.Serialize(text, this, MachineStateJson.Default.MachineState);
 }
 
 /// <summary>A zone's lists and counters.</summary>
 internal sealed record ZoneState
 {
+    /// <summary>The zone's type: 0 DMA, 1 DMA32, 2 Normal, 3 Movable.</summary>
     public int Index { get; init; }
+
+    /// <summary>Its NUMA node; recordings of machines with one node do not say.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingDefault)]
+    public int Node { get; init; }
 
     public string Name { get; init; } = "";
 
@@ -101,8 +142,9 @@ internal sealed record ZoneState
 /// <summary>The free blocks of one order.</summary>
 /// <param name="Order">The order.</param>
 /// <param name="NrFree">Blocks on all lists.</param>
-/// <param name="Lists">Frames by migrate type, separated by blanks, head first.</param>
-internal sealed record FreeAreaState(int Order, long NrFree, IReadOnlyList<string> Lists);
+/// <param name="Lists">Frames by migrate type, head first; in JSON texts of numbers and blanks.</param>
+internal sealed record FreeAreaState(
+    int Order, long NrFree, [property: JsonConverter(typeof(FrameListsConverter))] IReadOnlyList<ulong[]> Lists);
 
 /// <summary>One CPU's lists of a zone, and their tuning.</summary>
 internal sealed record PcpState
@@ -125,7 +167,8 @@ internal sealed record PcpState
 
     public int FreeCount { get; init; }
 
-    public IReadOnlyList<string> Lists { get; init; } = [];
+    [JsonConverter(typeof(FrameListsConverter))]
+    public IReadOnlyList<ulong[]> Lists { get; init; } = [];
 }
 
 /// <summary>One CPU's share of a zone's free-page counter.</summary>
@@ -140,7 +183,8 @@ internal sealed record CacheState
     public string Name { get; init; } = "";
 
     /// <summary>The address of the kernel's own descriptor; only a name.</summary>
-    public string Addr { get; init; } = "";
+    [JsonConverter(typeof(HexConverter))]
+    public ulong Addr { get; init; }
 
     public int Size { get; init; }
 
@@ -152,7 +196,8 @@ internal sealed record CacheState
 
     public int Align { get; init; }
 
-    public string Flags { get; init; } = "0x0";
+    [JsonConverter(typeof(HexConverter))]
+    public ulong Flags { get; init; }
 
     public int Order { get; init; }
 
@@ -162,7 +207,8 @@ internal sealed record CacheState
 
     public int MinObjects { get; init; }
 
-    public string Allocflags { get; init; } = "0x0";
+    [JsonConverter(typeof(HexConverter))]
+    public ulong Allocflags { get; init; }
 
     public int MinPartial { get; init; }
 
@@ -174,7 +220,17 @@ internal sealed record CacheState
 
     public int Refcount { get; init; }
 
-    public JsonElement Ctor { get; init; }
+    /// <summary>Whether it has a constructor; a recording gives its address.</summary>
+    [JsonConverter(typeof(FlagConverter))]
+    public bool Ctor { get; init; }
+
+    /// <summary>First byte that user copies may touch; a recording does not say.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingDefault)]
+    public int UserOffset { get; init; }
+
+    /// <summary>Bytes that user copies may touch; a recording does not say.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingDefault)]
+    public int UserSize { get; init; }
 
     public IReadOnlyList<CacheCpuState> Cpu { get; init; } = [];
 
@@ -184,16 +240,26 @@ internal sealed record CacheState
 
     /// <summary>Sheaves that a caller owns, or that wait for a grace period.</summary>
     public IReadOnlyList<SheafState>? DetachedSheaves { get; init; }
+
+    /// <summary>What the nodes after the first hold; absent on machines with one node.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public IReadOnlyList<CacheNodeState>? OtherNodes { get; init; }
 }
 
 /// <summary>A sheaf: where it is, and what it holds; the last object is handed out first.</summary>
 internal sealed record SheafState
 {
-    public string Addr { get; init; } = "0x0";
+    [JsonConverter(typeof(HexConverter))]
+    public ulong Addr { get; init; }
 
     public int Size { get; init; }
 
-    public IReadOnlyList<string> Objects { get; init; } = [];
+    [JsonConverter(typeof(HexListConverter))]
+    public ulong[] Objects { get; init; } = [];
+
+    /// <summary>Room for objects, where it is not the cache's; a recording does not say.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingDefault)]
+    public int Capacity { get; init; }
 }
 
 /// <summary>A CPU's sheaves.</summary>
@@ -239,11 +305,70 @@ internal sealed record CacheNodeState
     public long NrSlabs { get; init; }
 
     public long TotalObjects { get; init; }
+
+    /// <summary>The node's sheaves, for nodes after the first; the first one's are the cache's.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public BarnState? Barn { get; init; }
+
+    /// <summary>The object that stands for the node's part of the cache; a recording does not say.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingDefault)]
+    [JsonConverter(typeof(HexConverter))]
+    public ulong Addr { get; init; }
 }
 
+/// <summary>A slab.</summary>
+/// <param name="Pfn">Its first frame.</param>
+/// <param name="Order">Its size.</param>
+/// <param name="Cache">Name of its cache.</param>
+/// <param name="InUse">Objects that are not on its own free list.</param>
+/// <param name="Objects">All of them.</param>
+/// <param name="Frozen">Whether it is some CPU's current slab.</param>
+/// <param name="OnPartialList">Whether it is on its node's list.</param>
+/// <param name="Free">Its own free list: indices, first to be handed out first.</param>
+internal sealed record SlabRow(
+    ulong Pfn, int Order, string Cache, int InUse, int Objects, bool Frozen, bool OnPartialList, int[] Free)
+{
+    public override string ToString() =>
+        $"[{Pfn},{Order},{Cache},{InUse},{Objects},{(Frozen ? 1 : 0)},{(OnPartialList ? 1 : 0)},[{string.Join(',', Free)}]]";
+}
+
+/// <summary>What a machine knows of itself beyond what a kernel's recording says.</summary>
+internal sealed record OwnState
+{
+    /// <summary>
+    /// Blocks in use that are not slabs: [first pfn, order, page flags, page type, references, count of such blocks that
+    /// follow each other].
+    /// </summary>
+    public IReadOnlyList<ulong[]> Blocks { get; init; } = [];
+
+    /// <summary>Names merged into other caches, in order of creation: [name, cache].</summary>
+    public IReadOnlyList<string[]> Aliases { get; init; } = [];
+
+    /// <summary>State of the machine's random numbers.</summary>
+    public ulong Random { get; init; }
+
+    /// <summary>vm.watermark_boost_factor.</summary>
+    public int WatermarkBoostFactor { get; init; }
+
+    /// <summary>Of each CPU's lists of each zone: frames allocated and freed, and the NUMA counters.</summary>
+    public IReadOnlyList<long[]> PcpCounters { get; init; } = [];
+
+    /// <summary>Slabs from the emergency reserve.</summary>
+    public IReadOnlyList<ulong> PfMemAllocSlabs { get; init; } = [];
+
+    /// <summary>The kernel's page tables, if the machine has vmalloc.</summary>
+    public PageTableState? Tables { get; init; }
+}
+
+/// <summary>A tree of page tables.</summary>
+/// <param name="Root">The frame of the root.</param>
+/// <param name="Tables">Each table: its frame, then pairs of index and entry where an entry is not 0.</param>
+internal sealed record PageTableState(ulong Root, IReadOnlyList<ulong[]> Tables);
+
 /// <summary>Reading and writing without reflection.</summary>
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower)]
+[JsonSourceGenerationOptions(
+    PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower,
+    DefaultIgnoreCondition = JsonIgnoreCondition.Never,
+    RespectNullableAnnotations = true)]
 [JsonSerializable(typeof(MachineState))]
-[JsonSerializable(typeof(JsonElement[]))]
-[JsonSerializable(typeof(string))]
 internal sealed partial class MachineStateJson : JsonSerializerContext;

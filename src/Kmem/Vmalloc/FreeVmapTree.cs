@@ -19,10 +19,10 @@ namespace Kmem;
 /// </remarks>
 internal sealed class FreeVmapTree : IDisposable
 {
-    private readonly KmemCache _objects;
+    private readonly VmapObjects _objects;
     private unsafe VmapTree* _tree;
 
-    public unsafe FreeVmapTree(KmemCache objects)
+    public unsafe FreeVmapTree(VmapObjects objects)
     {
         _objects = objects;
         _tree = (VmapTree*)NativeMemory.Alloc((nuint)sizeof(VmapTree));
@@ -125,7 +125,7 @@ internal sealed class FreeVmapTree : IDisposable
             var left = (VmapArea*)spare;
             spare = 0;
             if (left == null)
-                left = (VmapArea*)_objects.Alloc(Gfp.NoWait);
+                left = _objects.Alloc(Gfp.NoWait);
             if (left == null)
                 return VmapError.NoMemory;
 

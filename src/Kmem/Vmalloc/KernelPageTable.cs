@@ -62,6 +62,14 @@ internal sealed class KernelPageTable : PageTable
             Preallocate();
     }
 
+    /// <summary>Takes over the tables of a restored machine: entries preallocated.</summary>
+    public KernelPageTable(PageAllocator pages, MemMap map, int levels, ulong root, IReadOnlyList<ulong[]> tables)
+        : base(pages, map, levels, root, tables)
+    {
+        Sync = KernelTableSync.Preallocated;
+        _firstVmallocSlot = levels == 5 ? 416 : 402;
+    }
+
     public KernelTableSync Sync { get; }
 
     /// <summary>Entries copied by the fault handler.</summary>

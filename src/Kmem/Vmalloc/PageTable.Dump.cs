@@ -43,6 +43,36 @@ internal abstract partial class PageTable
     /// </summary>
     public IEnumerable<PageTableRow> Rows() => RowsUnder(RootPfn, Levels, 0);
 
+    /// <summary>Every table: its frame, then pairs of index and entry where an entry is not 0. Nobody may be at work.</summary>
+    public List<ulong[]> Capture()
+    {
+        var tables = new List<ulong[]>();
+        Capture(RootPfn, Levels, tables);
+        return tables;
+    }
+
+    /// <summary>Whether the leaf that maps an address allows writing.</summary>
+    public bool IsWritable(ulong va) => Walk(va).Steps is [.., { Leaf: true } leaf] && (leaf.Entry & PageTableEntry.Writable) != 0;
+
+    private void Capture(ulong table, int level, List<ulong[]> tables)
+    {
+        var row = new List<ulong> { table };
+        for (int index = 0; index < EntriesPerTable; index++)
+        {
+            ulong entry = Read(table, index);
+            if (entry == 0)
+                continue;
+
+            row.Add((ulong)index);
+            row.Add(entry);
+            bool isTable = level > PteLevel && (entry & PageTableEntry.Present) != 0 && !PageTableEntry.IsLeaf(entry, level);
+            if (isTable)
+                Capture(PageTableEntry.PfnOf(entry, level), level - 1, tables);
+        }
+
+        tables.Add([.. row]);
+    }
+
     /// <summary>
     /// The text of debugfs page_tables/kernel (arch/x86/mm/dump_pagetables.c, Linux 6.18): ranges of equal entries
     /// merged, holes included, a line at the start of each region of the address map.

@@ -44,6 +44,22 @@ internal abstract partial class PageTable : IDisposable
             _pages.ThrowBug("BUG: no memory for the root of an address space");
     }
 
+    /// <summary>Takes over tables that are in the frames of a restored machine.</summary>
+    protected PageTable(PageAllocator pages, MemMap map, int levels, ulong rootPfn, IReadOnlyList<ulong[]> tables)
+    {
+        _pages = pages;
+        _map = map;
+        Levels = levels;
+        RootPfn = rootPfn;
+        foreach (ulong[] table in tables)
+        {
+            for (int i = 1; i + 1 < table.Length; i += 2)
+                Write(table[0], (int)table[i], table[i + 1]);
+        }
+
+        _tablePages = tables.Count;
+    }
+
     public int Levels { get; }
 
     /// <summary>The frame of the root: CR3 shifted right by 12.</summary>

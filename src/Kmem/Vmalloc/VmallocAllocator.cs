@@ -65,6 +65,30 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     /// addresses.</exception>
     /// <exception cref="PlatformException">The host has no address space left.</exception>
     public VmallocAllocator(SlabAllocator slabs, KmallocAllocator kmalloc, Ram ram, MapBudget? budget = null)
+        : this(slabs, kmalloc, ram, budget, null, 0, null)
+    {
+    }
+
+    /// <summary>Takes over what is in the memory of a restored machine, and shows it in a window of its own.</summary>
+    public VmallocAllocator(
+        SlabAllocator slabs,
+        KmallocAllocator kmalloc,
+        Ram ram,
+        VmapState state,
+        ulong root,
+        IReadOnlyList<ulong[]> tables)
+        : this(slabs, kmalloc, ram, null, state, root, tables)
+    {
+    }
+
+    private VmallocAllocator(
+        SlabAllocator slabs,
+        KmallocAllocator kmalloc,
+        Ram ram,
+        MapBudget? budget,
+        VmapState? state,
+        ulong root,
+        IReadOnlyList<ulong[]>? tables)
     {
         if (AddressWindow.WhyUnsupported(ram) is { } reason)
             throw new NotSupportedException("vmalloc needs frames mapped at a second address: " + reason);
@@ -82,14 +106,26 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         _window = new KernelWindow(ram, addresses.VmallocStart, addresses.VmallocEnd, budget);
         try
         {
-            Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
-            if (!Tables.MapDirect(addresses, _pages.IsPresent, slabs.Map.EndPfn))
-                _pages.ThrowBug("Kernel panic: no memory for the tables of the direct map");
-            Vmap = new VmapAllocator(slabs, new VmapOptions { Start = _window.Start, End = _window.Last });
+            // A host with less room has a smaller vmalloc space; where it starts stays.
+            var options = new VmapOptions { Start = _window.Start, End = _window.Last, State = state };
+            if (state == null)
+            {
+                Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
+                if (!Tables.MapDirect(addresses, _pages.IsPresent, slabs.Map.EndPfn))
+                    _pages.ThrowBug("Kernel panic: no memory for the tables of the direct map");
+                Vmap = new VmapAllocator(slabs, options);
+            }
+            else
+            {
+                Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels, root, tables!);
+                Vmap = new VmapAllocator(slabs, options);
+                RestoreAreas(state);
+            }
         }
         catch
         {
-            Tables?.Dispose();
+            if (state == null)
+                Tables?.Dispose();
             _window.Dispose();
             throw;
         }

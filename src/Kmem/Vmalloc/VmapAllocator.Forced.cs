@@ -21,10 +21,12 @@ internal sealed partial class VmapAllocator
         if (area == null)
         {
             FreeOverlapping(start, end);
-            area = (VmapArea*)_objects.Alloc(Gfp.Kernel);
+            area = _objects.Alloc(Gfp.Kernel);
             VmapArea* block = _free.FindAtOrBelow(start);
             if (area == null
                 || block == null
+                || block->Start > start
+                || block->End < end
                 || _free.Cut(block, start, request.Size, ref _spare[cpu]) != VmapError.None)
             {
                 _objects.Free(area);
@@ -40,6 +42,16 @@ internal sealed partial class VmapAllocator
         bool inserted = NodeOf(start).InsertBusy(area);
         Bug.On(!inserted, "an area was given out twice");
         return area;
+    }
+
+    /// <summary>Makes an object the spare one of a CPU, if that has none.</summary>
+    public unsafe bool GiveSpare(int cpu, ulong obj)
+    {
+        if (_spare[cpu] != 0)
+            return false;
+
+        _spare[cpu] = _objects.Restored(obj);
+        return true;
     }
 
     private unsafe VmapArea* TakePooled(ulong start, ulong end)

@@ -167,7 +167,7 @@ internal sealed partial class VmapAllocator
     /// Decay of a node's pools: what is removed melts together first and then goes to the free tree, lowest address
     /// first.
     /// </summary>
-    private unsafe void DecayPools(VmapNode node, bool all)
+    internal unsafe void DecayPools(VmapNode node, bool all)
     {
         for (int i = 0; i < VmapNode.MaxPoolPages; i++)
             node.DecayPool(i, all, _decaying);

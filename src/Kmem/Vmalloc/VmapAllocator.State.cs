@@ -1,3 +1,5 @@
+using System.Diagnostics.CodeAnalysis;
+
 namespace Kmem;
 
 /// <content>The state as plain data: checkpoints, and the way a real kernel's state comes in.</content>
@@ -12,14 +14,15 @@ internal sealed partial class VmapAllocator
             RbNode* parent = block->Node.Parent;
             ulong? above = parent == null ? null : VmapArea.FromNode(parent)->Start;
             free.Add(new VmapBlockState(
-                block->Start, block->End, above, block->Node.IsBlack, block->SubtreeMax, (ulong)block));
+                block->Start, block->End, above, block->Node.IsBlack, block->SubtreeMax, _objects.AddressOf(block)));
         }
 
         return new VmapState
         {
             Free = free,
             Nodes = _nodes.Select(CaptureNode).ToArray(),
-            Spare = _spare.Select(spare => (ulong)spare).ToArray(),
+            LazyPages = LazyPages,
+            Spare = _spare.Select(spare => spare == 0 ? 0 : _objects.AddressOf((VmapArea*)spare)).ToArray(),
         };
     }
 
@@ -66,7 +69,7 @@ internal sealed partial class VmapAllocator
     /// <summary>
     /// The areas that a purge under way has set aside in a node; <see cref="Capture"/> leaves them out.
     /// </summary>
-    internal static unsafe List<VmapAreaState> CapturePurging(VmapNode node) => CaptureTree(node.Purging);
+    internal unsafe List<VmapAreaState> CapturePurging(VmapNode node) => CaptureTree(node.Purging);
 
     /// <summary>Puts them back after a <see cref="Restore"/>.</summary>
     internal unsafe void RestorePurging(VmapNode node, List<VmapAreaState> areas)
@@ -79,7 +82,7 @@ internal sealed partial class VmapAllocator
         }
     }
 
-    private static unsafe VmapNodeState CaptureNode(VmapNode node)
+    private unsafe VmapNodeState CaptureNode(VmapNode node)
     {
         var state = new VmapNodeState { Busy = CaptureTree(node.Busy), Lazy = CaptureTree(node.Lazy) };
         for (int pages = 1; pages <= VmapNode.MaxPoolPages; pages++)
@@ -96,7 +99,7 @@ internal sealed partial class VmapAllocator
         return state;
     }
 
-    private static unsafe List<VmapAreaState> CaptureTree(VmapTree* tree)
+    private unsafe List<VmapAreaState> CaptureTree(VmapTree* tree)
     {
         var areas = new List<VmapAreaState>();
         for (VmapArea* area = VmapTree.First(tree); area != null; area = VmapTree.Next(tree, area))
@@ -104,8 +107,30 @@ internal sealed partial class VmapAllocator
         return areas;
     }
 
-    private static unsafe VmapAreaState StateOf(VmapArea* area) =>
-        new(area->Start, area->End, area->Flags, (nint)area->Vm, (ulong)area);
+    private unsafe VmapAreaState StateOf(VmapArea* area) =>
+        new(area->Start, area->End, area->Flags, (nint)area->Vm, _objects.AddressOf(area));
+
+    /// <summary>The cache that the objects of a state belong to: its name is another one if it was merged.</summary>
+    private unsafe KmemCache CacheOf(VmapState state)
+    {
+        Require(state.Free.Count > 0, SpaceStart, "is not there: the free tree is empty");
+        ulong first = state.Free[0].Object;
+        RequireObject(first);
+        return _slabs.CacheOf(_slabs.SlabOf(_slabs.PointerOf(first)));
+    }
+
+    private nint RestoredObject(ulong address)
+    {
+        RequireObject(address);
+        return _objects.Restored(address);
+    }
+
+    private unsafe void RequireObject(ulong address)
+    {
+        void* obj = _slabs.PointerOf(address);
+        Page* slab = _slabs.SlabOf(obj);
+        Require(slab != null && _slabs.CacheOf(slab).IsLive(obj), address, "(an address of an object) is no object in use");
+    }
 
     /// <summary>Gives all objects back to the slab.</summary>
     private unsafe void Release()
@@ -123,7 +148,7 @@ internal sealed partial class VmapAllocator
 
         for (int cpu = 0; cpu < _spare.Length; cpu++)
         {
-            _objects.Free((void*)_spare[cpu]);
+            _objects.Free((VmapArea*)_spare[cpu]);
             _spare[cpu] = 0;
         }
 
@@ -204,7 +229,7 @@ internal sealed partial class VmapAllocator
         return area;
     }
 
-    private static void Require(bool holds, ulong start, string what)
+    private static void Require([DoesNotReturnIf(false)] bool holds, ulong start, string what)
     {
         if (!holds)
             throw new ArgumentException($"the area at 0x{start:x} {what}");

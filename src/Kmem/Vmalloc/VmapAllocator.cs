@@ -21,6 +21,12 @@ internal sealed record VmapOptions
 
     /// <summary>Areas that exist before the allocator, in order of address.</summary>
     public IReadOnlyList<VmapAreaState> EarlyAreas { get; init; } = [];
+
+    /// <summary>A state to begin with, whose objects are live in the slab already; null: all is free.</summary>
+    public VmapState? State { get; init; }
+
+    /// <summary>The objects are requests of a recording, and the trees consist of copies.</summary>
+    public bool IsReplay { get; init; }
 }
 
 /// <summary>
@@ -49,13 +55,16 @@ internal sealed partial class VmapAllocator : IDisposable
     /// <summary>Upper end of it.</summary>
     public const ulong SpaceEnd = ulong.MaxValue;
 
+    /// <summary>So many bytes of addresses go to one node, the next to the next one.</summary>
+    public const int ZoneBytes = 1 << ZoneShift;
+
     private const int MaxNodes = 128;
-    private const int ZoneShift = 16;               // 64 KiB of addresses go to one node, the next to the next one
+    private const int ZoneShift = 16;
     private const ulong LazyBytesPerStep = 32 << 20;
 
     private readonly SlabAllocator _slabs;
     private readonly CpuSet _cpus;
-    private readonly KmemCache _objects;
+    private readonly VmapObjects _objects;
     private readonly VmapNode[] _nodes;
     private readonly FreeVmapTree _free;
     private readonly FreeVmapTree _decaying;        // private to a decay: areas melt here before they reach _free
@@ -73,20 +82,17 @@ internal sealed partial class VmapAllocator : IDisposable
         _cpus = slabs.Cpus;
         Start = options.Start;
         End = options.End;
-        int nodes = Math.Clamp(options.Nodes ?? _cpus.Count, 1, MaxNodes);
+        int nodes = Math.Clamp(options.State?.Nodes.Length ?? options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
-        _objects = slabs.Create(
-            "vmap_area",
-            VmapArea.SizeInBytes,
-            align: 0,
-            SlabFlags.Panic,
-            new CacheTraits(null, 0, 0),
-            freePointerOffset: null);
+        _objects = new VmapObjects(slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);
         _spare = new nint[_cpus.Count];
-        Boot(options.EarlyAreas);
+        if (options.State is { } state)
+            Restore(state, RestoredObject);
+        else
+            Boot(options.EarlyAreas);
     }
 
     /// <summary>VMALLOC_START.</summary>
@@ -105,7 +111,7 @@ internal sealed partial class VmapAllocator : IDisposable
 
     public FreeVmapTree Free => _free;
 
-    public KmemCache Objects => _objects;
+    public VmapObjects Objects => _objects;
 
     public IVmapTrace? Trace { get; set; }
 
@@ -127,6 +133,7 @@ internal sealed partial class VmapAllocator : IDisposable
             node.Dispose();
         _free.Dispose();
         _decaying.Dispose();
+        _objects.Dispose();
     }
 
     /// <summary>Allocates a range of addresses (alloc_vmap_area).</summary>
@@ -155,7 +162,7 @@ internal sealed partial class VmapAllocator : IDisposable
         else
         {
             Gfp gfp = request.Gfp & GfpMask.Reclaim;
-            area = (VmapArea*)_objects.Alloc(gfp, request.Node);
+            area = _objects.Alloc(gfp, request.Node);
             if (area == null)
             {
                 error = VmapError.NoMemory;
@@ -332,7 +339,7 @@ internal sealed partial class VmapAllocator : IDisposable
         if (spare != 0 && _spare[cpu] == 0)
             _spare[cpu] = spare;
         else if (spare != 0)
-            _objects.Free((void*)spare);
+            _objects.Free((VmapArea*)spare);
 
         VmapError error = VmapError.NoBlock;
         VmapArea* block = _free.FindLowest(request);
@@ -382,9 +389,17 @@ internal sealed partial class VmapAllocator : IDisposable
         _free.Add(NewObject(from, SpaceEnd));
     }
 
+    private KmemCache CreateCache() => _slabs.Create(
+        "vmap_area",
+        VmapArea.SizeInBytes,
+        align: 0,
+        SlabFlags.Panic,
+        new CacheTraits(null, 0, 0),
+        freePointerOffset: null);
+
     private unsafe VmapArea* NewObject(ulong start, ulong end)
     {
-        var area = (VmapArea*)_objects.Alloc(Gfp.NoWait | Gfp.Zero);
+        VmapArea* area = _objects.Alloc(Gfp.NoWait | Gfp.Zero);
         if (area == null)
             throw new OutOfMemoryException("no memory for the areas of the vmalloc space");
         area->Start = start;

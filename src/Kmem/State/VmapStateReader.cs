@@ -1,7 +1,7 @@
 using System.Globalization;
 using System.Text.Json;
 
-namespace Kmem.Tracing;
+namespace Kmem;
 
 /// <summary>
 /// Reads the <c>vmap</c> object of a recorded kernel state (<c>state-t0.json</c>): the free tree with its shape, busy
@@ -20,10 +20,8 @@ internal static class VmapStateReader
         Free = vmap.GetProperty("free").EnumerateArray().Select(ReadBlock).ToList(),
         Nodes = vmap.GetProperty("nodes").EnumerateArray().Select(ReadNode).ToArray(),
         Spare = vmap.GetProperty("ne_fit_preload_node").EnumerateArray().Select(Hex).ToArray(),
+        LazyPages = vmap.GetProperty("lazy_nr").GetUInt64(),
     };
-
-    /// <summary>Pages that the kernel counted as lazily free (vmap_lazy_nr).</summary>
-    public static ulong ReadLazyPages(JsonElement vmap) => vmap.GetProperty("lazy_nr").GetUInt64();
 
     private static VmapBlockState ReadBlock(JsonElement e) => new(
         Hex(e[1]),
@@ -43,7 +41,25 @@ internal static class VmapStateReader
     };
 
     private static VmapAreaState ReadArea(JsonElement e) =>
-        new(Hex(e[1]), Hex(e[2]), e.GetArrayLength() > 3 ? Hex(e[3]) : 0, Object: Hex(e[0]));
+        new(Hex(e[1]), Hex(e[2]), e.GetArrayLength() > 3 ? Hex(e[3]) : 0, Object: Hex(e[0]))
+        {
+            Struct = e.GetArrayLength() > 7 ? ReadStruct(e) : null,
+        };
+
+    private static VmStructState ReadStruct(JsonElement e)
+    {
+        var vm = new VmStructState(Hex(e[4]), Hex(e[5]), Hex(e[6]), e[7].GetUInt32());
+        return e.GetArrayLength() < 15 ? vm : vm with
+        {
+            Object = Hex(e[8]),
+            PageArray = Hex(e[9]),
+            PageOrder = e[10].GetUInt32(),
+            PhysicalAddress = Hex(e[11]),
+            Caller = e[12].GetUInt64(),
+            RequestedSize = e[13].GetUInt64(),
+            Pages = e[14].EnumerateArray().Select(pfn => pfn.GetUInt64()).ToArray(),
+        };
+    }
 
     private static ulong Hex(JsonElement e)
     {
