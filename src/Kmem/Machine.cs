@@ -53,6 +53,7 @@ public sealed partial class Machine : IDisposable
         });
         _kmalloc = new KmallocAllocator(_slabs, options.HistoricKmallocLimit);
         Proc = new ProcFs(_pages, _slabs, _blocks);
+        OpenFloor();
     }
 
     /// <summary>What the machine was booted with.</summary>
@@ -136,6 +137,7 @@ public sealed partial class Machine : IDisposable
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
         machine.Start(map);
+        machine.StartMetrics();
         return machine;
     }
 
@@ -174,7 +176,21 @@ public sealed partial class Machine : IDisposable
         if (_disposed)
             return;
 
+        ThrowIfShared();
         _disposed = true;
+        StopMetrics();
+        try
+        {
+            _account.Close();
+        }
+        finally
+        {
+            DisposeParts();
+        }
+    }
+
+    private void DisposeParts()
+    {
         _vmalloc?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();

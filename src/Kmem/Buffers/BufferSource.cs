@@ -1,0 +1,90 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+
+namespace Kmem;
+
+/// <summary>
+/// One kind of thing that the .NET floor hands out (the blocks of a pool, the objects of a typed cache, regions, …) and how
+/// many of it are outstanding. Counting is a plain add in a cell of the thread's own.
+/// </summary>
+internal sealed class BufferSource(BufferAccount account, string name)
+{
+    private readonly Cell[] _cells = new Cell[ThreadStripe.Count];
+
+    public BufferAccount Account { get; } = account;
+
+    /// <summary>What a leak report calls it, for example <c>KmemPool 'kestrel'</c>.</summary>
+    public string Name { get; } = name;
+
+    /// <summary>Called when the machine goes away: from then on its memory must not be touched.</summary>
+    public Action? Closing { get; init; }
+
+    /// <summary>Things handed out and not given back. Exact when nobody is at work.</summary>
+    public long Count => Sum(static cell => cell.Count);
+
+    /// <summary>Their bytes, as asked for.</summary>
+    public long Bytes => Sum(static cell => cell.Bytes);
+
+    /// <summary>Books one thing that was handed out, and where, if the machine keeps call sites.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Charge(nint address, long bytes, string file, int line)
+    {
+        Add(1, bytes);
+        Account.Sites?.Add(address, new CallSite(this, file, line), bytes);
+    }
+
+    /// <summary>Books one thing that came back.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public void Discharge(nint address, long bytes)
+    {
+        Add(-1, -bytes);
+        Account.Sites?.Remove(address);
+    }
+
+    /// <summary>A number that no other call on this source gets: the thread's number, and its own sequence.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public ulong NextSerial()
+    {
+        int stripe = ThreadStripe.Current;
+        ref Cell cell = ref _cells[stripe];
+        long next = stripe == ThreadStripe.Shared ? Interlocked.Increment(ref cell.Serial) : ++cell.Serial;
+        return ((ulong)stripe << SerialBits) | ((ulong)next & ((1UL << SerialBits) - 1));
+    }
+
+    /// <summary>Bits of <see cref="NextSerial"/> that count; those above hold the thread's number (6 bits).</summary>
+    public const int SerialBits = 42;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void Add(long count, long bytes)
+    {
+        int stripe = ThreadStripe.Current;
+        ref Cell cell = ref _cells[stripe];
+        if (stripe != ThreadStripe.Shared)
+        {
+            cell.Count += count;
+            cell.Bytes += bytes;
+        }
+        else
+        {
+            Interlocked.Add(ref cell.Count, count);
+            Interlocked.Add(ref cell.Bytes, bytes);
+        }
+    }
+
+    private long Sum(Func<Cell, long> field)
+    {
+        long sum = 0;
+        foreach (ref Cell cell in _cells.AsSpan())
+            sum += field(cell);
+        return sum;
+    }
+
+    /// <summary>One thread's part; a cache line, so that threads do not disturb each other.</summary>
+    [StructLayout(LayoutKind.Sequential, Size = 64)]
+    private struct Cell
+    {
+        public long Count;
+        public long Bytes;
+        public long Serial;
+    }
+}
