@@ -204,7 +204,7 @@ public sealed partial class Machine
             // kmalloc and kvmalloc have a largest size, above which they complain in the log; vmalloc has none.
             if (bytes <= KmallocMaxSize)
                 return machine.Kvmalloc(bytes, gfp);
-            return WhyNoWindow == null ? machine.Vmalloc(bytes, gfp | Gfp.NoWarn) : null;
+            return WhyNoWindow == null && bytes <= machine._ram.Bytes ? machine.Vmalloc(bytes, gfp | Gfp.NoWarn) : null;
         }
 
         public unsafe void Free(void* memory) => machine.Kvfree(memory);

@@ -134,10 +134,33 @@ internal sealed class BufferAccount : IBufferRelease
     public unsafe void* Alloc(nuint bytes, bool clear, BufferSource source)
     {
         ThrowIfClosed();
-        void* memory = Memory.Alloc(bytes, clear ? Gfp.Kernel | Gfp.Zero : Gfp.Kernel);
+        void* memory = null;
+        try
+        {
+            memory = Memory.Alloc(bytes, clear ? Gfp.Kernel | Gfp.Zero : Gfp.Kernel);
+        }
+        catch (OutOfMemoryException)
+        {
+            // vmalloc could not even be started: the same thing to the caller.
+        }
+
         if (memory == null)
             ThrowOutOfMemory(bytes, source.Name);
         return memory;
+    }
+
+    /// <summary>vmalloc, or the exception that explains why it cannot be started.</summary>
+    public VmallocAllocator VmallocFor(nuint bytes, BufferSource source)
+    {
+        try
+        {
+            return Memory.Vmalloc;
+        }
+        catch (OutOfMemoryException)
+        {
+            ThrowOutOfMemory(bytes, $"the page tables under a {source.Name}");
+            throw;
+        }
     }
 
     /// <inheritdoc/>

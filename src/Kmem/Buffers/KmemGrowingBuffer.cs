@@ -54,7 +54,7 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
         }
         else
         {
-            VmallocAllocator vmalloc = account.Memory.Vmalloc;
+            VmallocAllocator vmalloc = account.VmallocFor((nuint)bytes, source);
             _area = vmalloc.ReserveSparse((nuint)bytes);
             if (_area == null)
                 account.ThrowOutOfMemory((nuint)bytes, $"the addresses of a {source.Name}");

@@ -53,8 +53,9 @@ public sealed class KmemRing : IDisposable, IBufferRelease
             return;
         }
 
+        VmallocAllocator vmalloc = account.VmallocFor((nuint)Capacity, source);
         _frames = new FrameBlocks(account.Memory.Pages, account.Memory.Map);
-        void* twice = MapTwice(account, _frames, Capacity >> Pfn.PageShift);
+        void* twice = MapTwice(vmalloc, _frames, Capacity >> Pfn.PageShift);
         if (twice == null)
         {
             _frames.FreeAll();
@@ -176,7 +177,7 @@ public sealed class KmemRing : IDisposable, IBufferRelease
         _frames.FreeAll();
     }
 
-    private static unsafe void* MapTwice(BufferAccount account, FrameBlocks frames, int count)
+    private static unsafe void* MapTwice(VmallocAllocator vmalloc, FrameBlocks frames, int count)
     {
         while (frames.Frames < (ulong)count)
         {
@@ -193,7 +194,7 @@ public sealed class KmemRing : IDisposable, IBufferRelease
         }
 
         order.AsSpan(0, count).CopyTo(order.AsSpan(count));
-        return account.Memory.Vmalloc.Map(order, VmFlags.None, PageProt.Kernel);
+        return vmalloc.Map(order, VmFlags.None, PageProt.Kernel);
     }
 
     private int Offset(long position) => (int)(position & _mask);
