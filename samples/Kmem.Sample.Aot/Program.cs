@@ -2,6 +2,7 @@ using System.Buffers;
 using System.Diagnostics.Metrics;
 using System.Runtime.CompilerServices;
 using Kmem;
+using Kmem.Samples;
 
 // Uses every part of the .NET floor once, and checks the result: what a trimmer or the AOT compiler left out would show.
 int failures = 0;
@@ -99,8 +100,11 @@ Check(leaks.Count == 1 && leaks[0].Sites[0].File.EndsWith("Program.cs", StringCo
 Console.WriteLine(failures == 0 ? $"all fine, {(RuntimeFeature.IsDynamicCodeSupported ? "JIT" : "native AOT")}" : $"{failures} failed");
 return failures == 0 ? 0 : 1;
 
-internal struct Node
+namespace Kmem.Samples
 {
-    public long Key;
-    public KmemHandle<Node> Next;
+    internal struct Node
+    {
+        public long Key;
+        public KmemHandle<Node> Next;
+    }
 }
