@@ -90,6 +90,8 @@ public sealed class KmemSocketTransport(IMemoryPoolFactory<byte> pools) : IConne
     /// </summary>
     private sealed class Connection : ConnectionContext, IDuplexPipe, IMemoryPoolFeature
     {
+        /// <summary>Large blocks, because each is a call of the system. A machine gives any size equally well.</summary>
+        private const int BlockSize = 16 << 10;
         private const int ReceiveLimit = 1 << 20, SendLimit = 1 << 16;
 
         private readonly Socket _socket;
@@ -106,11 +108,13 @@ public sealed class KmemSocketTransport(IMemoryPoolFactory<byte> pools) : IConne
             RemoteEndPoint = socket.RemoteEndPoint;
             ConnectionId = Guid.NewGuid().ToString("N");
             ConnectionClosed = _closed.Token;
-            _received = new Pipe(Options(pool, ReceiveLimit));
-            _toSend = new Pipe(Options(pool, SendLimit));
+
+            // The server's code runs on the thread pool; what moves bytes runs on with whoever brought them.
+            _received = new Pipe(Options(pool, ReceiveLimit, reader: PipeScheduler.ThreadPool, writer: PipeScheduler.Inline));
+            _toSend = new Pipe(Options(pool, SendLimit, reader: PipeScheduler.Inline, writer: PipeScheduler.ThreadPool));
             Transport = this;
             Features.Set<IMemoryPoolFeature>(this);
-            _work = Task.Run(WorkAsync);
+            _work = WorkAsync();
         }
 
         public override string ConnectionId { get; set; }
@@ -137,9 +141,9 @@ public sealed class KmemSocketTransport(IMemoryPoolFactory<byte> pools) : IConne
             _closed.Dispose();
         }
 
-        private static PipeOptions Options(MemoryPool<byte> pool, int limit) => new(
-            pool, minimumSegmentSize: KmemPool.DefaultBlockSize, pauseWriterThreshold: limit, resumeWriterThreshold: limit / 2,
-            useSynchronizationContext: false);
+        private static PipeOptions Options(
+            MemoryPool<byte> pool, int limit, PipeScheduler reader, PipeScheduler writer) =>
+            new(pool, reader, writer, limit, limit / 2, BlockSize, useSynchronizationContext: false);
 
         private async Task WorkAsync()
         {

@@ -25,15 +25,21 @@ public static class LoadTest
 {
     /// <summary>Runs server and clients, and stops both.</summary>
     /// <param name="factory">The server's memory; null for the built-in pool.</param>
+    /// <param name="ownTransport">Use <see cref="KmemSocketTransport"/>; memory that is not arrays needs it.</param>
     /// <param name="clients">Connections, each with one request at a time.</param>
     /// <param name="requests">Requests of each.</param>
     /// <param name="largestBody">Bodies have 0 to so many bytes.</param>
     /// <param name="stop">Ends it early.</param>
     /// <returns>What came of it.</returns>
     public static async Task<LoadResult> RunAsync(
-        KmemMemoryPoolFactory? factory, int clients, int requests, int largestBody, CancellationToken stop)
+        KmemMemoryPoolFactory? factory,
+        bool ownTransport,
+        int clients,
+        int requests,
+        int largestBody,
+        CancellationToken stop)
     {
-        await using WebApplication server = await StartServerAsync(factory, stop);
+        await using WebApplication server = await StartServerAsync(factory, ownTransport, stop);
         string address = server.Services.GetRequiredService<IServer>()
             .Features.Get<IServerAddressesFeature>()!.Addresses.Single();
 
@@ -61,16 +67,16 @@ public static class LoadTest
             GC.GetTotalAllocatedBytes() - allocated);
     }
 
-    private static async Task<WebApplication> StartServerAsync(KmemMemoryPoolFactory? factory, CancellationToken stop)
+    private static async Task<WebApplication> StartServerAsync(
+        KmemMemoryPoolFactory? factory, bool ownTransport, CancellationToken stop)
     {
         WebApplicationBuilder builder = WebApplication.CreateSlimBuilder();
         builder.Logging.ClearProviders();
         builder.WebHost.UseUrls($"http://{IPAddress.Loopback}:0");
         if (factory != null)
-        {
             builder.Services.AddSingleton<IMemoryPoolFactory<byte>>(factory);
+        if (ownTransport)
             builder.Services.AddSingleton<IConnectionListenerFactory, KmemSocketTransport>();
-        }
 
         WebApplication app = builder.Build();
         app.MapPost("/echo", async context =>

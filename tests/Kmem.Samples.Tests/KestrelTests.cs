@@ -24,7 +24,7 @@ public sealed class KestrelTests
         });
         var factory = new KmemMemoryPoolFactory(machine);
         LoadResult result = await LoadTest.RunAsync(
-            factory, clients: 8, requests: 150, largestBody: 100_000, TestContext.Current.CancellationToken);
+            factory, ownTransport: true, clients: 8, requests: 150, largestBody: 100_000, TestContext.Current.CancellationToken);
 
         Assert.Equal((1200, 0), (result.Requests, result.Wrong));
         Assert.NotEmpty(factory.Pools);
@@ -46,11 +46,11 @@ public sealed class KestrelTests
         {
             Assert.Throws<OutOfMemoryException>(() => RentForever(greedy, held));
             await Assert.ThrowsAnyAsync<HttpRequestException>(() =>
-                LoadTest.RunAsync(factory, 1, 1, 1000, TestContext.Current.CancellationToken));
+                LoadTest.RunAsync(factory, true, 1, 1, 1000, TestContext.Current.CancellationToken));
             held.ForEach(block => block.Dispose());
         }
 
-        LoadResult result = await LoadTest.RunAsync(factory, 2, 20, 1000, TestContext.Current.CancellationToken);
+        LoadResult result = await LoadTest.RunAsync(factory, true, 2, 20, 1000, TestContext.Current.CancellationToken);
         Assert.Equal(0, result.Wrong);
         Assert.Equal(0, machine.Outstanding);
     }
