@@ -201,6 +201,9 @@ public sealed partial class Machine
 
         public unsafe void* Alloc(nuint bytes, Gfp gfp)
         {
+            if (bytes <= Pfn.PageSize)
+                return machine.Kmalloc(bytes, gfp);
+
             // kmalloc and kvmalloc have a largest size, above which they complain in the log; vmalloc has none.
             if (bytes <= KmallocMaxSize)
                 return machine.Kvmalloc(bytes, gfp);

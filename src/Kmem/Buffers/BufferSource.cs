@@ -26,11 +26,17 @@ internal sealed class BufferSource(BufferAccount account, string name)
     public long Bytes => Sum(static cell => cell.Bytes);
 
     /// <summary>Books one thing that was handed out, and where, if the machine keeps call sites.</summary>
+    /// <returns>
+    /// A number that no other call on this source gets: the thread's number, and its own sequence below it in
+    /// <see cref="SerialBits"/> bits.
+    /// </returns>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public void Charge(nint address, long bytes, string file, int line)
+    public ulong Charge(nint address, long bytes, string file, int line)
     {
-        Add(1, bytes);
-        Account.Sites?.Add(address, new CallSite(this, file, line), bytes);
+        ulong serial = Add(1, bytes);
+        if (Account.Sites != null)
+            AddSite(address, bytes, file, line);
+        return serial;
     }
 
     /// <summary>Books one thing that came back.</summary>
@@ -38,38 +44,44 @@ internal sealed class BufferSource(BufferAccount account, string name)
     public void Discharge(nint address, long bytes)
     {
         Add(-1, -bytes);
-        Account.Sites?.Remove(address);
+        if (Account.Sites != null)
+            RemoveSite(address);
     }
 
-    /// <summary>A number that no other call on this source gets: the thread's number, and its own sequence.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public ulong NextSerial()
-    {
-        int stripe = ThreadStripe.Current;
-        ref Cell cell = ref _cells[stripe];
-        long next = stripe == ThreadStripe.Shared ? Interlocked.Increment(ref cell.Serial) : ++cell.Serial;
-        return ((ulong)stripe << SerialBits) | ((ulong)next & ((1UL << SerialBits) - 1));
-    }
-
-    /// <summary>Bits of <see cref="NextSerial"/> that count; those above hold the thread's number (6 bits).</summary>
+    /// <summary>Bits of a serial number that count; those above hold the thread's number (6 bits).</summary>
     public const int SerialBits = 42;
 
+    /// <summary>Everything in one visit to the thread's cell: finding it is what costs.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private void Add(long count, long bytes)
+    private ulong Add(long count, long bytes)
     {
         int stripe = ThreadStripe.Current;
         ref Cell cell = ref _cells[stripe];
-        if (stripe != ThreadStripe.Shared)
-        {
-            cell.Count += count;
-            cell.Bytes += bytes;
-        }
-        else
-        {
-            Interlocked.Add(ref cell.Count, count);
-            Interlocked.Add(ref cell.Bytes, bytes);
-        }
+        if (stripe == ThreadStripe.Shared)
+            return AddShared(ref cell, count, bytes);
+
+        cell.Count += count;
+        cell.Bytes += bytes;
+        return Serial(stripe, ++cell.Serial);
     }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static ulong AddShared(ref Cell cell, long count, long bytes)
+    {
+        Interlocked.Add(ref cell.Count, count);
+        Interlocked.Add(ref cell.Bytes, bytes);
+        return Serial(ThreadStripe.Shared, Interlocked.Increment(ref cell.Serial));
+    }
+
+    private static ulong Serial(int stripe, long number) =>
+        ((ulong)stripe << SerialBits) | ((ulong)number & ((1UL << SerialBits) - 1));
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void AddSite(nint address, long bytes, string file, int line) =>
+        Account.Sites!.Add(address, new CallSite(this, file, line), bytes);
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void RemoveSite(nint address) => Account.Sites!.Remove(address);
 
     private long Sum(Func<Cell, long> field)
     {

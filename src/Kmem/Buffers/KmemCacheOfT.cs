@@ -221,14 +221,14 @@ public sealed class KmemCache<T> : IDisposable
 
     private unsafe KmemHandle<T> Register(void* obj, string file, int line)
     {
+        ulong serial = _source.Charge((nint)obj, sizeof(T), file, line);
         ulong stamp = _id;
         if (_stampOffset != 0)
         {
-            stamp |= _source.NextSerial();
+            stamp |= serial;
             *(ulong*)((byte*)obj + _stampOffset) = stamp;
         }
 
-        _source.Charge((nint)obj, sizeof(T), file, line);
         return new KmemHandle<T>((nuint)((nint)obj - _ram), stamp);
     }
 

@@ -24,7 +24,7 @@ namespace Kmem;
 /// </para>
 /// </remarks>
 [DebuggerDisplay("{DebuggerText,nq}")]
-public sealed class KmemOwner<T> : MemoryManager<T>
+public sealed class KmemOwner<T> : MemoryManager<T>, IMemoryOwner<T>
     where T : unmanaged
 {
     private const int Disposed = 1;
@@ -76,7 +76,8 @@ public sealed class KmemOwner<T> : MemoryManager<T>
 
     /// <summary>Gives the block back; if it is pinned, with the last pin.</summary>
     /// <exception cref="ObjectDisposedException">It was disposed before.</exception>
-    public void Dispose() => ((IDisposable)this).Dispose();
+    /// <remarks>Not the base class's, which tells the garbage collector of a finalizer that there is not.</remarks>
+    public void Dispose() => Dispose(disposing: true);
 
     /// <inheritdoc/>
     /// <exception cref="ObjectDisposedException">The owner, or the machine, has been disposed.</exception>

@@ -27,6 +27,7 @@ public sealed class KmemPool : MemoryPool<byte>
     {
         _account = account;
         Name = name;
+        MaxBufferSize = account.Memory.WhyNoWindow == null ? int.MaxValue : KmallocClasses.MaxSize;
         _source = account.AddSource($"KmemPool '{name}'");
     }
 
@@ -40,7 +41,7 @@ public sealed class KmemPool : MemoryPool<byte>
     public long OutstandingBytes => _source.Bytes;
 
     /// <summary>2 GiB less 1; 4 MiB where there is no vmalloc.</summary>
-    public override int MaxBufferSize => _account.Memory.WhyNoWindow == null ? int.MaxValue : KmallocClasses.MaxSize;
+    public override int MaxBufferSize { get; }
 
     private string DebuggerText => $"KmemPool '{Name}': {Outstanding} blocks, {OutstandingBytes} bytes outstanding";
 
