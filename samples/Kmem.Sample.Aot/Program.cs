@@ -97,6 +97,13 @@ Check(machine.Validate().Count == 0);
 _ = machine.Rent<byte>(100);
 machine.Dispose();
 Check(leaks.Count == 1 && leaks[0].Sites[0].File.EndsWith("Program.cs", StringComparison.Ordinal));
+
+Console.WriteLine(FormattableString.Invariant($"shared fraction {Machine.SharedFraction}"));
+Machine.ConfigureShared(new MachineOptions { Name = "mine", RamBytes = 64 << 20 });
+Check(Machine.Shared.Name == "mine");
+using (KmemOwner<byte> shared = Machine.Shared.Rent<byte>(100))
+    Check(Machine.Shared.Outstanding == 1);
+
 Console.WriteLine(failures == 0 ? $"all fine, {(RuntimeFeature.IsDynamicCodeSupported ? "JIT" : "native AOT")}" : $"{failures} failed");
 return failures == 0 ? 0 : 1;
 

@@ -5,6 +5,7 @@ namespace Kmem;
 
 /// <content>The .NET floor: the machine's memory for safe code.</content>
 [DebuggerDisplay("{DebuggerText,nq}")]
+[DebuggerTypeProxy(typeof(DebuggerView))]
 public sealed partial class Machine
 {
     private static int s_machines;
@@ -186,6 +187,23 @@ public sealed partial class Machine
         _sequenceWriters = _account.AddSource("KmemSequenceWriter");
         _growing = _account.AddSource("KmemGrowingBuffer");
         _rings = _account.AddSource("KmemRing");
+    }
+
+    /// <summary>What a debugger shows: the budget, the zones, the caches, and what is outstanding.</summary>
+    private sealed class DebuggerView(Machine machine)
+    {
+        public MachineOptions Options => machine.Options;
+
+        public string[] Zones => machine._disposed ? [] : machine._pages.Zones.Select(zone =>
+            $"node {zone.Zone.NodeId} zone {zone.Zone.Name}: {zone.Zone.FreePages} of {zone.Zone.Managed} pages free, blocks by order "
+            + string.Join(' ', Enumerable.Range(0, PageOrder.Count).Select(order => zone.Buddy.NrFree(order)))).ToArray();
+
+        public KmemCache[] Caches => machine._disposed ? [] : machine.Caches.ToArray();
+
+        public string[] Outstanding => machine._account.Sources.Where(source => source.Count != 0)
+            .Select(source => $"{source.Count} x {source.Name}, {source.Bytes} bytes").ToArray();
+
+        public IReadOnlyList<string> Dmesg => machine.Dmesg.Lines;
     }
 
     /// <summary>What the floor may use of the machine.</summary>

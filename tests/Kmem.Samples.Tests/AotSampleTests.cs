@@ -14,10 +14,12 @@ public sealed class AotSampleTests
         {
             RedirectStandardOutput = true,
             UseShellExecute = false,
+            Environment = { ["KMEM_SHARED_FRACTION"] = "0.125" },
         })!;
         string output = await run.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
         await run.WaitForExitAsync(TestContext.Current.CancellationToken);
         Assert.True(run.ExitCode == 0, output);
+        Assert.Contains("shared fraction 0.125", output, StringComparison.Ordinal);
         Assert.Contains("all fine, JIT", output, StringComparison.Ordinal);
     }
 }

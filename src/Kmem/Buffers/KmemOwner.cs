@@ -24,6 +24,7 @@ namespace Kmem;
 /// </para>
 /// </remarks>
 [DebuggerDisplay("{DebuggerText,nq}")]
+[DebuggerTypeProxy(typeof(KmemOwnerView<>))]
 public sealed class KmemOwner<T> : MemoryManager<T>, IMemoryOwner<T>
     where T : unmanaged
 {
@@ -56,6 +57,8 @@ public sealed class KmemOwner<T> : MemoryManager<T>, IMemoryOwner<T>
 
     /// <summary>True from Dispose on.</summary>
     public bool IsDisposed => (Volatile.Read(ref _state) & Disposed) != 0;
+
+    internal bool IsUsable => !IsDisposed && !_source.Account.IsClosed;
 
     /// <summary>The elements. Not to be used after Dispose: a span cannot notice.</summary>
     /// <exception cref="ObjectDisposedException">The owner, or the machine, has been disposed.</exception>
@@ -159,6 +162,16 @@ public sealed class KmemOwner<T> : MemoryManager<T>, IMemoryOwner<T>
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void ThrowDisposed(string what) => throw new ObjectDisposedException(
         $"KmemOwner<{typeof(T).Name}>", $"{_source.Name}: a block of {_bytes} bytes was {what} after Dispose");
+}
+
+/// <summary>What a debugger shows of an owner: its first elements.</summary>
+internal sealed class KmemOwnerView<T>(KmemOwner<T> owner)
+    where T : unmanaged
+{
+    private const int Most = 1000;
+
+    [DebuggerBrowsable(DebuggerBrowsableState.RootHidden)]
+    public T[] Items => owner.IsUsable ? owner.Span[..Math.Min(owner.Length, Most)].ToArray() : [];
 }
 
 /// <summary>

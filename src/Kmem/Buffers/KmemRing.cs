@@ -71,8 +71,8 @@ public sealed class KmemRing : IDisposable, IBufferRelease
     /// <summary>Null if the memory is mapped twice; else why that cannot be, and spans end where the memory ends.</summary>
     public string? WhyNotMirrored { get; }
 
-    /// <summary>Bytes committed and not yet consumed.</summary>
-    public int ReadableCount => (int)(Volatile.Read(ref _written) - Volatile.Read(ref _read));
+    /// <summary>Bytes committed and not yet consumed. Others than writer and reader see an estimate.</summary>
+    public int ReadableCount => (int)Math.Clamp(Volatile.Read(ref _written) - Volatile.Read(ref _read), 0, Capacity);
 
     /// <summary>Bytes that may be written.</summary>
     public int WritableCount => Capacity - ReadableCount;
