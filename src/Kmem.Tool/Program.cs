@@ -67,6 +67,7 @@ internal static class Program
             new ReplayCommand(),
             new GeometryCommand(),
             new PredictCommand(),
+            new WalkCommand(),
         };
         root.HelpName = "kmem";
         foreach (Option option in root.Options)

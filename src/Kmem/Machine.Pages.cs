@@ -140,12 +140,14 @@ public sealed partial class Machine
     /// The address that the kernel would print for a pointer: its place in the direct map, or in the vmalloc space.
     /// </summary>
     /// <param name="address">A pointer into the machine's RAM, or into memory from vmalloc.</param>
-    /// <returns>An address from 0xffff888000000000 up; from 0xffffc90000000000 up for vmalloc.</returns>
+    /// <returns>An address from 0xffff888000000000 up; from 0xffffc90000000000 up for vmalloc. With
+    /// five levels of page tables (<see cref="MachineOptions.PageTableLevels"/>) from 0xff11000000000000 and
+    /// 0xffa0000000000000 up.</returns>
     /// <exception cref="ArgumentException">The pointer is not in the machine's RAM.</exception>
     public unsafe VirtAddr KernelAddressOf(void* address) =>
         VmallocIfUsed is { } vmalloc && vmalloc.Contains(address)
             ? new VirtAddr(vmalloc.AddressOf(address))
-            : new VirtAddr(AddressMap.PageOffset + PhysicalAddressOf(address).Value);
+            : new VirtAddr(_slabs.Addresses.DirectMap + PhysicalAddressOf(address).Value);
 
     /// <summary>Gives the frames on all CPUs' lists back to the buddy system (drain_all_pages).</summary>
     public void DrainAllPages() => _pages.DrainAll();

@@ -20,7 +20,8 @@ public sealed partial class Machine
     /// <param name="size">Bytes; rounded up to whole pages. More than all memory fails, and so does 0.</param>
     /// <returns>
     /// An address at the start of a page, with undefined content; null if there is not enough memory, address space, or
-    /// mappings of the host (vm.max_map_count). A <c>vmalloc error</c> line in <see cref="Dmesg"/> says why.
+    /// mappings of the host (vm.max_map_count). A <c>vmalloc error</c> line in <see cref="Dmesg"/> says why, at most
+    /// once in ten seconds.
     /// </returns>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     /// <exception cref="NotSupportedException">
@@ -35,7 +36,8 @@ public sealed partial class Machine
     /// <param name="size">Bytes.</param>
     /// <param name="gfp">
     /// How to get the pages. Sleeping must be allowed in this context whatever the flags say. With
-    /// <see cref="Gfp.NoFail"/> the call waits until the host has mappings again; it still fails without addresses.
+    /// <see cref="Gfp.NoFail"/> the call waits until there are addresses, pages and mappings of the host again; it
+    /// fails only for a size of 0 or of more than all memory.
     /// </param>
     /// <param name="node">Preferred node, or -1 for the CPU's own.</param>
     /// <returns>The address, or null.</returns>
@@ -321,6 +323,7 @@ public sealed partial class Machine
                 throw new OutOfMemoryException("no memory for the page tables of the vmalloc space", bug);
             }
 
+            vmalloc.Physical = Physical;
             vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
             _slabs.DescribeForeign = vmalloc.Describe;
             Proc.Vmalloc = vmalloc;

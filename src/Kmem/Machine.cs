@@ -50,6 +50,7 @@ public sealed partial class Machine : IDisposable
             FreelistHardened = options.SlabFreelistHardened,
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
+            Addresses = AddressMap.For(options.PageTableLevels),
         });
         _kmalloc = new KmallocAllocator(_slabs, options.HistoricKmallocLimit);
         Proc = new ProcFs(_pages, _slabs, _blocks);
@@ -127,6 +128,8 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("WatermarkScaleFactor is not between 1 and 3000", nameof(options));
         if (options.PercpuPagelistHighFraction is not 0 and < Watermark.MinHighFraction)
             throw new ArgumentException("PercpuPagelistHighFraction is neither 0 nor at least 8", nameof(options));
+        if (options.PageTableLevels is not (4 or 5))
+            throw new ArgumentException("PageTableLevels is neither 4 nor 5", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
 
@@ -191,7 +194,9 @@ public sealed partial class Machine : IDisposable
 
     private void DisposeParts()
     {
+        CloseAddressSpaces();
         _vmalloc?.Dispose();
+        _physical?.Dispose();
         _cpus.Dispose();
         _slabs.Dispose();
         _pages.Dispose();
@@ -220,6 +225,7 @@ public sealed partial class Machine : IDisposable
 
     private void Start(BootMemoryMap map)
     {
+        _bootMap = map;
         foreach (BootPages range in map.FreePages().OrderBy(range => range.Start))
             _pages.HandOver(range.Start, range.End);
         MinFreeKbytes = ZoneLayout.SetReserves(

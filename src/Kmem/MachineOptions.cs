@@ -58,6 +58,18 @@ public sealed partial record MachineOptions
     /// <summary>Bytes of a CPU cache line, a power of two.</summary>
     public int CacheLineSize { get; init; } = 64;
 
+    /// <summary>
+    /// Levels of the kernel's page tables, 4 or 5 (LA57): 5 has other addresses, and a vmalloc space of 12.5 PiB
+    /// instead of 32 TiB.
+    /// </summary>
+    public int PageTableLevels { get; init; } = 4;
+
+    /// <summary>
+    /// Memory of modules gets shadow memory beside it, an eighth of its size, as in a kernel with CONFIG_KASAN and without
+    /// CONFIG_KASAN_VMALLOC. Kmem gives it the kernel's place and life; it checks no access with it.
+    /// </summary>
+    public bool KasanModuleShadow { get; init; }
+
     /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
     public bool PortableMemory { get; init; }
 }

@@ -19,6 +19,7 @@ internal static class Json
 [JsonSerializable(typeof(ReplayReport))]
 [JsonSerializable(typeof(StatePredictionJson))]
 [JsonSerializable(typeof(VmapPredictionResult))]
+[JsonSerializable(typeof(WalkJson))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
     /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>

@@ -28,7 +28,7 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
     private readonly BufferSource _source;
     private readonly KmemOwner<byte> _owner;
     private readonly FrameBlocks? _frames;
-    private readonly unsafe VmStruct* _area;
+    private readonly nint _start;
     private int _committed;
     private int _written;
     private bool _disposed;
@@ -54,14 +54,13 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
         }
         else
         {
-            VmallocAllocator vmalloc = account.VmallocFor((nuint)bytes, source);
-            _area = vmalloc.ReserveSparse((nuint)bytes);
-            if (_area == null)
+            start = account.VmallocFor((nuint)bytes, source).ReserveSparse((nuint)bytes);
+            if (start == null)
                 account.ThrowOutOfMemory((nuint)bytes, $"the addresses of a {source.Name}");
             _frames = new FrameBlocks(account.Memory.Pages, account.Memory.Map);
-            start = vmalloc.PointerOf(_area->Address);
         }
 
+        _start = (nint)start;
         _owner = new KmemOwner<byte>(source, this, start, (nuint)bytes, bytes, file, line);
     }
 
@@ -135,7 +134,7 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
                 return;
 
             _committed -= bytes;
-            _source.Account.Memory.Vmalloc.UnmapSparse(_area, (ulong)_committed, (ulong)bytes);
+            Unmap(_source.Account.Memory.Vmalloc, _committed, bytes);
             _frames.FreeLast();
         }
     }
@@ -161,8 +160,8 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
 
         VmallocAllocator vmalloc = _source.Account.Memory.Vmalloc;
         if (_committed > 0)
-            vmalloc.UnmapSparse(_area, 0, (ulong)_committed);
-        vmalloc.FreeSparse(_area);
+            Unmap(vmalloc, 0, _committed);
+        vmalloc.FreeSparse(memory);
         _frames.FreeAll();
     }
 
@@ -195,7 +194,11 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
         if (_frames!.TryTake(mostFrames) is not { } block)
             return false;
 
-        if (!_source.Account.Memory.Vmalloc.MapSparse(_area, (ulong)_committed, block.First, 1u << block.Order))
+        Span<Pfn> run = stackalloc Pfn[1 << block.Order];
+        for (int i = 0; i < run.Length; i++)
+            run[i] = new Pfn(block.First.Value + (ulong)i);
+        VmallocAllocator vmalloc = _source.Account.Memory.Vmalloc;
+        if (vmalloc.MapSparse((void*)_start, (nuint)_committed, run) != VmapError.None)
         {
             _frames.FreeLast();
             return false;
@@ -204,4 +207,9 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
         _committed += Pfn.PageSize << block.Order;
         return true;
     }
+
+    private unsafe void Unmap(VmallocAllocator vmalloc, int offset, int bytes) =>
+        Bug.On(
+            vmalloc.UnmapSparse((void*)_start, (nuint)offset, (ulong)bytes >> Pfn.PageShift) != VmapError.None,
+            "the area of a growing buffer is gone");
 }

@@ -24,6 +24,7 @@ internal static class VmallocValidator
 
         if (pages != vmalloc.PageCount)
             broken.Add(new BrokenRule("VMALLOC-04", $"{pages} pages in areas, counted {vmalloc.PageCount}"));
+        broken.AddRange(VmallocKindsValidator.Run(vmalloc, map));
         return broken;
     }
 
@@ -36,7 +37,7 @@ internal static class VmallocValidator
             broken.Add(new BrokenRule("VMALLOC-01", $"{where}: its vm_struct is about 0x{vm->Address:x} + {vm->Size}"));
         if ((vm->Flags & VmFlags.Uninitialized) != 0)
             broken.Add(new BrokenRule("VMALLOC-02", $"{where}: nobody builds it, and it is not complete"));
-        if ((vm->Flags & VmFlags.NoGuard) == 0 && tables.Translate(area->End - 1).IsValid)
+        if ((vm->Flags & (VmFlags.NoGuard | VmFlags.Percpu)) == 0 && tables.Translate(area->End - 1).IsValid)
             broken.Add(new BrokenRule("VMALLOC-06", $"{where}: its guard page is mapped"));
         for (uint i = 0; i < vm->PageCount; i++)
         {

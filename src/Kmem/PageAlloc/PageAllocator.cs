@@ -98,6 +98,9 @@ internal sealed partial class PageAllocator : IDisposable
     /// </summary>
     public bool HasMemory(Zone zone, ulong pfn) => _blocks.ZoneOf(pfn) == zone.Index && _blocks.IsPresent(pfn);
 
+    /// <summary>Whether a pageblock has memory of any zone.</summary>
+    public bool IsPresent(ulong pfn) => _blocks.IsPresent(pfn);
+
     /// <summary>
     /// Allocates a block whose reference count stays 0 ("frozen"): what slabs and large kmalloc blocks are made of.
     /// </summary>

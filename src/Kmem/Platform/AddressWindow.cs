@@ -21,6 +21,12 @@ internal enum WindowProtection
 {
     ReadWrite,
     ReadOnly,
+
+    /// <summary>Text: may be run and read. A host that forbids that gives <see cref="ReadOnly"/>.</summary>
+    ReadExecute,
+
+    /// <summary>Every access faults.</summary>
+    None,
 }
 
 /// <summary>
@@ -154,21 +160,28 @@ internal sealed class AddressWindow : IDisposable
     }
 
     /// <summary>Shows a run of frames at a run of unmapped window pages, in one host mapping.</summary>
+    /// <param name="windowOffset">Where; a multiple of 4096.</param>
+    /// <param name="ramOffset">First byte of the memory to show; a multiple of 4096.</param>
+    /// <param name="bytes">A multiple of 4096.</param>
+    /// <param name="protection">What the pages allow.</param>
+    /// <param name="source">Whose frames, if not the machine's RAM: a device's memory.</param>
     /// <exception cref="ArgumentException">
     /// Not whole pages inside the window, or not whole frames inside the RAM.
     /// </exception>
     /// <exception cref="InvalidOperationException">
     /// A page of the target is mapped already; nothing has changed.
     /// </exception>
-    public unsafe WindowResult Map(ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection)
+    public unsafe WindowResult Map(
+        ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection, Ram? source = null)
     {
+        source ??= _ram;
         Ram.CheckRun(windowOffset, bytes, Bytes, "window", nameof(windowOffset));
-        Ram.CheckRun(ramOffset, bytes, _ram.Bytes, "RAM", nameof(ramOffset));
+        Ram.CheckRun(ramOffset, bytes, source.Bytes, "RAM", nameof(ramOffset));
         ulong first = windowOffset / Ram.FrameBytes, end = first + bytes / Ram.FrameBytes;
         lock (_gate)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
-            ObjectDisposedException.ThrowIf(_ram.Base == null, _ram);
+            ObjectDisposedException.ThrowIf(source.Base == null, source);
             if (_mapped.Count(first, end) != 0)
             {
                 throw new InvalidOperationException(
@@ -179,14 +192,47 @@ internal sealed class AddressWindow : IDisposable
             int growth = 2 - _boundaries.Count(first, first + 1) - _boundaries.Count(end, end + 1);
             if (growth > 0 && !_budget.TryTake(growth)) return WindowResult.BudgetReached;
 
-            int access = protection == WindowProtection.ReadOnly ? LibC.ProtRead : LibC.ProtRead | LibC.ProtWrite;
-            if (!TryMapFrames(windowOffset, ramOffset, bytes, access))
+            if (!TryMapFrames(windowOffset, ramOffset, bytes, protection, source))
             {
                 _budget.Take(-growth);
                 return WindowResult.HostLimit;
             }
 
             _mapped.Set(first, end);
+            _boundaries.Set(first, first + 1);
+            _boundaries.Set(end, end + 1);
+            _boundaryCount += growth;
+            return WindowResult.Done;
+        }
+    }
+
+    /// <summary>Changes what a run of mapped pages allows.</summary>
+    /// <returns><see cref="WindowResult.Done"/>; anything else changed nothing.</returns>
+    /// <exception cref="ArgumentException">Not whole pages inside the window.</exception>
+    /// <exception cref="InvalidOperationException">A page of the run is not mapped; nothing has changed.</exception>
+    public unsafe WindowResult Protect(ulong windowOffset, ulong bytes, WindowProtection protection)
+    {
+        Ram.CheckRun(windowOffset, bytes, Bytes, "window", nameof(windowOffset));
+        ulong first = windowOffset / Ram.FrameBytes, end = first + bytes / Ram.FrameBytes;
+        lock (_gate)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if ((ulong)_mapped.Count(first, end) != end - first)
+            {
+                throw new InvalidOperationException(
+                    $"window run 0x{windowOffset:x} + 0x{bytes:x} has pages that are not mapped");
+            }
+
+            // A boundary once counted stays counted until its page is unmapped, also if the host merges what it split.
+            int growth = 2 - _boundaries.Count(first, first + 1) - _boundaries.Count(end, end + 1);
+            if (growth > 0 && !_budget.TryTake(growth)) return WindowResult.BudgetReached;
+
+            if (FailsOnPurpose() || !HostMemory.TryProtect(Base + windowOffset, bytes, protection, Purpose))
+            {
+                _budget.Take(-growth);
+                return WindowResult.HostLimit;
+            }
+
             _boundaries.Set(first, first + 1);
             _boundaries.Set(end, end + 1);
             _boundaryCount += growth;
@@ -256,13 +302,17 @@ internal sealed class AddressWindow : IDisposable
         }
     }
 
-    private unsafe bool TryMapFrames(ulong windowOffset, ulong ramOffset, ulong bytes, int access)
+    private unsafe bool TryMapFrames(
+        ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection, Ram source)
     {
         if (FailsOnPurpose()) return false;
 
         const int Flags = LibC.MapShared | LibC.MapFixed;
         byte* at = Base + windowOffset;
-        byte* got = LibC.Mmap(at, (nuint)bytes, access, Flags, _ram.BackingFile!, (long)ramOffset);
+        int access = HostMemory.AccessOf(protection);
+        byte* got = LibC.Mmap(at, (nuint)bytes, access, Flags, source.BackingFile!, (long)ramOffset);
+        if (got == LibC.MapFailed && protection == WindowProtection.ReadExecute && HostMemory.WasForbidden())
+            got = LibC.Mmap(at, (nuint)bytes, LibC.ProtRead, Flags, source.BackingFile!, (long)ramOffset);
         return got != LibC.MapFailed || Refused(at, bytes);
     }
 

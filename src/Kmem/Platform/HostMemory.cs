@@ -63,6 +63,35 @@ internal static class HostMemory
         if (IsLinux) _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvNoHugePage);
     }
 
+    /// <summary>What mmap and mprotect are told.</summary>
+    public static int AccessOf(WindowProtection protection) => protection switch
+    {
+        WindowProtection.ReadWrite => LibC.ProtRead | LibC.ProtWrite,
+        WindowProtection.ReadOnly => LibC.ProtRead,
+        WindowProtection.ReadExecute => LibC.ProtRead | LibC.ProtExec,
+        _ => LibC.ProtNone,
+    };
+
+    /// <summary>Whether the last call failed because a security module forbids what was asked for.</summary>
+    public static bool WasForbidden() => Marshal.GetLastPInvokeError() is LibC.Eacces or LibC.Eperm;
+
+    /// <summary>Changes what mapped pages allow; Linux only.</summary>
+    /// <returns>False if the host has no mappings or memory left: nothing has changed.</returns>
+    /// <exception cref="PlatformException">The host refuses for any other reason.</exception>
+    public static unsafe bool TryProtect(byte* at, ulong bytes, WindowProtection protection, string purpose)
+    {
+        int result = LibC.Mprotect(at, (nuint)bytes, AccessOf(protection));
+        if (result != 0 && protection == WindowProtection.ReadExecute && WasForbidden())
+            result = LibC.Mprotect(at, (nuint)bytes, LibC.ProtRead);
+        if (result == 0)
+            return true;
+
+        int error = Marshal.GetLastPInvokeError();
+        if (error == LibC.Enomem || error == LibC.Eagain)
+            return false;
+        throw new PlatformException("mprotect", bytes, error, purpose);
+    }
+
     /// <summary>
     /// Gives the host's memory behind committed pages back; they read as zero afterwards. Host pages that are only
     /// partly in the run (hosts with 16 or 64 KiB pages) are cleared by hand and stay.

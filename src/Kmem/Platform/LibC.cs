@@ -17,6 +17,9 @@ internal static partial class LibC
     public const int ProtRead = 1;
     public const int ProtWrite = 2;
 
+    /// <summary>Text of modules: never together with <see cref="ProtWrite"/>.</summary>
+    public const int ProtExec = 4;
+
     /// <summary>Frames of RAM: every mapping of the memfd must see the same bytes.</summary>
     public const int MapShared = 0x01;
 
@@ -71,6 +74,10 @@ internal static partial class LibC
     /// <summary>Where stx_blocks lies in struct statx.</summary>
     public const int StatxBlocksOffset = 48;
 
+    /// <summary>Refusals of a security module: no executable memory, for instance.</summary>
+    public const int Eperm = 1;
+    public const int Eacces = 13;
+
     public const int Eintr = 4;
     public const int Enomem = 12;
     public const int Einval = 22;
@@ -109,6 +116,9 @@ internal static partial class LibC
 
     [LibraryImport("libc", EntryPoint = "madvise", SetLastError = true)]
     public static unsafe partial int Madvise(byte* address, nuint length, int advice);
+
+    [LibraryImport("libc", EntryPoint = "mprotect", SetLastError = true)]
+    public static unsafe partial int Mprotect(byte* address, nuint length, int protection);
 
     [LibraryImport("libc", EntryPoint = "mincore", SetLastError = true)]
     public static unsafe partial int Mincore(byte* address, nuint length, byte* resident);

@@ -20,6 +20,8 @@ public sealed class ProcFs
     /// <summary>Set when vmalloc is used for the first time.</summary>
     internal VmallocAllocator? Vmalloc { get; set; }
 
+    internal PercpuAllocator? Percpu { get; set; }
+
     /// <summary>/proc/slabinfo, version 2.1.</summary>
     /// <returns>The text.</returns>
     public string SlabInfo() => ReadSlabInfo().Render();
@@ -139,9 +141,12 @@ public sealed class ProcFs
                 Line("Slab", reclaimable + unreclaimable),
                 Line("SReclaimable", reclaimable),
                 Line("SUnreclaim", unreclaimable),
+                Line("PageTables", _pages.Nodes.Sum(node => node.PageTablePages)),
                 new MemInfoLine("VmallocTotal", VmallocBytes >> 10),
                 Line("VmallocUsed", Vmalloc?.PageCount ?? 0),
                 Line("VmallocChunk", 0),
+                Line("Percpu", Percpu?.Pages ?? 0),
+                .. DirectMapLines(),
             ],
         };
     }
@@ -291,13 +296,29 @@ public sealed class ProcFs
         return new PageTypeZone { Zone = zone.Zone.Name, Free = free, Blocks = counts };
     }
 
+    /// <summary>How the direct map is mapped (arch_report_meminfo), from the moment on that there are page tables.</summary>
+    private IEnumerable<MemInfoLine> DirectMapLines()
+    {
+        if (Vmalloc is not { } vmalloc)
+            yield break;
+
+        string[] names = ["DirectMap4k", "DirectMap2M", "DirectMap1G"];
+        for (int level = PageTableEntry.PteLevel; level <= PageTableEntry.PudLevel; level++)
+        {
+            ulong leaves = (ulong)vmalloc.Tables.DirectMapLeaves(level);
+            yield return new MemInfoLine(names[level - 1], leaves << (PageTableEntry.ShiftOf(level) - 10));
+        }
+    }
+
     private ulong VmallocBytes => Vmalloc is { } vmalloc
         ? vmalloc.Vmap.End - vmalloc.Vmap.Start
-        : VmapOptions.DefaultEnd - VmapOptions.DefaultStart;
+        : _slabs.Addresses.VmallocEnd - _slabs.Addresses.VmallocStart;
 
     private unsafe void AddVmallocRow(VmapArea* area, List<VmallocInfoRow> rows)
     {
         VmStruct* vm = area->Vm;
+        if (vm == null && (area->Flags & (ulong)VmapAreaFlags.Ram) != 0)
+            rows.Add(new VmallocInfoRow(area->Start, area->End, area->Size) { Kind = VmallocInfoKind.MapRam });
         if (vm == null || (vm->Flags & VmFlags.Uninitialized) != 0)
             return;
 
@@ -390,6 +411,7 @@ public sealed class ProcFs
     {
         "nr_slab_reclaimable" => (ulong)node.SlabReclaimablePages,
         "nr_slab_unreclaimable" => (ulong)node.SlabUnreclaimablePages,
+        "nr_page_table_pages" => (ulong)node.PageTablePages,
         _ => 0,
     }));
 

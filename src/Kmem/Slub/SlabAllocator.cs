@@ -19,6 +19,9 @@ internal sealed record SlabOptions
     public int CacheLineSize { get; init; } = 64;
 
     public ulong Seed { get; init; } = 1;
+
+    /// <summary>The addresses that reports and tracepoints show.</summary>
+    public AddressMap Addresses { get; init; } = AddressMap.FourLevels;
 }
 
 /// <summary>
@@ -55,6 +58,8 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     public PageAllocator Pages { get; }
+
+    public AddressMap Addresses => Options.Addresses;
 
     public MemMap Map { get; }
 
@@ -144,13 +149,13 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>The address that the kernel would print for a pointer into RAM.</summary>
     public unsafe ulong KernelAddress(void* address) =>
-        AddressMap.PageOffset + (ulong)((byte*)address - Map.RamBase);
+        Addresses.DirectMap + (ulong)((byte*)address - Map.RamBase);
 
     /// <summary>The other way round: the pointer to an address of the direct map.</summary>
-    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - AddressMap.PageOffset);
+    public unsafe void* PointerOf(ulong kernelAddress) => Map.RamBase + (kernelAddress - Addresses.DirectMap);
 
     public unsafe ulong KernelPageAddress(Page* page) =>
-        AddressMap.VmemmapBase + (Map.PfnOf(page) * Page.SizeInBytes);
+        Addresses.Vmemmap + (Map.PfnOf(page) * Page.SizeInBytes);
 
     public unsafe void AccountPages(Page* slab, long pages, SlabFlags flags) =>
         Pages.Nodes[Pages.Nodes.Count == 1 ? 0 : NodeOf(slab)]

@@ -35,6 +35,9 @@ internal sealed class FreeVmapTree : IDisposable
 
     public unsafe VmapArea* Next(VmapArea* block) => VmapTree.Next(_tree, block);
 
+    /// <summary>The block below another, or null.</summary>
+    public unsafe VmapArea* Previous(VmapArea* block) => VmapTree.Previous(_tree, block);
+
     public unsafe void Dispose()
     {
         NativeMemory.Free(_tree);

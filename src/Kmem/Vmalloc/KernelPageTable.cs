@@ -39,6 +39,9 @@ internal sealed class KernelPageTable : PageTable
     private readonly Lock _pgdLock = new();     // the list of roots, and copying between them
     private readonly List<Mm> _spaces = [];
     private readonly int _firstVmallocSlot;
+    private readonly long[] _directMapLeaves = new long[PageTableEntry.PudLevel + 1];
+    private AddressMap? _addresses;
+    private ulong _directMapLast;
     private long _vmallocFaults;
     private long _syncCalls;
     private long _syncedEntries;
@@ -78,6 +81,66 @@ internal sealed class KernelPageTable : PageTable
             lock (_pgdLock)
                 return _spaces.Count;
         }
+    }
+
+    /// <summary>Leaves of a level, 1 to 3, in the direct map.</summary>
+    public long DirectMapLeaves(int level) => Volatile.Read(ref _directMapLeaves[level]);
+
+    /// <summary>
+    /// Maps all memory at its place in the direct map, with leaves as large as frames and length allow
+    /// (kernel_physical_mapping_init, arch/x86/mm/init_64.c). Once, at boot.
+    /// </summary>
+    /// <param name="addresses">Where the direct map begins.</param>
+    /// <param name="isPresent">Whether a pageblock has memory.</param>
+    /// <param name="endPfn">Where memory ends.</param>
+    /// <returns>False if there was no memory for a table.</returns>
+    public bool MapDirect(AddressMap addresses, Func<ulong, bool> isPresent, ulong endPfn)
+    {
+        Bug.On(_addresses != null, "the direct map is there already");
+        _addresses = addresses;
+        _directMapLast = addresses.DirectMap + (endPfn << Pfn.PageShift) - 1;
+        for (ulong pfn = 0; pfn < endPfn;)
+        {
+            ulong start = pfn;
+            while (pfn < endPfn && isPresent(pfn))
+                pfn = Math.Min(endPfn, (pfn | (PageOrder.PageblockPages - 1)) + 1);
+            if (pfn == start)
+            {
+                pfn = (pfn | (PageOrder.PageblockPages - 1)) + 1;
+                continue;
+            }
+
+            ulong va = addresses.DirectMap + (start << Pfn.PageShift);
+            const int MaxShift = 30;
+            if (!Map(va, start, pfn - start, PageProt.Kernel, CacheMode.WriteBack, MaxShift, Gfp.Kernel))
+                return false;
+        }
+
+        foreach (PageTableRow row in Rows())
+        {
+            if (IsInDirectMap(row.Va) && PageTableEntry.IsLeaf(row.Entry, row.Level))
+                _directMapLeaves[row.Level]++;
+        }
+
+        return true;
+    }
+
+    /// <summary>
+    /// Changes what may be done through the direct map's addresses of frames, and has all CPUs forget the old rights
+    /// (set_memory_ro and the like, applied to the alias in the direct map).
+    /// </summary>
+    /// <param name="pfn">First frame.</param>
+    /// <param name="pages">Number of frames.</param>
+    /// <param name="prot">The new rights.</param>
+    /// <returns>False if there was no memory to split a large leaf: nothing has changed.</returns>
+    public bool ProtectDirect(ulong pfn, ulong pages, PageProt prot)
+    {
+        Bug.On(_addresses == null, "there is no direct map");
+        ulong va = _addresses.DirectMap + (pfn << Pfn.PageShift);
+        if (!Protect(va, pages, prot))
+            return false;
+        Tlb?.FlushRange(va, va + (pages << Pfn.PageShift));
+        return true;
     }
 
     /// <summary>
@@ -154,6 +217,14 @@ internal sealed class KernelPageTable : PageTable
             SyncMappings(va, last);
     }
 
+    protected override void AfterSplit(ulong va, int level)
+    {
+        if (!IsInDirectMap(va))
+            return;
+        Interlocked.Decrement(ref _directMapLeaves[level]);
+        Interlocked.Add(ref _directMapLeaves[level - 1], EntriesPerTable);
+    }
+
     protected override void Close()
     {
         Bug.On(AddressSpaces != 0, "the kernel's tables go while address spaces share them");
@@ -174,6 +245,8 @@ internal sealed class KernelPageTable : PageTable
             Pages.ThrowBug($"Kernel panic: Failed to pre-allocate {what} pages for vmalloc area");
         }
     }
+
+    private bool IsInDirectMap(ulong va) => _addresses != null && va >= _addresses.DirectMap && va <= _directMapLast;
 
     private bool CopyTo(Mm space, int slot, ulong entry)
     {

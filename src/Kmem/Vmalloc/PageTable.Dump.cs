@@ -10,11 +10,13 @@ internal abstract partial class PageTable
     [
         (0, "User Space"),
         (0xffff_8000_0000_0000, "Kernel Space"),
+        (0xffff_8800_0000_0000, "LDT remap"),
         (0xffff_8880_0000_0000, "Low Kernel Mapping"),
         (0xffff_c900_0000_0000, "vmalloc() Area"),
         (0xffff_ea00_0000_0000, "Vmemmap"),
         (0xffff_fe00_0000_0000, "CPU entry Area"),
         (0xffff_ff00_0000_0000, "ESPfix Area"),
+        (0xffff_ffef_0000_0000, "EFI Runtime Services"),
         (0xffff_ffff_8000_0000, "High Kernel Mapping"),
         (0xffff_ffff_a000_0000, "Modules"),
         (0xffff_ffff_ff00_0000, "End Modules"),
@@ -24,11 +26,16 @@ internal abstract partial class PageTable
     [
         (0, "User Space"),
         (0xff00_0000_0000_0000, "Kernel Space"),
+        (0xff10_0000_0000_0000, "LDT remap"),
         (0xff11_0000_0000_0000, "Low Kernel Mapping"),
         (0xffa0_0000_0000_0000, "vmalloc() Area"),
         (0xffd4_0000_0000_0000, "Vmemmap"),
-        .. s_regions4[5..],
+        .. s_regions4[6..],
     ];
+
+    /// <summary>The region of the address map that an address is in.</summary>
+    public static string RegionOf(int levels, ulong va) =>
+        (levels == 5 ? s_regions5 : s_regions4).Last(region => va >= region.Start).Name;
 
     /// <summary>
     /// All present entries, tables and leaves, each table's entry before what is under it, in the order of addresses.

@@ -131,23 +131,24 @@ internal abstract partial class PageTable : IDisposable
 
     /// <summary>
     /// Changes what may be done through the mappings of a range; frames and caching stay (set_memory_ro and the like).
-    /// Pages that are not mapped stay so.
+    /// Pages that are not mapped stay so. Large leaves that the range cuts through are split first. Processors may go
+    /// on using what they have cached until they are flushed.
     /// </summary>
     /// <param name="va">First address, a multiple of 4096.</param>
     /// <param name="pages">Number of pages.</param>
     /// <param name="prot">The new rights.</param>
-    /// <exception cref="KernelBugException">
-    /// The range is not canonical or cuts through a large leaf: nothing has changed. (The kernel would split the leaf.)
-    /// </exception>
-    public void Protect(ulong va, ulong pages, PageProt prot)
+    /// <returns>False if there was no memory to split a leaf: no right has changed.</returns>
+    /// <exception cref="KernelBugException">The range is not canonical: nothing has changed.</exception>
+    public bool Protect(ulong va, ulong pages, PageProt prot)
     {
         LastModified = PageTableModification.None;
         if (pages == 0)
-            return;
+            return true;
 
         ulong last = LastOf(va, pages);
         ulong flags = PageTableEntry.FlagsOf(prot, CacheMode.WriteBack);
-        RefuseCut(va, last, "changing the protection of");
+        if (!SplitAt(va, Gfp.Kernel) || (last != ulong.MaxValue && !SplitAt(last + 1, Gfp.Kernel)))
+            return false;
         PageTableModification modified = PageTableModification.None;
         ForEachLeaf(
             RootPfn,
@@ -160,6 +161,7 @@ internal abstract partial class PageTable : IDisposable
                 level),
             ref modified);
         LastModified = modified;
+        return true;
     }
 
     /// <summary>Goes the way that a processor would go, and tells each step.</summary>
@@ -244,6 +246,11 @@ internal abstract partial class PageTable : IDisposable
     {
     }
 
+    /// <summary>The large leaf of a level over an address became a table.</summary>
+    protected virtual void AfterSplit(ulong va, int level)
+    {
+    }
+
     protected unsafe ulong Read(ulong table, int index) => Volatile.Read(ref *EntryAt(table, index));
 
     protected unsafe void Write(ulong table, int index, ulong entry) =>
@@ -299,7 +306,7 @@ internal abstract partial class PageTable : IDisposable
         Page* page = _map.PageOf(pfn);
         Bug.On(page->Type != PageType.Table);
         page->Type = PageType.None;
-        Interlocked.Decrement(ref _tablePages);
+        Count(pfn, -1);
         _pages.Free(pfn, 0);
     }
 
@@ -323,8 +330,16 @@ internal abstract partial class PageTable : IDisposable
         if (page == null)
             return NoTable;
         page->Type = PageType.Table;
-        Interlocked.Increment(ref _tablePages);
-        return _map.PfnOf(page);
+        ulong pfn = _map.PfnOf(page);
+        Count(pfn, 1);
+        return pfn;
+    }
+
+    /// <summary>Here, and for the node's NR_PAGETABLE.</summary>
+    private void Count(ulong pfn, int tables)
+    {
+        Interlocked.Add(ref _tablePages, tables);
+        _pages.Nodes[_pages.ZoneOf(pfn).Zone.NodeId].AddPageTablePages(tables);
     }
 
     private bool IsCanonical(ulong va) => va >= KernelHalf || va < ~KernelHalf + 1;

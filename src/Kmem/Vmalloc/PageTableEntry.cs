@@ -3,24 +3,44 @@ namespace Kmem;
 /// <summary>
 /// How the CPU caches a mapping (enum page_cache_mode, arch/x86/include/asm/pgtable_types.h, Linux 6.18).
 /// </summary>
-internal enum CacheMode : byte
+public enum CacheMode : byte
 {
+    /// <summary>As ordinary memory (WB).</summary>
     WriteBack,
+
+    /// <summary>Not cached; writes are gathered (WC).</summary>
     WriteCombining,
+
+    /// <summary>Not cached, unless an MTRR says write-combining (UC−).</summary>
     UncachedMinus,
+
+    /// <summary>Not cached (UC).</summary>
     Uncached,
+
+    /// <summary>Reads are cached, writes go to memory at once (WT).</summary>
     WriteThrough,
+
+    /// <summary>Reads are cached, writes drop the line (WP).</summary>
     WriteProtected,
 }
 
 /// <summary>What may be done through a mapping. x86 cannot express a present page that may not be read.</summary>
 [Flags]
-internal enum PageProt
+public enum PageProt
 {
+    /// <summary>Nothing.</summary>
     None = 0,
+
+    /// <summary>Reading.</summary>
     Read = 1,
+
+    /// <summary>Writing.</summary>
     Write = 2,
+
+    /// <summary>Running as code.</summary>
     Execute = 4,
+
+    /// <summary>All of it also for programs, not only for the kernel.</summary>
     User = 8,
 
     /// <summary>The translation survives a change of address space.</summary>
@@ -124,6 +144,28 @@ internal static class PageTableEntry
             return address | smallFlags;
         ulong pat = (smallFlags & PatSmall) != 0 ? PatLarge : 0;
         return address | (smallFlags & ~PatSmall) | pat | PageSize;
+    }
+
+    /// <summary>The names of an entry's flags, lowest bit first.</summary>
+    public static string NamesOf(ulong entry, int level)
+    {
+        bool large = level != PteLevel && (entry & PageSize) != 0;
+        (ulong Bit, string Name)[] names =
+        [
+            (Present, "P"), (Writable, "RW"), (User, "US"), (WriteThrough, "PWT"), (CacheDisable, "PCD"),
+            (Accessed, "A"), (Dirty, "D"), (PatSmall, level == PteLevel ? "PAT" : "PSE"), (Global, "G"),
+            (large ? PatLarge : 0, "PAT"), (NoExecute, "NX"),
+        ];
+        return string.Join(' ', names.Where(it => (entry & it.Bit) != 0).Select(it => it.Name));
+    }
+
+    /// <summary>The flags of a leaf as a 4 KiB one has them (pgprot_large_2_4k).</summary>
+    public static ulong SmallFlagsOf(ulong leaf, int level)
+    {
+        ulong flags = leaf & ~FrameMask;
+        if (level == PteLevel)
+            return flags;
+        return (flags & ~PageSize) | ((leaf & PatLarge) != 0 ? PatSmall : 0);
     }
 
     /// <summary>The first frame that a leaf maps, or the frame of the table.</summary>

@@ -37,10 +37,12 @@ internal readonly record struct PageTableRow(int Level, ulong Va, ulong Entry);
 /// <param name="TablePfn">The frame of the table.</param>
 /// <param name="Index">Which of its 512 entries.</param>
 /// <param name="Entry">The entry found.</param>
-internal readonly record struct PageWalkStep(int Level, string Name, ulong TablePfn, int Index, ulong Entry)
+public readonly record struct PageWalkStep(int Level, string Name, ulong TablePfn, int Index, ulong Entry)
 {
+    /// <summary>The entry leads somewhere.</summary>
     public bool Present => (Entry & PageTableEntry.Present) != 0;
 
+    /// <summary>It leads to memory, not to a further table.</summary>
     public bool Leaf => PageTableEntry.IsLeaf(Entry, Level);
 
     /// <summary>Points nowhere sensible: somebody wrote over the table.</summary>
@@ -48,12 +50,19 @@ internal readonly record struct PageWalkStep(int Level, string Name, ulong Table
 
     /// <summary>Where the entry lies in the machine's RAM.</summary>
     public PhysAddr EntryAddress => new((TablePfn << Pfn.PageShift) + ((ulong)Index * sizeof(ulong)));
+
+    /// <summary>The frame that the entry leads to: of the next table, or the first one that a leaf maps.</summary>
+    public Pfn Target => Present ? new Pfn(PageTableEntry.PfnOf(Entry, Level)) : Pfn.None;
+
+    /// <summary>The names of the bits that are set, without those of the frame number.</summary>
+    /// <returns>For example <c>P RW A D G NX</c>.</returns>
+    public string FlagNames() => PageTableEntry.NamesOf(Entry, Level);
 }
 
 /// <summary>The way from the root to the frame behind an address, or to the entry where it ends.</summary>
-internal sealed class PageWalk
+public sealed class PageWalk
 {
-    public PageWalk(ulong address, IReadOnlyList<PageWalkStep> steps)
+    internal PageWalk(ulong address, IReadOnlyList<PageWalkStep> steps)
     {
         Address = address;
         Steps = steps;
@@ -66,7 +75,11 @@ internal sealed class PageWalk
         Pfn = new Pfn(PageTableEntry.PfnOf(last.Entry, last.Level) + (offset >> Pfn.PageShift));
     }
 
+    /// <summary>The address that was looked up.</summary>
     public ulong Address { get; }
+
+    /// <summary>The part of the address space that it is in, by the names of the kernel's dump.</summary>
+    public string Region => PageTable.RegionOf(Steps[0].Level, Address);
 
     /// <summary>From the root down; as many as tables were read.</summary>
     public IReadOnlyList<PageWalkStep> Steps { get; }
@@ -74,6 +87,7 @@ internal sealed class PageWalk
     /// <summary>The frame behind the address; <see cref="Pfn.None"/> if there is none.</summary>
     public Pfn Pfn { get; }
 
+    /// <summary>The way ends at a frame.</summary>
     public bool IsMapped => Pfn.IsValid;
 
     /// <summary>Offset of the address in its frame, in bytes.</summary>
@@ -101,12 +115,15 @@ internal sealed class PageWalk
         }
     }
 
+    /// <summary>How the memory is cached; write-back if nothing is mapped.</summary>
     public CacheMode CacheMode =>
         IsMapped ? PageTableEntry.CacheModeOf(Steps[^1].Entry, Steps[^1].Level) : CacheMode.WriteBack;
 
     /// <summary>
-    /// The line of an oops: <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD 2516067 PTE 800000001f401163</c>.
+    /// The line that an oops prints (arch/x86/mm/fault.c, Linux 6.18):
+    /// <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD 2516067 PTE 800000001f401163</c>.
     /// </summary>
+    /// <returns>The line, ending with the first entry that is empty or a large leaf.</returns>
     public override string ToString()
     {
         var text = new StringBuilder();

@@ -93,6 +93,14 @@ internal enum VmFlags : ulong
     /// <summary>Pages are mapped piecemeal (VM_SPARSE).</summary>
     Sparse = 0x1000,
 
+    /// <summary>Not the kernel's: a per-CPU chunk, without a guard page; only its allocator frees it.</summary>
+    Percpu = 1UL << 62,
+
+    /// <summary>
+    /// Not the kernel's: a stack, or memory of modules. Whoever made it keeps lists of it and frees it; vfree does not.
+    /// </summary>
+    Owned = 1UL << 61,
+
     /// <summary>
     /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
     /// </summary>
@@ -108,7 +116,19 @@ internal enum VmCaller : ulong
     Vrealloc,
     Kvmalloc,
     Vmap,
+    Ioremap,
+    IoremapUc,
+    IoremapWc,
+    IoremapWt,
+    IoremapCache,
+    Memremap,
+    AllocThreadStack,
+    ExecmemAlloc,
+    KasanAllocModuleShadow,
     VmallocHuge,
     VmallocUser,
     Vmalloc32,
+    AllocPercpu,
+    DmaAllocCoherent,
+    GetVmArea,
 }

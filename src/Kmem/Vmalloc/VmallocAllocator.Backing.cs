@@ -20,10 +20,14 @@ internal sealed partial class VmallocAllocator
                 run = run with { End = sorted[i].End };
             Unshow(run);
         }
+
+        if (start < end)
+            Tables.Tlb?.FlushRange(start, end);
     }
 
     /// <inheritdoc/>
-    public bool PurgeFragmentedBlocks(bool force, ref ulong start, ref ulong end) => false;
+    public bool PurgeFragmentedBlocks(bool force, ref ulong start, ref ulong end) =>
+        Blocks.PurgeFragmented(force, ref start, ref end);
 
     /// <summary>Pages for an area, and the window over them (__vmalloc_area_node).</summary>
     /// <returns>Null if all went well; else what failed. What has been done stays for <see cref="Undo"/>.</returns>
@@ -45,7 +49,7 @@ internal sealed partial class VmallocAllocator
         if (vm->PageCount != count)
             return "failed to allocate pages";
 
-        while (!Show(vm, count, PageProt.Kernel, request.Gfp))
+        while (!Show(vm, count, request.Prot, request.Gfp))
         {
             if ((request.Gfp & Gfp.NoFail) == 0)
                 return "failed to map pages";
@@ -107,7 +111,7 @@ internal sealed partial class VmallocAllocator
     {
         ulong bytes = vm->Size;
         bool mayBeStale = Volatile.Read(ref _unmapRefused) != 0;
-        if (mayBeStale && _window.Unmap(vm->Address - Vmap.Start, bytes) != WindowResult.Done)
+        if (mayBeStale && WindowAt(vm->Address).Unmap(vm->Address, bytes) != WindowResult.Done)
             return false;
 
         // Tables are always allocated as for GFP_KERNEL, but under the caller's limits on I/O.
@@ -137,16 +141,17 @@ internal sealed partial class VmallocAllocator
 
     /// <summary>
     /// One mapping of the window. When the budget of mappings is used up, those of freed areas are given back first.
+    /// A source other than the machine's RAM is a device's memory, with frames numbered from 0.
     /// </summary>
-    private bool ShowRun(ulong va, ulong pfn, uint pages, PageProt prot)
+    private bool ShowRun(ulong va, ulong pfn, ulong pages, PageProt prot, Ram? source = null)
     {
-        ulong bytes = pages * PageSize;
-        WindowProtection access = (prot & PageProt.Write) != 0 ? WindowProtection.ReadWrite : WindowProtection.ReadOnly;
-        if (_window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done)
+        KernelWindow window = WindowAt(va);
+        WindowProtection access = HostRights(prot);
+        if (window.Map(va, pfn, pages, access, source) == WindowResult.Done)
             return true;
 
-        Vmap.PurgeLazy(full: false);
-        return _window.Map(va - Vmap.Start, pfn * PageSize, bytes, access) == WindowResult.Done;
+        Vmap.UnmapAliases();
+        return window.Map(va, pfn, pages, access, source) == WindowResult.Done;
     }
 
     /// <summary>
@@ -154,7 +159,7 @@ internal sealed partial class VmallocAllocator
     /// </summary>
     private void Unshow(VmapRange range)
     {
-        if (_window.Unmap(range.Start - Vmap.Start, range.End - range.Start) != WindowResult.Done)
+        if (WindowAt(range.Start).Unmap(range.Start, range.End - range.Start) != WindowResult.Done)
             Volatile.Write(ref _unmapRefused, 1);
     }
 
@@ -174,14 +179,19 @@ internal sealed partial class VmallocAllocator
     private unsafe void Release(VmapArea* area)
     {
         VmStruct* vm = area->Vm;
+        bool resetRights = (vm->Flags & VmFlags.FlushResetPerms) != 0;
+        List<FrameRun> changed = ChangedRights(vm);
+        FreeShadow(vm);
         Tables.Unmap(area->Start, MappedSize(vm) >> Pfn.PageShift);
         Vmap.FreeNoflush(area);
+        if (resetRights || changed.Count > 0)
+            ResetRights(vm, changed);
         KernelBugException? misuse = null;
         for (uint i = 0; i < vm->PageCount; i++)
         {
             try
             {
-                _pages.Free(_slabs.Map.PfnOf(vm->Pages[i]), 0);
+                FreePage(vm->Pages[i]);
             }
             catch (KernelBugException bug)
             {

@@ -55,11 +55,11 @@ internal sealed partial class VmallocAllocator
         }
     }
 
-    private VmapError InsertPage(Mm process, ulong userAddress, Pfn pfn)
+    private unsafe VmapError InsertPage(Mm process, ulong userAddress, Pfn pfn)
     {
         const PageProt Shared = PageProt.Read | PageProt.Write | PageProt.User;
-        if (!pfn.IsValid)
-            return VmapError.Invalid;
+        if (!pfn.IsValid || _slabs.Map.PageOf(pfn.Value)->AllocatedOrderPlusOne != 1)
+            return VmapError.Invalid;       // of a block that has one reference for all of it
         if (process.Translate(userAddress).IsValid)
             return VmapError.Busy;
         if (!process.Map(userAddress, pfn.Value, 1, Shared, CacheMode.WriteBack, Pfn.PageShift, Gfp.Kernel))

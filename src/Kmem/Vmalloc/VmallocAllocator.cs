@@ -15,6 +15,12 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
     public ulong Align { get; init; } = 1;
 
     public VmFlags Flags { get; init; }
+
+    /// <summary>Where the area may lie; null for the vmalloc space. As there, End is the last byte.</summary>
+    public VmapRange? Range { get; init; }
+
+    /// <summary>What may be done through the mapping.</summary>
+    public PageProt Prot { get; init; } = PageProt.Kernel;
 }
 
 /// <summary>
@@ -36,17 +42,19 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
 /// forbidden.</remarks>
 internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 {
-    private const ulong SpaceBytes = 32UL << 40;
     private const ulong PageSize = Pfn.PageSize;
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
-    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse;
+    private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse
+        | VmFlags.Percpu | VmFlags.DmaCoherent | VmFlags.Owned;
 
     private readonly SlabAllocator _slabs;
     private readonly PageAllocator _pages;
     private readonly KmallocAllocator _kmalloc;
     private readonly CpuSet _cpus;
-    private readonly AddressWindow _window;
+    private readonly KernelWindow _window;
+    private readonly Ram _ram;
+    private readonly MapBudget _budget;
     private readonly ulong _totalRam;
     private long _pageCount;
     private nint _deferred;             // areas to free, newest first; the link is each one's first word
@@ -67,15 +75,17 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         _cpus = slabs.Cpus;
         foreach (ZonePages zone in _pages.Zones)
             _totalRam += zone.Zone.Managed;
-        _window = AddressWindow.Reserve(SpaceBytes, ram, budget: budget);
+        _ram = ram;
+        _budget = budget ?? MapBudget.Process;
+        DirectMap = new DirectMap(ram, _budget);
+        AddressMap addresses = slabs.Addresses;
+        _window = new KernelWindow(ram, addresses.VmallocStart, addresses.VmallocEnd, budget);
         try
         {
-            Tables = new KernelPageTable(_pages, slabs.Map, levels: 4);
-            Vmap = new VmapAllocator(slabs, new VmapOptions
-            {
-                // A host with less room has a smaller vmalloc space; where it starts stays.
-                End = VmapOptions.DefaultStart + _window.Bytes - 1,
-            });
+            Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
+            if (!Tables.MapDirect(addresses, _pages.IsPresent, slabs.Map.EndPfn))
+                _pages.ThrowBug("Kernel panic: no memory for the tables of the direct map");
+            Vmap = new VmapAllocator(slabs, new VmapOptions { Start = _window.Start, End = _window.Last });
         }
         catch
         {
@@ -84,6 +94,9 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
             throw;
         }
 
+        _windows = [_window];
+        Blocks = new VmapBlocks(this);
+        Stacks = new ThreadStacks(this);
         Vmap.Backend = this;
     }
 
@@ -94,19 +107,20 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     public KernelPageTable Tables { get; }
 
     /// <summary>The window's mappings in the host.</summary>
-    public int MapCount => _window.MapCount;
+    public int MapCount => Windows.Sum(window => window.MapCount);
 
     /// <summary>Pages that vmalloc itself allocated and has not freed (vmalloc_nr_pages).</summary>
     public long PageCount => Volatile.Read(ref _pageCount);
 
     /// <summary>For tests of the error path.</summary>
-    public AddressWindow Window => _window;
+    public AddressWindow Window => _window.Low;
 
     public void Dispose()
     {
         Vmap.Dispose();
         Tables.Dispose();
-        _window.Dispose();
+        foreach (KernelWindow window in Windows)
+            window.Dispose();
     }
 
     /// <summary>Allocates an area (__vmalloc_node_range).</summary>
@@ -121,26 +135,11 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
 
     /// <summary>Frees an area (vfree); where sleeping is forbidden, at the next call where it is not.</summary>
     /// <exception cref="KernelBugException">No area that vfree may free starts there. Nothing was changed.</exception>
-    public unsafe void Free(void* pointer)
-    {
-        if (pointer == null)
-            return;
+    public unsafe void Free(void* pointer) => FreeCore(pointer, "vfree", VmFlags.None);
 
-        ulong va = AreaStart(pointer, "vfree");
-        CpuTask* task = _cpus.Current;
-        bool defer = !task->MaySleep;
-        if (!defer)
-            FreeDeferred();
-
-        const VmFlags Refuse = NotFreeable | VmFlags.Deferred;
-        VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, Refuse, defer ? VmFlags.Deferred : VmFlags.None);
-        if (area == null)
-            ThrowNoArea(pointer, "vfree");
-        if (defer)
-            PushDeferred(pointer);
-        else
-            Release(area);
-    }
+    /// <summary>As <see cref="Free"/>, for who made an <see cref="VmFlags.Owned"/> area.</summary>
+    /// <exception cref="KernelBugException">No such area starts there. Nothing was changed.</exception>
+    public unsafe void FreeOwned(void* pointer, string operation) => FreeCore(pointer, operation, VmFlags.Owned);
 
     /// <summary>Frees what was freed where sleeping is forbidden, newest first (delayed_vfree_work).</summary>
     public unsafe void FreeDeferred()
@@ -153,10 +152,34 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         {
             next = *(nint*)at;
             ulong va = AddressOf((void*)at);
-            VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, NotFreeable, VmFlags.None);
+            VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, VmFlags.None, VmFlags.None, VmFlags.Deferred);
             Bug.On(area == null, "a deferred area is gone");
             Release(area);
         }
+    }
+
+    private unsafe void FreeCore(void* pointer, string operation, VmFlags need)
+    {
+        if (pointer == null)
+            return;
+
+        ulong va = AreaStart(pointer, operation);
+        CpuTask* task = _cpus.Current;
+        bool defer = !task->MaySleep;
+        if (!defer)
+            FreeDeferred();
+        else
+            RefuseUnwritable(pointer);
+
+        // Where sleeping is forbidden the memory itself becomes a list entry, which must be writable.
+        VmFlags refuse = (NotFreeable & ~need) | VmFlags.Deferred | (defer ? VmFlags.FlushResetPerms : VmFlags.None);
+        VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, refuse, defer ? VmFlags.Deferred : VmFlags.None, need);
+        if (area == null)
+            ThrowNoArea(pointer, operation);
+        if (defer)
+            PushDeferred(pointer);
+        else
+            Release(area);
     }
 
     /// <summary>
@@ -207,7 +230,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     {
         _pages.CheckContext(Gfp.Kernel, _cpus.Current);
         FreeDeferred();
-        if (frames.IsEmpty || (ulong)frames.Length > _totalRam)
+        flags = FitForVmap(flags);
+        if (frames.IsEmpty || (ulong)frames.Length > _totalRam || (flags & VmFlags.FlushResetPerms) != 0)
             return null;
 
         nuint bytes = (nuint)frames.Length * (nuint)PageSize;
@@ -263,13 +287,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     }
 
     /// <summary>Whether a pointer lies in the window (is_vmalloc_addr, which leaves the very last byte out).</summary>
-    public unsafe bool Contains(void* pointer) => (ulong)((byte*)pointer - _window.Base) < _window.Bytes - 1;
+    public unsafe bool Contains(void* pointer) => _window.Contains(pointer);
 
-    /// <summary>The kernel's address of a pointer into the window.</summary>
-    public unsafe ulong AddressOf(void* pointer) => Vmap.Start + (ulong)((byte*)pointer - _window.Base);
+    /// <summary>The kernel's address of a pointer into a window.</summary>
+    public unsafe ulong AddressOf(void* pointer) => (WindowOf(pointer) ?? _window).AddressOf(pointer);
 
-    /// <summary>The pointer for a kernel address of the vmalloc space.</summary>
-    public unsafe void* PointerOf(ulong address) => _window.Base + (address - Vmap.Start);
+    /// <summary>The pointer for a kernel address of a space that has a window.</summary>
+    public unsafe void* PointerOf(ulong address) => WindowAt(address).PointerOf(address);
 
     /// <summary>Bytes of an area without its guard page (get_vm_area_size).</summary>
     private static unsafe ulong MappedSize(VmStruct* vm) =>
@@ -305,6 +329,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private unsafe void* TryAlloc(VmallocRequest request, int shift)
     {
         VmStruct* vm = Reserve(request, VmFlags.Alloc | VmFlags.Uninitialized | request.Flags, shift);
+        while (vm == null && shift == Pfn.PageShift && (request.Gfp & Gfp.NoFail) != 0)
+        {
+            Warn(request, "vm_struct allocation failed. Retrying.");
+            Thread.Sleep(1);
+            vm = Reserve(request, VmFlags.Alloc | VmFlags.Uninitialized | request.Flags, shift);
+        }
+
         string? failure = "vm_struct allocation failed";
         if (vm != null)
         {
@@ -337,6 +368,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     /// failure.</summary>
     private unsafe VmStruct* Reserve(in VmallocRequest request, VmFlags flags, int shift)
     {
+        RefuseReserved(flags);
         Gfp gfp = request.Gfp & GfpMask.Reclaim;
         var vm = (VmStruct*)_kmalloc.Alloc(VmStruct.SizeInBytes, gfp | Gfp.Zero, request.Node);
         if (vm == null)
@@ -348,7 +380,11 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         ulong unit = 1UL << shift;
         ulong bytes = ((ulong)request.Size + unit - 1) & ~(unit - 1);
         ulong align = shift == Pfn.PageShift ? request.Align : Math.Max(request.Align, unit);
-        var range = new VmapRequest(bytes + PageSize, align, Vmap.Start, Vmap.End) { Gfp = gfp, Node = request.Node };
+        if ((flags & VmFlags.IoRemap) != 0)
+            align = NaturalAlign(bytes);
+        ulong guard = (flags & VmFlags.NoGuard) != 0 ? 0 : PageSize;
+        VmapRange within = request.Range ?? new VmapRange(Vmap.Start, Vmap.End);
+        var range = new VmapRequest(bytes + guard, align, within.Start, within.End) { Gfp = gfp, Node = request.Node };
         if (Vmap.Alloc(range, vm, out _) != null)
             return vm;
 

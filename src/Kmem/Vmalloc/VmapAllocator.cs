@@ -61,6 +61,7 @@ internal sealed partial class VmapAllocator : IDisposable
     private readonly FreeVmapTree _decaying;        // private to a decay: areas melt here before they reach _free
     private readonly nint[] _spare;                 // ne_fit_preload_node of each CPU
     private readonly Lock _purgeLock = new();
+    private readonly RateLimit _failures = new("alloc_vmap_area", TimeSpan.FromSeconds(5), 10);
     private SpinLock _freeLock = new(LockRank.VmapFree);
     private long _lazyPages;
     private int _drainPending;
@@ -310,7 +311,7 @@ internal sealed partial class VmapAllocator : IDisposable
                 continue;
             }
 
-            if ((request.Gfp & Gfp.NoWarn) == 0)
+            if ((request.Gfp & Gfp.NoWarn) == 0 && _failures.Allows(_slabs.Log))
             {
                 _slabs.Log.Write(string.Create(
                     CultureInfo.InvariantCulture,

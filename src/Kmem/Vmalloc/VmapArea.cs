@@ -75,24 +75,28 @@ internal enum VmapAreaFlags : uint
     Block = 2,
 }
 
-/// <summary>The kernel's error numbers that the address space allocator can answer with.</summary>
-internal enum VmapError
+/// <summary>The kernel's error numbers that operations on areas of the vmalloc space can answer with.</summary>
+public enum VmapError
 {
+    /// <summary>All went well.</summary>
     None = 0,
 
     /// <summary>No free block is large enough (−ENOENT).</summary>
     NoBlock = -2,
 
-    /// <summary>No memory for the object that describes the area (−ENOMEM).</summary>
+    /// <summary>More pages than the machine has (−E2BIG).</summary>
+    TooBig = -7,
+
+    /// <summary>No memory for what describes the area, for page tables, or no mappings of the host left (−ENOMEM).</summary>
     NoMemory = -12,
 
-    /// <summary>No room, also after purging (−EBUSY).</summary>
+    /// <summary>No room, also after purging; or something is mapped there already (−EBUSY).</summary>
     Busy = -16,
 
-    /// <summary>The request makes no sense, or a free block does not contain what was cut from it (−EINVAL).</summary>
+    /// <summary>The request makes no sense, or the area is not of a kind that allows it (−EINVAL).</summary>
     Invalid = -22,
 
-    /// <summary>The lowest block that fits lies above the range (−ERANGE).</summary>
+    /// <summary>It would lie outside the range or the area (−ERANGE).</summary>
     OutOfRange = -34,
 }
 

@@ -87,12 +87,17 @@ internal sealed class VmapNode : IDisposable
     /// <param name="start">Its first byte.</param>
     /// <param name="refuse">An area with one of these flags is left alone; one without a vm_struct is, too.</param>
     /// <param name="mark">If not none: the area gets these flags and stays.</param>
-    public unsafe VmapArea* TakeBusy(ulong start, VmFlags refuse, VmFlags mark)
+    /// <param name="need">It must have all of these.</param>
+    public unsafe VmapArea* TakeBusy(ulong start, VmFlags refuse, VmFlags mark, VmFlags need = VmFlags.None)
     {
         _busyLock.Acquire();
         VmapArea* area = VmapTree.Find(Busy, start);
-        if (area != null && (area->Start != start || area->Vm == null || (area->Vm->Flags & refuse) != 0))
+        if (area != null && (area->Start != start || area->Vm == null || (area->Vm->Flags & refuse) != 0
+            || (area->Vm->Flags & need) != need))
+        {
             area = null;
+        }
+
         if (area != null && mark != VmFlags.None)
             area->Vm->Flags |= mark;
         else if (area != null)
@@ -101,7 +106,27 @@ internal sealed class VmapNode : IDisposable
         return area;
     }
 
-    /// <summary>Calls with each busy area (a VmapArea*) by address. The lock is held: no allocation, no sleeping.</summary>
+    /// <summary>
+    /// Takes an area of vm_map_ram that is no block out of the busy tree, if one of so many pages starts there.
+    /// </summary>
+    public unsafe VmapArea* TakeRam(ulong start, ulong pages)
+    {
+        _busyLock.Acquire();
+        VmapArea* area = VmapTree.Find(Busy, start);
+        const ulong Kind = (ulong)(VmapAreaFlags.Ram | VmapAreaFlags.Block);
+        bool fits = area != null && area->Start == start && area->Pages == pages
+            && (area->Flags & Kind) == (ulong)VmapAreaFlags.Ram;
+        if (fits)
+            VmapTree.Remove<NoAugment>(Busy, area);
+        else
+            area = null;
+        _busyLock.Release();
+        return area;
+    }
+
+    /// <summary>
+    /// Calls with each busy area (a VmapArea*) by address. The lock is held: no allocation, no sleeping.
+    /// </summary>
     public unsafe void ForEachBusy(Action<nint> visit)
     {
         _busyLock.Acquire();

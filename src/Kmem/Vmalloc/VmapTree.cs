@@ -117,6 +117,8 @@ internal struct VmapTree
 
     public static unsafe VmapArea* Next(VmapTree* tree, VmapArea* area) => Next(tree, &area->List);
 
+    public static unsafe VmapArea* Previous(VmapTree* tree, VmapArea* area) => Previous(tree, &area->List);
+
     private static unsafe VmapArea* Previous(VmapTree* tree, ListHead* entry)
     {
         entry = entry->Prev;

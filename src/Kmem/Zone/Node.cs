@@ -30,6 +30,10 @@ internal sealed class Node
     // Pages of slabs of this node, by kind, for meminfo and zoneinfo.
     private long _slabReclaimable;
     private long _slabUnreclaimable;
+    private long _pageTables;
+
+    /// <summary>Frames that are page tables (NR_PAGETABLE).</summary>
+    public long PageTablePages => Volatile.Read(ref _pageTables);
 
     /// <summary>Pages in slabs of caches with SLAB_RECLAIM_ACCOUNT.</summary>
     public long SlabReclaimablePages => Volatile.Read(ref _slabReclaimable);
@@ -39,6 +43,8 @@ internal sealed class Node
 
     public void AddSlabPages(long pages, bool reclaimable) =>
         Interlocked.Add(ref reclaimable ? ref _slabReclaimable : ref _slabUnreclaimable, pages);
+
+    public void AddPageTablePages(long pages) => Interlocked.Add(ref _pageTables, pages);
 
     /// <summary>Set while the node's kswapd is awake.</summary>
     public bool KswapdAwake { get; set; }

@@ -219,6 +219,22 @@ public sealed class BufferTests
     }
 
     [Fact]
+    public void One_refusal_of_the_host_is_tried_again_after_a_purge()
+    {
+        using Machine machine = Boot();
+        Assert.SkipWhen(machine.Floor.Memory.WhyNoWindow != null, "no second mappings here");
+        using KmemGrowingBuffer buffer = machine.CreateGrowingBuffer(1 << 20);
+        buffer.GetSpan(100).Fill(1);
+        buffer.Advance(100);
+        int committed = buffer.Committed;
+        machine.Floor.Memory.Vmalloc.Window.FailHostCall(1);
+        buffer.GetSpan(300_000).Fill(2);
+        Assert.True(buffer.Committed > committed);
+        Assert.Equal(1, buffer.WrittenSpan[99]);
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
     public void A_pinned_growing_buffer_is_freed_with_the_last_pin()
     {
         using Machine machine = Boot();

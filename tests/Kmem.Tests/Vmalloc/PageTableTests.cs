@@ -225,7 +225,6 @@ public sealed class PageTableTests
             () => space.Tables.Unmap(Base + Huge, 511),
             () => space.Tables.Unmap(Base + Huge + 4096, 511),
             () => space.Tables.Unmap(Base, 1000),
-            () => space.Tables.Protect(Base, 513, PageProt.KernelReadOnly),
             () => space.Map(Base + (4 * Huge) - (50 << 12), 1, 100),
             () => space.Map(Base + 1, 1, 1),
             () => space.Map(0x0000_7fff_ffff_f000, 1, 2),
