@@ -39,6 +39,35 @@ internal sealed class BufferSource(BufferAccount account, string name)
         return serial;
     }
 
+    /// <summary>Books many things that were handed out at one place.</summary>
+    /// <returns>The serial number of the first; <see cref="NextSerial"/> leads to the others.</returns>
+    public ulong ChargeMany(ReadOnlySpan<nint> addresses, long bytesEach, string file, int line)
+    {
+        ulong first = Add(addresses.Length, addresses.Length * bytesEach, addresses.Length);
+        if (Account.Sites != null)
+        {
+            foreach (nint address in addresses)
+                AddSite(address, bytesEach, file, line);
+        }
+
+        return first;
+    }
+
+    /// <summary>Books many things that came back.</summary>
+    public void DischargeMany(ReadOnlySpan<nint> addresses, long bytesEach)
+    {
+        Add(-addresses.Length, -addresses.Length * bytesEach);
+        if (Account.Sites == null)
+            return;
+
+        foreach (nint address in addresses)
+            RemoveSite(address);
+    }
+
+    /// <summary>The serial number behind another of the same call.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static ulong NextSerial(ulong serial) => (serial & ~SerialMask) | ((serial + 1) & SerialMask);
+
     /// <summary>Books one thing that came back.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Discharge(nint address, long bytes)
@@ -51,30 +80,34 @@ internal sealed class BufferSource(BufferAccount account, string name)
     /// <summary>Bits of a serial number that count; those above hold the thread's number (6 bits).</summary>
     public const int SerialBits = 42;
 
+    private const ulong SerialMask = (1UL << SerialBits) - 1;
+
     /// <summary>Everything in one visit to the thread's cell: finding it is what costs.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private ulong Add(long count, long bytes)
+    private ulong Add(long count, long bytes, int serials = 1)
     {
         int stripe = ThreadStripe.Current;
         ref Cell cell = ref _cells[stripe];
         if (stripe == ThreadStripe.Shared)
-            return AddShared(ref cell, count, bytes);
+            return AddShared(ref cell, count, bytes, serials);
 
         cell.Count += count;
         cell.Bytes += bytes;
-        return Serial(stripe, ++cell.Serial);
+        long serial = cell.Serial;
+        cell.Serial = serial + serials;
+        return Serial(stripe, serial);
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static ulong AddShared(ref Cell cell, long count, long bytes)
+    private static ulong AddShared(ref Cell cell, long count, long bytes, int serials)
     {
         Interlocked.Add(ref cell.Count, count);
         Interlocked.Add(ref cell.Bytes, bytes);
-        return Serial(ThreadStripe.Shared, Interlocked.Increment(ref cell.Serial));
+        return Serial(ThreadStripe.Shared, Interlocked.Add(ref cell.Serial, serials) - serials);
     }
 
     private static ulong Serial(int stripe, long number) =>
-        ((ulong)stripe << SerialBits) | ((ulong)number & ((1UL << SerialBits) - 1));
+        ((ulong)stripe << SerialBits) | ((ulong)number & SerialMask);
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void AddSite(nint address, long bytes, string file, int line) =>

@@ -103,7 +103,7 @@ public sealed class KmemCache<T> : IDisposable
             _account.ThrowOutOfMemory((nuint)_cache.SlotSize, _source.Name);
 
         *(T*)obj = value;
-        return Register(obj, file, line);
+        return Stamp(obj, _source.Charge((nint)obj, sizeof(T), file, line));
     }
 
     /// <summary>Rents as many objects as there are entries: all or none (kmem_cache_alloc_bulk).</summary>
@@ -128,10 +128,12 @@ public sealed class KmemCache<T> : IDisposable
                 _account.ThrowOutOfMemory((nuint)_cache.SlotSize * (nuint)handles.Length, _source.Name);
             }
 
+            ulong serial = _source.ChargeMany(objects, sizeof(T), file, line);
             foreach (nint obj in objects)
             {
                 *(T*)obj = default;
-                handles[done++] = Register((void*)obj, file, line);
+                handles[done++] = Stamp((void*)obj, serial);
+                serial = BufferSource.NextSerial(serial);
             }
         }
     }
@@ -153,7 +155,8 @@ public sealed class KmemCache<T> : IDisposable
     /// <exception cref="ArgumentException">The handle is null, or another cache's.</exception>
     public unsafe void Return(KmemHandle<T> handle)
     {
-        byte* obj = Unregister(handle);
+        byte* obj = Take(handle);
+        _source.Discharge((nint)obj, sizeof(T));
         _cache.Free(obj);
     }
 
@@ -171,12 +174,13 @@ public sealed class KmemCache<T> : IDisposable
             {
                 while (count < Math.Min(batch.Length, handles.Length))
                 {
-                    batch[count] = (nint)Unregister(handles[count]);
+                    batch[count] = (nint)Take(handles[count]);
                     count++;
                 }
             }
             finally
             {
+                _source.DischargeMany(batch[..count], sizeof(T));
                 _cache.FreeBulk(batch[..count]);
             }
 
@@ -219,9 +223,10 @@ public sealed class KmemCache<T> : IDisposable
         _account.Retire(_source);
     }
 
-    private unsafe KmemHandle<T> Register(void* obj, string file, int line)
+    /// <summary>Begins an object's life: it and its handle get a stamp that no other has.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe KmemHandle<T> Stamp(void* obj, ulong serial)
     {
-        ulong serial = _source.Charge((nint)obj, sizeof(T), file, line);
         ulong stamp = _id;
         if (_stampOffset != 0)
         {
@@ -232,7 +237,9 @@ public sealed class KmemCache<T> : IDisposable
         return new KmemHandle<T>((nuint)((nint)obj - _ram), stamp);
     }
 
-    private unsafe byte* Unregister(KmemHandle<T> handle)
+    /// <summary>Ends the life of a handle's object, which is still to be freed.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe byte* Take(KmemHandle<T> handle)
     {
         if (!IsLive(handle))
             ThrowBadHandle(handle, "returned");
@@ -240,7 +247,6 @@ public sealed class KmemCache<T> : IDisposable
         byte* obj = (byte*)_ram + handle.Offset;
         if (_stampOffset != 0)
             *(ulong*)(obj + _stampOffset) = 0;
-        _source.Discharge((nint)obj, sizeof(T));
         return obj;
     }
 

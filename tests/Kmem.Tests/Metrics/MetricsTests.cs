@@ -8,7 +8,8 @@ namespace Kmem.Tests;
 public sealed class MetricsTests
 {
     private static Machine Boot(string name, ulong ram = 32 << 20) =>
-        Machine.Boot(new MachineOptions { RamBytes = ram, Cpus = 2, Name = name });
+        Machine.Boot(
+            new MachineOptions { RamBytes = ram, Cpus = 2, Name = name, Profile = KernelProfile.Linux618 });
 
     [Fact]
     public void The_meter_shows_what_the_machine_has()
