@@ -41,10 +41,10 @@ using (KmemCache<Node> nodes = machine.CreateCache<Node>("node"))
     nodes.Return(second);
 }
 
-using (KmemRegion region = machine.CreateRegion(8 << 20))
+using (KmemRegion region = machine.CreateRegion(3 << 20))
 {
-    region.Write(5 << 20, 4711);
-    Check(region.Read<int>(5 << 20) == 4711);
+    region.Write(2 << 20, 4711);
+    Check(region.Read<int>(2 << 20) == 4711);
 }
 
 using (KmemGrowingBuffer buffer = machine.CreateGrowingBuffer(1 << 20))

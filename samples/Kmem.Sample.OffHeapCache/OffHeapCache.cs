@@ -5,7 +5,7 @@ namespace Kmem.Samples;
 
 /// <summary>
 /// The cache off the heap: entries are objects of a <see cref="KmemCache{T}"/>, tied together by handles; the table of
-/// buckets is one rented block. For the garbage collector it is six objects, however many entries there are.
+/// buckets is a few rented blocks. For the garbage collector it is a handful of objects, however many entries there are.
 /// <code>
 ///   buckets [ h | · | h | … ]          recency:  newest ⇄ … ⇄ oldest
 ///             │       └─▶ entry ─▶ entry         (both through handles in the entries)
@@ -17,8 +17,11 @@ public sealed class OffHeapCache : ILruCache
     /// <summary>Longest value.</summary>
     public const int MaxValue = 200;
 
+    /// <summary>Buckets in a block: 2 MiB, which every host can give, also one without vmalloc.</summary>
+    private const int BlockShift = 17;
+
     private readonly KmemCache<Entry> _entries;
-    private readonly KmemOwner<KmemHandle<Entry>> _buckets;
+    private readonly KmemOwner<KmemHandle<Entry>>[] _buckets;
     private readonly Lock _gate = new();
     private readonly int _capacity;
     private readonly int _mask;
@@ -33,7 +36,9 @@ public sealed class OffHeapCache : ILruCache
         _capacity = capacity;
         var buckets = (int)BitOperations.RoundUpToPowerOf2((uint)capacity);
         _mask = buckets - 1;
-        _buckets = machine.Rent<KmemHandle<Entry>>(buckets, clear: true);
+        _buckets = new KmemOwner<KmemHandle<Entry>>[((buckets - 1) >> BlockShift) + 1];
+        for (int i = 0; i < _buckets.Length; i++)
+            _buckets[i] = machine.Rent<KmemHandle<Entry>>(Math.Min(buckets, 1 << BlockShift), clear: true);
         _entries = machine.CreateCache<Entry>("cache-entry");
     }
 
@@ -75,7 +80,7 @@ public sealed class OffHeapCache : ILruCache
             {
                 if (Count == _capacity)
                     Evict();
-                ref KmemHandle<Entry> bucket = ref _buckets.Span[BucketOf(key)];
+                ref KmemHandle<Entry> bucket = ref BucketOf(key);
                 handle = _entries.Rent();
                 ref Entry fresh = ref _entries[handle];
                 fresh.Key = key;
@@ -102,15 +107,19 @@ public sealed class OffHeapCache : ILruCache
             while (!_oldest.IsNull)
                 Remove(_oldest);
             _entries.Dispose();
-            _buckets.Dispose();
+            Array.ForEach(_buckets, block => block.Dispose());
         }
     }
 
-    private int BucketOf(ulong key) => (int)((key * 0x9E37_79B9_7F4A_7C15) >> 32) & _mask;
+    private ref KmemHandle<Entry> BucketOf(ulong key)
+    {
+        int bucket = (int)((key * 0x9E37_79B9_7F4A_7C15) >> 32) & _mask;
+        return ref _buckets[bucket >> BlockShift].Span[bucket & ((1 << BlockShift) - 1)];
+    }
 
     private KmemHandle<Entry> Find(ulong key)
     {
-        KmemHandle<Entry> at = _buckets.Span[BucketOf(key)];
+        KmemHandle<Entry> at = BucketOf(key);
         while (!at.IsNull)
         {
             ref Entry entry = ref _entries[at];
@@ -130,7 +139,7 @@ public sealed class OffHeapCache : ILruCache
 
     private void Remove(KmemHandle<Entry> handle)
     {
-        ref KmemHandle<Entry> link = ref _buckets.Span[BucketOf(_entries[handle].Key)];
+        ref KmemHandle<Entry> link = ref BucketOf(_entries[handle].Key);
         while (link != handle)
             link = ref _entries[link].NextInBucket;
         link = _entries[handle].NextInBucket;
