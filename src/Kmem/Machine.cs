@@ -170,7 +170,11 @@ public sealed partial class Machine : IDisposable
     public IReadOnlyList<BrokenRule> Validate()
     {
         IReadOnlyList<BrokenRule> broken = new Validator(_pages, _slabs, _blocks, _map).Run();
-        return _vmalloc == null ? broken : [.. broken, .. VmallocValidator.Run(_vmalloc, _map)];
+        if (_vmalloc != null)
+            broken = [.. broken, .. VmallocValidator.Run(_vmalloc, _map)];
+        return PercpuIfUsed is { } percpu
+            ? [.. broken, .. PageTableValidator.Run(percpu, _vmalloc!.Tables, _map)]
+            : broken;
     }
 
     /// <summary>Gives all memory back. No thread may be inside a call; pointers into the machine become invalid.</summary>

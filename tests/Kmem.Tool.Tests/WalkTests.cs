@@ -100,6 +100,33 @@ public sealed class WalkTests
         await Json(1, "ffffc90000004000", "--state", Recording);
     }
 
+    /// <summary>A damaged recording is one line, whatever is wrong with it.</summary>
+    [Theory]
+    [InlineData("")]
+    [InlineData("level\tva\tentry\n")]
+    [InlineData("level\tva\tentry\n4\tffffc90000000000\n")]
+    [InlineData("level\tva\tentry\nfour\tffffc90000000000\t1\n")]
+    [InlineData("level\tva\tentry\n4\tffffc9000000000000\t1\n")]
+    [InlineData("level\tva\tentry\n9\tffffc90000000000\t1\n")]
+    public async Task DamagedTablesAreRefused(string tables)
+    {
+        string folder = Directory.CreateTempSubdirectory("kmem-walk").FullName;
+        try
+        {
+            File.Copy(Path.Combine(Recording, "state-t1.json.gz"), Path.Combine(folder, "state-t1.json.gz"));
+            await File.WriteAllBytesAsync(
+                Path.Combine(folder, "pagetables-t1.tsv.gz"), Tool.Gzip(tables), TestContext.Current.CancellationToken);
+            Outcome outcome = await Tool.Run("walk", "--state", folder);
+            Assert.Equal((2, ""), (outcome.Exit, outcome.Output));
+            Assert.Contains("not a recorded kernel with its page tables", outcome.Error, StringComparison.Ordinal);
+            Assert.Single(outcome.Error.TrimEnd().Split('\n'));
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
     [Fact]
     public async Task TheDumpHasTheKernelsRegions()
     {

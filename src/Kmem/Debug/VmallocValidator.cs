@@ -25,6 +25,7 @@ internal static class VmallocValidator
         if (pages != vmalloc.PageCount)
             broken.Add(new BrokenRule("VMALLOC-04", $"{pages} pages in areas, counted {vmalloc.PageCount}"));
         broken.AddRange(VmallocKindsValidator.Run(vmalloc, map));
+        broken.AddRange(PageTableValidator.Run(vmalloc.Tables, map));
         return broken;
     }
 

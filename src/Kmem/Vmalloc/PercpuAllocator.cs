@@ -32,6 +32,7 @@ internal sealed class PercpuAllocator
     private readonly SlabAllocator _slabs;
     private readonly Lock _lock = new();
     private readonly List<PercpuChunk> _chunks = [];
+    private ulong[] _bases = [];                // of the chunks, replaced whole when one comes or goes
     private readonly ulong[] _groupOffsets;
     private readonly ulong[] _groupBytes;
     private readonly ulong[] _unitOffsets;
@@ -139,11 +140,36 @@ internal sealed class PercpuAllocator
         }
     }
 
-    /// <summary>Whether an address is that of an object in use, for the tests.</summary>
+    /// <summary>Whether an address lies in unit 0 of a chunk. Takes no lock.</summary>
     public bool Owns(ulong address)
     {
+        foreach (ulong start in Volatile.Read(ref _bases))
+        {
+            if (address - start < (ulong)UnitBytes)
+                return true;
+        }
+
+        return false;
+    }
+
+    /// <summary>Each page that has a frame, of each CPU.</summary>
+    public IEnumerable<(ulong Address, Pfn Frame)> MappedPages()
+    {
+        List<(ulong Address, Pfn Frame)> all = [];
         lock (_lock)
-            return _chunks.Exists(chunk => chunk.Contains(address));
+        {
+            foreach (PercpuChunk chunk in _chunks)
+            {
+                for (int page = 0; page < UnitBytes >> Pfn.PageShift; page++)
+                {
+                    ReadOnlySpan<Pfn> frames = chunk.FramesOf(page);
+                    for (int cpu = 0; cpu < frames.Length; cpu++)
+                        all.Add((PageAddress(chunk, page, cpu), frames[cpu]));
+                }
+            }
+        }
+
+        return all;
     }
 
     private static int UnitFor(int cpus)
@@ -188,6 +214,7 @@ internal sealed class PercpuAllocator
             handles[i] = (nint)areas[i];
         var chunk = new PercpuChunk(handles, areas[0]->Address - _groupOffsets[0], UnitBytes);
         _chunks.Add(chunk);
+        Volatile.Write(ref _bases, [.. _chunks.Select(it => it.Base)]);
         return chunk;
     }
 
@@ -277,6 +304,7 @@ internal sealed class PercpuAllocator
             if (!remove)
                 continue;
             _chunks.Remove(chunk);
+            Volatile.Write(ref _bases, [.. _chunks.Select(it => it.Base)]);
             var areas = new VmStruct*[chunk.Areas.Length];
             for (int i = 0; i < areas.Length; i++)
                 areas[i] = (VmStruct*)chunk.Areas[i];

@@ -115,6 +115,9 @@ internal sealed class PercpuChunk
         return -1;
     }
 
+    /// <summary>A page's frames, by CPU; none if it has none.</summary>
+    public ReadOnlySpan<Pfn> FramesOf(int page) => _frames[page];
+
     public void Populate(int page, Pfn[] frames)
     {
         _frames[page] = frames;

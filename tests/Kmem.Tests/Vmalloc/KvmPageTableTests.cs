@@ -195,6 +195,15 @@ public sealed class KvmPageTableTests
             Assert.Equal(new GuestProbe(GuestEnd.Fault, address, 0), Do(what, address));
         }
 
+        // Where the processor would go: its own addresses and the kernel's, in this address space.
+        guest.Enter(process.RootPfn, user: true);
+        for (ulong i = 0; i < 2000; i++)
+        {
+            ulong at = (i % 2 == 0 ? UserData : kernel) + (i * 43);
+            PageWalk walk = process.Walk(at);
+            Assert.Equal(walk.IsMapped ? walk.PhysicalAddress.Value : null, guest.Translate(at));
+        }
+
         vmalloc.UnmapFromUser(process, UserData, 20 * Page);
         process.Unmap(UserHole, 1);
         process.Unmap(UserCode, 1);

@@ -161,6 +161,62 @@ public sealed class PercpuTests
         Assert.Empty(machine.Validate());
     }
 
+    /// <summary>The host refuses the n-th mapping: it is asked again after a purge, and nothing is lost.</summary>
+    [Fact]
+    public unsafe void ARefusalOfTheHostIsSurvived()
+    {
+        using Machine machine = Boot(cpus: 2);
+        machine.FreePercpu(machine.AllocPercpu(4, 4));
+        AddressWindow window = machine.VmallocIfUsed!.Window;
+        for (int n = 1; n <= 24; n++)
+        {
+            window.FailHostCall(n);
+            PercpuPointer p = machine.AllocPercpu(60_000, 8, Gfp.Kernel | Gfp.NoWarn);
+            window.FailHostCall(0);
+            Assert.False(p.IsNull);
+            Assert.Empty(machine.Validate());
+            machine.FreePercpu(p);
+            Assert.Empty(machine.Validate());
+        }
+
+        PercpuPointer last = machine.AllocPercpu(60_000, 8);
+        Assert.Equal(-1, new Span<byte>(machine.PerCpuPtr(last, 1), 60_000).IndexOfAnyExcept((byte)0));
+        machine.FreePercpu(last);
+    }
+
+    /// <summary>Threads that allocate, write their mark into all copies and free again never meet.</summary>
+    [Fact]
+    public async Task ThreadsKeepTheirObjectsApart()
+    {
+        using Machine machine = Boot(cpus: 2);
+        machine.FreePercpu(machine.AllocPercpu(4, 4));
+        await Task.WhenAll(Enumerable.Range(1, 4).Select(worker => Task.Run(() => Work(machine, (byte)worker))));
+        Assert.Empty(machine.Validate());
+        Assert.Equal(4 * 2L, machine.PercpuIfUsed!.Pages);
+
+        static unsafe void Work(Machine machine, byte mark)
+        {
+            var random = new Random(mark);
+            var mine = new Queue<(PercpuPointer P, int Size)>();
+            for (int i = 0; i < 1500; i++)
+            {
+                int size = random.Next(1, 3000);
+                PercpuPointer p = machine.AllocPercpu((nuint)size, 8);
+                Assert.False(p.IsNull);
+                for (int cpu = 0; cpu < 2; cpu++)
+                    new Span<byte>(machine.PerCpuPtr(p, cpu), size).Fill(mark);
+                mine.Enqueue((p, size));
+                while (mine.Count > (i == 1499 ? 0 : 20))
+                {
+                    (PercpuPointer old, int length) = mine.Dequeue();
+                    for (int cpu = 0; cpu < 2; cpu++)
+                        Assert.Equal(-1, new Span<byte>(machine.PerCpuPtr(old, cpu), length).IndexOfAnyExcept(mark));
+                    machine.FreePercpu(old);
+                }
+            }
+        }
+    }
+
     /// <summary>
     /// Among random free blocks, the base is the highest one at which every area fits: what trying all of them finds.
     /// </summary>
