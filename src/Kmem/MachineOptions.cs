@@ -1,7 +1,7 @@
 namespace Kmem;
 
 /// <summary>What a machine is made of.</summary>
-public sealed record MachineOptions
+public sealed partial record MachineOptions
 {
     /// <summary>
     /// Bytes of RAM. Costs address space only: host memory is used as pages are touched. Ignored if

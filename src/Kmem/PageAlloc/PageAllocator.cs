@@ -379,6 +379,8 @@ internal sealed partial class PageAllocator : IDisposable
         if (page != null)
             CountAllocation(pages, request, cpu);
         _cpus.Leave(task);
+        if (Rare != null && pages.Buddy.Fallbacks != pages.ToldFallbacks && MayTell(request.Gfp))
+            TellFallbacks(pages);
 
         if ((flags & AllocFlags.Kswapd) != 0 && (pages.Zone.Flags & ZoneFlags.BoostedWatermark) != 0)
         {
