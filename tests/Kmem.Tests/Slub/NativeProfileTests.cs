@@ -93,15 +93,20 @@ public sealed class NativeProfileTests : IDisposable
     [Fact]
     public unsafe void An_object_freed_by_another_thread_and_allocated_again_there_is_not_taken_for_the_last_one()
     {
-        // This thread allocates p last; then the place changes hands, and cache, before this thread frees it.
+        // This thread allocates p last; then the place changes hands, and cache, before this thread frees it. Both caches
+        // share the map of live objects, and this CPU's sheaf of the former one has room: only the frame tells.
         KmemCache former = _machine.CreateCache("former", 128);
         var p = (nint)former.Alloc(Gfp.Kernel);
+        nint other = p;
+        for (int i = 0; (p & ~4095) == (other & ~4095); i++)
+            p = (nint)former.Alloc(Gfp.Kernel);
+        former.Free((void*)p);
+        Assert.Equal(p, (nint)former.Alloc(Gfp.Kernel));
         KmemCache next = null!;
         var thread = new Thread(() =>
         {
             former.Free((void*)p);
-            former.Destroy();
-            _machine.ShrinkCaches();
+            former.Shrink();
             next = _machine.CreateCache("next", 64);
             nint found = 0;
             for (int i = 0; i < 1_500_000 && found != p; i++)
@@ -111,9 +116,9 @@ public sealed class NativeProfileTests : IDisposable
         thread.Start();
         thread.Join();
         Assert.SkipWhen(p == 0, "the page went elsewhere");
+        former.Free((void*)other);
         _machine.Kfree((void*)p);
         Assert.Empty(_machine.Validate());
-        Assert.Empty(_machine.Dmesg.Lines);
     }
 
     [Fact]
