@@ -67,6 +67,8 @@ internal static class Program
             new ReplayCommand(),
             new GeometryCommand(),
             new PredictCommand(),
+            new BenchCommand(),
+            new BenchChildCommand(),
         };
         root.HelpName = "kmem";
         foreach (Option option in root.Options)

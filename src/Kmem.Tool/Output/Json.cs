@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using Kmem.Tool.Bench;
 using Kmem.Tracing;
 
 namespace Kmem.Tool.Output;
@@ -19,6 +20,9 @@ internal static class Json
 [JsonSerializable(typeof(ReplayReport))]
 [JsonSerializable(typeof(StatePredictionJson))]
 [JsonSerializable(typeof(VmapPredictionResult))]
+[JsonSerializable(typeof(BenchJson))]
+[JsonSerializable(typeof(ChildRequest))]
+[JsonSerializable(typeof(CaseResult[]))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
     /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>
