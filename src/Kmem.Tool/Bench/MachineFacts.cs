@@ -10,7 +10,7 @@ namespace Kmem.Tool.Bench;
 internal sealed record MachineFacts(string Cpu, int Cores, string Os, string Runtime)
 {
     internal static MachineFacts Read() => new(
-        CpuName(), Environment.ProcessorCount, RuntimeInformation.OSDescription,
+        CpuName(), Environment.ProcessorCount, $"{RuntimeInformation.OSDescription}, {Environment.OSVersion}",
         $"{RuntimeInformation.FrameworkDescription} ({RuntimeInformation.RuntimeIdentifier})");
 
     private static string CpuName()

@@ -106,18 +106,23 @@ internal static class Measurer
         };
     }
 
-    // What is compiled and loaded for the case does not belong to the allocator's memory: all of it is used once before.
+    // What is compiled and loaded for the case does not belong to the allocator's memory, so all of it is used once before;
+    // with glibc for any library, as the code is the same and nothing of that library's memory is touched by it.
     private static bool Rehearse(Workload workload, string allocator, Effort effort)
     {
-        var host = new Lazy<KmemHost>(() => new KmemHost());
-        if (new CaseFactory(host, small: true).Create(workload, allocator) is not { } it) return false;
+        if (IsNative(allocator) && NativeLibraryPeer.TryLoad(allocator) is null) return false;
 
-        var contestant = new Contestant(it);
-        WarmUp([contestant], effort, workload.RoundTime);
-        contestant.Try(it.Finish);
-        contestant.Try(it.Dispose);
+        var host = new Lazy<KmemHost>(() => new KmemHost());
+        var factory = new CaseFactory(host, small: true);
+        if (factory.Create(workload, IsNative(allocator) ? "glibc" : allocator) is { } it)
+        {
+            var contestant = new Contestant(it);
+            WarmUp([contestant], effort, workload.RoundTime);
+            contestant.Try(it.Finish);
+            contestant.Try(it.Dispose);
+        }
         if (host.IsValueCreated) host.Value.Dispose();
-        else NativeLibraryPeer.TryLoad(IsNative(allocator) ? allocator : "glibc")?.Trim();
+        NativeLibraryPeer.TryLoad("glibc")?.Trim();
         return true;
     }
 
