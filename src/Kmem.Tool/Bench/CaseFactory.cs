@@ -87,7 +87,7 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
             "glibc-thread" => new GlibcThreadCase<TA>(name, a, _threads),
             "mleak" => new LeakCase<TA>(name, a),
             "malloc-large" => new LargeCase<TA>(name, a),
-            "footprint" => new FootprintCase<TA>(name, a, small ? 4000 : 200_000, trim, () => Resident(name)),
+            "footprint" => new FootprintCase<TA>(name, a, small ? 4000 : 150_000, trim, () => Resident(name)),
             _ => Object<TA, nint>(workload, name, a),
         };
 

@@ -27,6 +27,8 @@ internal static class ChildProcess
         // As programs run that do not choose otherwise; this tool itself has profiling of its methods switched off.
         start.Environment["DOTNET_TieredPGO"] = "1";
         start.Environment["DOTNET_gcServer"] = "0";
+        // Threads are objects, too: the heap of the program must not grow by as much as is looked for (hexadecimal).
+        if (workload.OwnProcess) start.Environment["DOTNET_GCgen0size"] = "400000";
         if (preload is not null) start.Environment["LD_PRELOAD"] = preload;
 
         (int exit, string output, string error) = await RunAsync(start, cancel);

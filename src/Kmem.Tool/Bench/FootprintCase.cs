@@ -11,7 +11,7 @@ internal sealed class FootprintCase<TA>(string name, TA allocator, int slots, Ac
     private const int ReplacementsPerSlot = 5;
 
     /// <summary>Ranges of sizes that the program prefers, one after the other.</summary>
-    private static readonly (int Smallest, int End)[] s_phases = [(16, 256), (64, 1024), (16, 512), (256, 4096), (16, 1024)];
+    private static readonly (int Smallest, int End)[] s_phases = [(16, 256), (64, 1024), (16, 512), (128, 2048), (16, 1024)];
 
     private static readonly TimeSpan s_while = TimeSpan.FromMilliseconds(1200);
 
@@ -31,14 +31,7 @@ internal sealed class FootprintCase<TA>(string name, TA allocator, int slots, Ac
             for (int i = 0; i < ReplacementsPerSlot * _objects.Length; i++, done++)
                 Replace(dice.Below(_objects.Length), smallest + dice.Below(end - smallest));
         }
-        // A third of it goes, and nothing comes in its place: holes.
-        for (int i = 0; i < _objects.Length; i++)
-        {
-            if (dice.Below(3) == 0) Drop(i);
-        }
-        long live = _live;
-        long used = resident();
-        _footprint = new Footprint(live, used);
+        _footprint = new Footprint(_live, resident());
         return done;
     }
 
