@@ -11,7 +11,7 @@ internal abstract class Case(string allocator) : IDisposable
 
     /// <summary>
     /// Does about so many operations, and all that belongs to them, threads included. Objects may stay allocated until
-    /// the next round.
+    /// the next round. Never inlined, so that what surrounds the loop has no part in how it is compiled.
     /// </summary>
     /// <returns>How many operations it was: what the time is divided by.</returns>
     internal abstract long Round(long operations);

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Kmem.Tool.Bench;
@@ -16,6 +17,7 @@ internal sealed class GlibcSimpleCase<TA>(string name, TA allocator) : Case(name
 
     internal override long Least => 3L * s_counts.Length * s_counts[^1];
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long each = operations / 3 / s_counts.Length;
@@ -75,6 +77,7 @@ internal sealed class GlibcThreadCase<TA> : Case
             _sizes[i] = (int)(1 / (((1 / Largest) - (1 / Smallest)) * dice.Unit() + (1 / Smallest)));
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long each = Math.Max(1, operations / _slots.Length);
@@ -138,6 +141,7 @@ internal sealed class RptestCase<TA> : Case
 
     internal override long Least => Least0 + Spread;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long each = Math.Max(1, operations / _slots.Length);
@@ -249,6 +253,7 @@ internal sealed class LeakCase<TA>(string name, TA allocator) : Case(name)
 
     internal override long Least => AtOnce;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long times = Math.Max(1, operations / AtOnce);
@@ -285,6 +290,7 @@ internal sealed class LargeCase<TA>(string name, TA allocator) : Case(name)
     private readonly nint[] _slots = new nint[20];
     private Dice _dice = new(11);
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override unsafe long Round(long operations)
     {
         for (long i = 0; i < operations; i++)

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Kmem.Tool.Bench;
 
 /// <summary>
@@ -22,6 +24,7 @@ internal sealed class FootprintCase<TA>(string name, TA allocator, int slots, Ac
 
     internal override Footprint? Footprint => _footprint;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         var dice = new Dice(5);

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Kmem.Tool.Bench;
@@ -14,6 +15,7 @@ internal sealed class ProducerConsumerCase<TA>(string name, TA allocator) : Case
 
     internal override long Least => Batch;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long batches = (operations + Batch - 1) / Batch;
@@ -79,6 +81,7 @@ internal sealed class XmallocCase<TA>(string name, TA allocator, int threads) : 
 
     internal override long Least => Batch;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long batches = Math.Max(1, operations / Batch / threads);
@@ -176,6 +179,7 @@ internal sealed class LarsonCase<TA> : Case
         foreach (nint[] objects in _servers) Churn(objects, 4 * Objects, ref dice);
     }
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long each = Math.Max(1, operations / _servers.Length);
@@ -240,6 +244,7 @@ internal sealed class CacheScratchCase<TA>(string name, TA allocator, int thread
 
     internal override long Least => Writes;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long each = Math.Max(1, operations / Writes / threads);

@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Kmem.Tool.Bench;
 
 /// <summary>
@@ -16,6 +18,7 @@ internal sealed class MstressCase<TA>(string name, TA allocator, int threads, in
 
     internal override long Least => Enumerable.Range(0, threads).Sum(OperationsOf);
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         long done = 0;

@@ -52,6 +52,7 @@ internal static class Tables
 internal sealed class ConstantPairCase<TA, TH>(string name, TA allocator) : Case(name)
     where TA : struct, IAllocator<TH>
 {
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -66,6 +67,7 @@ internal sealed class PairCase<TA, TH>(string name, TA allocator) : Case(name)
 {
     private readonly nuint[] _size = [Tables.Size];
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -83,6 +85,7 @@ internal sealed class LifoCase<TA, TH>(string name, TA allocator) : Case(name)
 
     internal override long Least => Tables.Batch;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -105,6 +108,7 @@ internal sealed class RandomOrderCase<TA, TH>(string name, TA allocator) : Case(
 
     internal override long Least => Tables.Batch;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -128,6 +132,7 @@ internal sealed class BatchCase<TA, TH>(string name, TA allocator) : Case(name)
 
     internal override long Least => Tables.Bulk;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -149,6 +154,7 @@ internal sealed class BulkCallCase(string name, KmemCache cache) : Case(name)
 
     internal override long Least => Tables.Bulk;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         KmemCache c = cache;
@@ -168,6 +174,7 @@ internal sealed class BulkCallCase(string name, KmemCache cache) : Case(name)
 internal sealed class RandomSizeCase<TA, TH>(string name, TA allocator) : Case(name)
     where TA : struct, IAllocator<TH>
 {
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -183,6 +190,7 @@ internal sealed class SlotsCase<TA, TH>(string name, TA allocator) : Case(name)
 {
     private readonly TH[] _slots = new TH[Tables.Slots];
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
@@ -224,6 +232,7 @@ internal sealed class ScopeCase(string name, KmemCache cache, ScopeShape shape) 
 
     internal override long Least => Tables.Batch;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations) => shape switch
     {
         ScopeShape.Pair => Pair(cache, operations),
@@ -289,6 +298,7 @@ internal sealed class AreaCase<TA>(string name, TA allocator, int pages) : Case(
 {
     private const int PageSize = 4096;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override unsafe long Round(long operations)
     {
         TA a = allocator;

@@ -1,4 +1,5 @@
 using System.IO.Compression;
+using System.Runtime.CompilerServices;
 using Kmem.Tracing;
 
 namespace Kmem.Tool.Bench;
@@ -12,6 +13,7 @@ internal sealed class ReplayCase(string name) : Case(name)
 
     internal override double? MeasuredNanoseconds => _elapsed.TotalNanoseconds / _events;
 
+    [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         _elapsed = TimeSpan.Zero;
