@@ -14,8 +14,11 @@ public class VmallocScenarios
     /// <summary>Areas that are held while others come and go: the module holds 15000.</summary>
     private const int BusyAreas = 15000;
 
-    /// <summary>One-page holes between one-page areas: 8192 for each bit of the number of CPUs, as in the module.</summary>
-    private const int Holes = 8192;
+    /// <summary>
+    /// One-page holes between one-page areas. The module has 8192 for each bit of the number of CPUs; a process may not
+    /// have so many mappings (vm.max_map_count), of which an area and its guard page take two.
+    /// </summary>
+    private const int Holes = 4096;
 
     private readonly List<nint> _held = [];
     private readonly Random _random = new(7);
