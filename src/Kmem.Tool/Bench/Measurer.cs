@@ -24,7 +24,7 @@ internal sealed record CaseResult(
 internal static class Measurer
 {
     private const int WarmUpCalls = 40;
-    private const int Tries = 3;
+    private const int LongestCalibration = 20;
 
     private static readonly TimeSpan s_leastWarmUp = TimeSpan.FromMilliseconds(20);
     private static readonly TimeSpan s_pause = TimeSpan.FromMilliseconds(120);
@@ -159,23 +159,21 @@ internal static class Measurer
         }
     }
 
-    // As many operations as take the time of a round. Of some tries the fastest counts: a thread that had to wait for a
-    // processor must not make rounds so short that starting threads is all they show.
+    // As many operations as take the time of a round. Processor time counts, as far as it is less: where threads have to wait
+    // for a processor, rounds must not become so short that starting threads is all they show.
     private static long Calibrate(Case it, TimeSpan roundTime)
     {
         long operations = it.Least;
         while (true)
         {
-            double best = double.MaxValue;
-            long done = 0;
-            for (int i = 0; i < Tries && best > roundTime.TotalSeconds / 4; i++)
-            {
-                long start = Stopwatch.GetTimestamp();
-                done = it.Round(operations);
-                best = Math.Min(best, Stopwatch.GetElapsedTime(start).TotalSeconds);
-            }
-            if (best > roundTime.TotalSeconds / 4)
-                return Math.Max(it.Least, (long)(done * roundTime.TotalSeconds / best));
+            TimeSpan before = Environment.CpuUsage.TotalTime;
+            long start = Stopwatch.GetTimestamp();
+            long done = it.Round(operations);
+            TimeSpan took = Stopwatch.GetElapsedTime(start);
+            TimeSpan worked = Environment.CpuUsage.TotalTime - before;
+            TimeSpan least = took < worked ? took : worked;
+            if (least > roundTime / 4) return Math.Max(it.Least, (long)(done * (roundTime / least)));
+            if (took > LongestCalibration * roundTime) return Math.Max(it.Least, done);
             operations = 2 * Math.Max(operations, done);
         }
     }

@@ -58,7 +58,7 @@ internal static class Workloads
     private const string Seventy = "at most 0.7 of the best peer";
     private const string Third = "at most 0.35 of the best peer";
 
-    private static readonly TimeSpan s_long = TimeSpan.FromMilliseconds(100);
+    private static readonly TimeSpan s_long = TimeSpan.FromMilliseconds(25);
 
     internal static string[] Mallocs { get; } = ["NativeMemory", .. NativeLibraryPeer.Names];
 
