@@ -280,12 +280,15 @@ internal sealed class LeakCase<TA>(string name, TA allocator) : Case(name)
     }
 }
 
-/// <summary><c>malloc-large</c>: a random one of twenty buffers of 5 to 25 MiB is freed, and another allocated and cleared.</summary>
+/// <summary>
+/// <c>malloc-large</c>: a random one of twenty buffers of 5 to 25 MiB is freed, and another allocated and cleared. Times are
+/// per MiB, as the sizes of one round are not those of another.
+/// </summary>
 internal sealed class LargeCase<TA>(string name, TA allocator) : Case(name)
     where TA : struct, IHeap
 {
-    private const int Smallest = 5 << 20;
-    private const int Spread = 20 << 20;
+    private const int Smallest = 5;
+    private const int Spread = 21;
 
     private readonly nint[] _slots = new nint[20];
     private Dice _dice = new(11);
@@ -293,16 +296,19 @@ internal sealed class LargeCase<TA>(string name, TA allocator) : Case(name)
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal override unsafe long Round(long operations)
     {
-        for (long i = 0; i < operations; i++)
+        long cleared = 0;
+        while (cleared < operations)
         {
             ref nint slot = ref _slots[_dice.Below(_slots.Length)];
             if (slot != 0) allocator.FreeAny(slot);
-            nuint size = (nuint)(Smallest + _dice.Below(Spread));
+            int mebibytes = Smallest + _dice.Below(Spread);
+            nuint size = (nuint)mebibytes << 20;
             slot = allocator.AllocAny(size);
-            if (slot == 0) throw new InvalidOperationException($"{Allocator}: no memory for {size} bytes");
+            if (slot == 0) throw new InvalidOperationException($"{Allocator}: no memory for {mebibytes} MiB");
             NativeMemory.Clear((void*)slot, size);
+            cleared += mebibytes;
         }
-        return operations;
+        return cleared;
     }
 
     public override void Dispose()

@@ -98,7 +98,7 @@ internal static class Workloads
         {
             Kind = GoalKind.Growth, Limit = 4 << 20, GoalText = "resident memory grows by less than 4 MiB",
         },
-        Threads("malloc-large", "replace one of 20 cleared buffers of 5 to 25 MiB"),
+        Threads("malloc-large", "replace one of 20 cleared buffers of 5 to 25 MiB; ns per MiB"),
         Threads("footprint", "resident memory after churn, and after all is freed") with
         {
             Kind = GoalKind.Resident, GoalText = "not more resident than the best peer",
