@@ -124,6 +124,8 @@ internal static class Workloads
 
     private static Workload Area(string name, string what) => new(name, what)
     {
-        Peers = ["mmap", "AlignedAlloc"], Bar = ["mmap"], GoalText = "ahead of mmap and munmap",
+        Peers = ["mmap", "AlignedAlloc"],
+        Bar = ["mmap"],
+        GoalText = "ahead of mmap and munmap",
     };
 }
