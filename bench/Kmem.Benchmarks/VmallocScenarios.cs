@@ -3,8 +3,8 @@ using BenchmarkDotNet.Attributes;
 namespace Kmem.Benchmarks;
 
 /// <summary>
-/// The scenarios of the kernel's module test_vmalloc (lib/test_vmalloc.c): a first byte is written, nothing else is touched.
-/// Times are per iteration of a scenario, which the module counts in loops.
+/// The scenarios of the kernel's module test_vmalloc (lib/test_vmalloc.c): a first byte is written, nothing else is
+/// touched. Times are per iteration of a scenario, which the module counts in loops.
 /// </summary>
 public class VmallocScenarios
 {

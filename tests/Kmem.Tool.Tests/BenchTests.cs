@@ -52,7 +52,8 @@ public sealed class BenchTests
         Outcome outcome = await Tool.Run(
             "bench", "--quick", "--no-c", "--only", "rsize", "replay", "--against", "NativeMemory");
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
-        Assert.Matches(@"(?m)^ *rsize +[\d.]+ +[\d.]+ +NativeMemory +[\d.]+ +[\d.]+ +1 +(reached|missed)", outcome.Output);
+        Assert.Matches(
+            @"(?m)^ *rsize +[\d.]+ +[\d.]+ +NativeMemory +[\d.]+ +[\d.]+ +1 +(reached|missed)", outcome.Output);
         Assert.Matches(@"(?m)^ *[\d,]+ events per second", outcome.Output);
         Assert.Contains("They say nothing of", outcome.Output, StringComparison.Ordinal);
         Assert.Matches(@"goals? (was|were) reached", outcome.Output);
@@ -63,7 +64,8 @@ public sealed class BenchTests
     public async Task AMissingPeerIsNoError()
     {
         // jemalloc may be installed or not: either it has a number, or it is said to be missing.
-        Outcome outcome = await Tool.Run("bench", "--quick", "--no-c", "--only", "pair64c", "--against", "jemalloc", "--json");
+        Outcome outcome = await Tool.Run(
+            "bench", "--quick", "--no-c", "--only", "pair64c", "--against", "jemalloc", "--json");
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
         JsonNode json = JsonNode.Parse(outcome.Output)!;
         bool measured = json["workloads"]![0]!["ns"]!.AsObject().ContainsKey("jemalloc");

@@ -91,7 +91,8 @@ public sealed class WorkloadTests
         Assert.Equal(("c-tcmalloc", 0.8, true), (result.Best, result.Ratio, result.Reached));
         Assert.Equal((2, 3), (result.Ns["kmem"], result.MedianNs["kmem"]));
 
-        var level = Output.WorkloadJson.Of(new WorkloadResult(Workloads.Find("rsize"), [Case("kmem", 4), Case("glibc", 4)]));
+        var level = Output.WorkloadJson.Of(
+            new WorkloadResult(Workloads.Find("rsize"), [Case("kmem", 4), Case("glibc", 4)]));
         Assert.Equal((1.0, false), (level.Ratio, level.Reached));
 
         var alone = Output.WorkloadJson.Of(new WorkloadResult(Workloads.Find("rsize"), [Case("kmem", 4)]));

@@ -21,8 +21,8 @@ internal sealed record BenchResult(
     IReadOnlyList<string> Missing);
 
 /// <summary>
-/// Runs a plan: every workload in processes of its own, one for the allocators that can live together, one for each that
-/// must be there from the start, and one for each where resident memory is looked at.
+/// Runs a plan: every workload in processes of its own, one for the allocators that can live together, one for each
+/// that must be there from the start, and one for each where resident memory is looked at.
 /// </summary>
 internal static class BenchRun
 {
@@ -55,8 +55,9 @@ internal static class BenchRun
         }
 
         HashSet<string> seen = [.. results.SelectMany(it => it.Cases).Select(it => it.Allocator)];
+        HashSet<string> wanted = [.. plan.Workloads.SelectMany(it => it.Peers)];
         return new BenchResult(results, versions,
-            [.. plan.Against.Where(it => !seen.Contains(it) && plan.Workloads.Any(w => w.Peers.Contains(it, StringComparer.Ordinal)))]);
+            [.. plan.Against.Where(it => wanted.Contains(it) && !seen.Contains(it))]);
     }
 
     private static async IAsyncEnumerable<CaseResult> MeasureAsync(

@@ -5,8 +5,8 @@ using System.Globalization;
 namespace Kmem.Tool.Bench;
 
 /// <summary>
-/// The same loops in C, compiled where there is a C compiler: an allocator as a C program sees it. Nothing of it is left
-/// behind.
+/// The same loops in C, compiled where there is a C compiler: an allocator as a C program sees it. Nothing of it is
+/// left behind.
 /// </summary>
 internal sealed class CLoops : IDisposable
 {

@@ -1,8 +1,8 @@
 namespace Kmem.Tool.Bench;
 
 /// <summary>
-/// One workload on one allocator. Its loop is the body of <see cref="Round"/>, so that it is compiled for that allocator
-/// alone, and called often enough to reach the last tier of the compiler.
+/// One workload on one allocator. Its loop is the body of <see cref="Round"/>, so that it is compiled for that
+/// allocator alone, and called often enough to reach the last tier of the compiler.
 /// </summary>
 internal abstract class Case(string allocator) : IDisposable
 {

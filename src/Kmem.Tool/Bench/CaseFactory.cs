@@ -9,7 +9,12 @@ internal sealed class KmemHost : IDisposable
     {
         // One slot for every thread of the busiest workload; slots that nobody uses cost nothing.
         int cpus = Math.Clamp(4 * Environment.ProcessorCount, 12, 256);
-        Machine = Machine.Boot(new MachineOptions { RamBytes = 4UL << 30, Cpus = cpus, Profile = KernelProfile.Native });
+        Machine = Machine.Boot(new MachineOptions
+        {
+            RamBytes = 4UL << 30,
+            Cpus = cpus,
+            Profile = KernelProfile.Native,
+        });
     }
 
     internal Machine Machine { get; }
@@ -57,11 +62,13 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
             case "kmem-bulk":
                 return new BulkCallCase(allocator, host.Value.Cache);
             case "NativeMemory":
-                return Heap(workload.Name, allocator, default(NativeMemoryHeap), () => NativeLibraryPeer.TryLoad("glibc")?.Trim());
+                return Heap(
+                    workload.Name, allocator, default(NativeMemoryHeap), () => NativeLibraryPeer.TryLoad("glibc")?.Trim());
             case "ArrayPool":
                 return Object<ArrayPoolHeap, ArrayHandle>(workload.Name, allocator, default);
             case "mmap" when OperatingSystem.IsLinux():
-                return new AreaCase<MmapHeap>(allocator, new MmapHeap((nuint)Pages(workload.Name) * 4096), Pages(workload.Name));
+                var mmap = new MmapHeap((nuint)Pages(workload.Name) * 4096);
+                return new AreaCase<MmapHeap>(allocator, mmap, Pages(workload.Name));
             case "mmap":
                 return null;
             case "AlignedAlloc":
@@ -134,8 +141,8 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
 internal static class ProcessMemory
 {
     /// <summary>
-    /// Bytes, pages that are mapped twice counted once (Pss), and how many of them are of files in memory, as the RAM of a
-    /// machine is. Where the system does not tell that, the working set.
+    /// Bytes, pages that are mapped twice counted once (Pss), and how many of them are of files in memory, as the RAM
+    /// of a machine is. Where the system does not tell that, the working set.
     /// </summary>
     internal static (long All, long Shared) Resident()
     {
@@ -151,5 +158,6 @@ internal static class ProcessMemory
         return (all, shared);
     }
 
-    private static long Bytes(string line) => long.Parse(line.AsSpan(line.IndexOf(':') + 1, line.Length - line.IndexOf(':') - 3)) << 10;
+    // "Pss:               1234 kB"
+    private static long Bytes(string line) => long.Parse(line.AsSpan(line.IndexOf(':') + 1)[..^3]) << 10;
 }

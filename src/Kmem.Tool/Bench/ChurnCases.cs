@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem.Tool.Bench;
 
 /// <summary>
-/// <c>glibc-simple</c>: 25, 100, 400 and 1600 objects of 16 bytes, written, the older half freed oldest first and the newer
-/// newest first; by the main thread, by a second one, and by the main thread again.
+/// <c>glibc-simple</c>: 25, 100, 400 and 1600 objects of 16 bytes, written, the older half freed oldest first and the
+/// newer newest first; by the main thread, by a second one, and by the main thread again.
 /// </summary>
 internal sealed class GlibcSimpleCase<TA>(string name, TA allocator) : Case(name)
     where TA : struct, IHeap
@@ -51,8 +51,8 @@ internal sealed class GlibcSimpleCase<TA>(string name, TA allocator) : Case(name
 }
 
 /// <summary>
-/// <c>glibc-thread</c>: independent threads, each with 1024 slots that it refills at random with 4 to 32768 bytes, small
-/// sizes by far the most; every byte is written.
+/// <c>glibc-thread</c>: independent threads, each with 1024 slots that it refills at random with 4 to 32768 bytes,
+/// small sizes by far the most; every byte is written.
 /// </summary>
 internal sealed class GlibcThreadCase<TA> : Case
     where TA : struct, IHeap
@@ -113,8 +113,8 @@ internal sealed class GlibcThreadCase<TA> : Case
 }
 
 /// <summary>
-/// <c>rptest</c>: threads with a thousand slots of 8 to 16000 bytes, small sizes the most; they free some with a prime stride,
-/// allocate others, and every second time send a batch to the next thread, which frees it.
+/// <c>rptest</c>: threads with a thousand slots of 8 to 16000 bytes, small sizes the most; they free some with a prime
+/// stride, allocate others, and every second time send a batch to the next thread, which frees it.
 /// </summary>
 internal sealed class RptestCase<TA> : Case
     where TA : struct, IHeap
@@ -239,8 +239,8 @@ internal sealed class RptestCase<TA> : Case
 }
 
 /// <summary>
-/// <c>mleak</c>: threads come and go, ten at a time; each allocates 128 bytes, swaps them for what is in one of a thousand
-/// slots, and frees that. Times are per thread; what counts is that resident memory does not grow.
+/// <c>mleak</c>: threads come and go, ten at a time; each allocates 128 bytes, swaps them for what is in one of a
+/// thousand slots, and frees that. Times are per thread; what counts is that resident memory does not grow.
 /// </summary>
 internal sealed class LeakCase<TA>(string name, TA allocator) : Case(name)
     where TA : struct, IHeap
@@ -281,8 +281,8 @@ internal sealed class LeakCase<TA>(string name, TA allocator) : Case(name)
 }
 
 /// <summary>
-/// <c>malloc-large</c>: a random one of twenty buffers of 5 to 25 MiB is freed, and another allocated and cleared. Times are
-/// per MiB, as the sizes of one round are not those of another.
+/// <c>malloc-large</c>: a random one of twenty buffers of 5 to 25 MiB is freed, and another allocated and cleared.
+/// Times are per MiB, as the sizes of one round are not those of another.
 /// </summary>
 internal sealed class LargeCase<TA>(string name, TA allocator) : Case(name)
     where TA : struct, IHeap

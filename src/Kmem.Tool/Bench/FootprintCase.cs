@@ -13,7 +13,8 @@ internal sealed class FootprintCase<TA>(string name, TA allocator, int slots, Ac
     private const int ReplacementsPerSlot = 5;
 
     /// <summary>Ranges of sizes that the program prefers, one after the other.</summary>
-    private static readonly (int Smallest, int End)[] s_phases = [(16, 256), (64, 1024), (16, 512), (128, 2048), (16, 1024)];
+    private static readonly (int Smallest, int End)[] s_phases =
+        [(16, 256), (64, 1024), (16, 512), (128, 2048), (16, 1024)];
 
     private static readonly TimeSpan s_while = TimeSpan.FromMilliseconds(1200);
 

@@ -67,8 +67,8 @@ internal struct RingEnds
 }
 
 /// <summary>
-/// <c>xmalloc</c>: half of the threads allocate batches of 4096 objects of 64 bytes and write them, the other half frees
-/// them; at most a hundred batches wait, the newest is taken first.
+/// <c>xmalloc</c>: half of the threads allocate batches of 4096 objects of 64 bytes and write them, the other half
+/// frees them; at most a hundred batches wait, the newest is taken first.
 /// </summary>
 internal sealed class XmallocCase<TA>(string name, TA allocator, int threads) : Case(name)
     where TA : struct, IHeap
@@ -170,7 +170,8 @@ internal sealed class LarsonCase<TA> : Case
         var dice = new Dice(42);
         foreach (nint[] objects in _servers)
         {
-            for (int i = 0; i < objects.Length; i++) objects[i] = allocator.Alloc((nuint)(Smallest + dice.Below(End - Smallest)));
+            for (int i = 0; i < objects.Length; i++)
+                objects[i] = allocator.Alloc((nuint)(Smallest + dice.Below(End - Smallest)));
         }
         // Servers free what others had first.
         nint[] all = [.. _servers.SelectMany(it => it)];

@@ -117,8 +117,9 @@ internal static class Measurer
         GC.Collect();
     }
 
-    // What is compiled and loaded for the case does not belong to the allocator's memory, so all of it is used once before;
-    // with glibc for any library, as the code is the same and nothing of that library's memory is touched by it.
+    // What is compiled and loaded for the case does not belong to the allocator's memory, so all of it is used once
+    // before; with glibc for any library, as the code is the same and nothing of that library's memory is touched by
+    // it.
     private static bool Rehearse(Workload workload, string allocator, Effort effort)
     {
         if (IsNative(allocator) && NativeLibraryPeer.TryLoad(allocator) is null) return false;
@@ -139,7 +140,8 @@ internal static class Measurer
 
     private static void WarmUp(List<Contestant> contestants, Effort effort, TimeSpan roundTime)
     {
-        // The first call of a loop is compiled quickly and runs slowly; after thirty calls and a pause it is compiled well.
+        // The first call of a loop is compiled quickly and runs slowly; after thirty calls and a pause it is compiled
+        // well.
         for (int i = 0; i < effort.WarmUps; i++)
         {
             foreach (Contestant it in contestants) it.Try(() => WarmUp(it.Case, roundTime));
@@ -159,8 +161,8 @@ internal static class Measurer
         }
     }
 
-    // As many operations as take the time of a round. Processor time counts, as far as it is less: where threads have to wait
-    // for a processor, rounds must not become so short that starting threads is all they show.
+    // As many operations as take the time of a round. Processor time counts, as far as it is less: where threads have
+    // to wait for a processor, rounds must not become so short that starting threads is all they show.
     private static long Calibrate(Case it, TimeSpan roundTime)
     {
         long operations = it.Least;
@@ -195,7 +197,8 @@ internal static class Measurer
 
     private static bool IsOwn(string allocator) => allocator.StartsWith("kmem", StringComparison.Ordinal);
 
-    private static bool IsNative(string allocator) => NativeLibraryPeer.Names.Contains(allocator, StringComparer.Ordinal);
+    private static bool IsNative(string allocator) =>
+        NativeLibraryPeer.Names.Contains(allocator, StringComparer.Ordinal);
 
     private static string? Version(string allocator) =>
         IsNative(allocator) ? NativeLibraryPeer.TryLoad(allocator)?.Version() : null;

@@ -3,9 +3,9 @@ using System.Runtime.CompilerServices;
 namespace Kmem.Tool.Bench;
 
 /// <summary>
-/// <c>mstress</c>: threads of one round allocate objects of all sizes, keep some, free others, and exchange some with other
-/// threads through a thousand shared slots; then new threads come. Every word of an object tells what it must be, and is
-/// looked at when the object is freed.
+/// <c>mstress</c>: threads of one round allocate objects of all sizes, keep some, free others, and exchange some with
+/// other threads through a thousand shared slots; then new threads come. Every word of an object tells what it must
+/// be, and is looked at when the object is freed.
 /// </summary>
 internal sealed class MstressCase<TA>(string name, TA allocator, int threads, int scale = 50) : Case(name)
     where TA : struct, IHeap

@@ -87,7 +87,10 @@ internal sealed unsafe class NativeLibraryPeer
                 nint text = 0;
                 nuint size = (nuint)sizeof(nint);
                 fixed (byte* name = "version\0"u8)
-                    ((delegate* unmanaged<byte*, nint*, nuint*, void*, nuint, int>)control)(name, &text, &size, null, 0);
+                {
+                    var read = (delegate* unmanaged<byte*, nint*, nuint*, void*, nuint, int>)control;
+                    if (read(name, &text, &size, null, 0) != 0) return null;
+                }
                 return Marshal.PtrToStringUTF8(text)?.Split('-')[0];
 
             default:

@@ -184,7 +184,9 @@ internal sealed class RandomSizeCase<TA, TH>(string name, TA allocator) : Case(n
     }
 }
 
-/// <summary><c>slots1000</c>: a random one of a thousand live objects is freed, and another of random size allocated.</summary>
+/// <summary>
+/// <c>slots1000</c>: a random one of a thousand live objects is freed, and another of random size allocated.
+/// </summary>
 internal sealed class SlotsCase<TA, TH>(string name, TA allocator) : Case(name)
     where TA : struct, IAllocator<TH>
 {
@@ -216,7 +218,9 @@ internal sealed class SlotsCase<TA, TH>(string name, TA allocator) : Case(name)
     }
 }
 
-/// <summary>The shapes of the single-threaded loops that <c>kmem-scope</c> runs with a handle held by the loop.</summary>
+/// <summary>
+/// The shapes of the single-threaded loops that <c>kmem-scope</c> runs with a handle held by the loop.
+/// </summary>
 internal enum ScopeShape
 {
     Pair,

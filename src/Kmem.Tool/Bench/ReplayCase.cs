@@ -4,7 +4,9 @@ using Kmem.Tracing;
 
 namespace Kmem.Tool.Bench;
 
-/// <summary><c>replay</c>: the recording of a git session, read from ftrace text and replayed; times are per event.</summary>
+/// <summary>
+/// <c>replay</c>: the recording of a git session, read from ftrace text and replayed; times are per event.
+/// </summary>
 internal sealed class ReplayCase(string name) : Case(name)
 {
     private readonly byte[] _text = Sample();

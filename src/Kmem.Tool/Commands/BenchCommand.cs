@@ -8,7 +8,8 @@ using Spectre.Console;
 namespace Kmem.Tool.Commands;
 
 /// <summary>
-/// <c>kmem bench</c>: Kmem beside the other allocators of this machine, on the workloads of the field, with a goal for each.
+/// <c>kmem bench</c>: Kmem beside the other allocators of this machine, on the workloads of the field, with a goal for
+/// each.
 /// </summary>
 internal sealed class BenchCommand : Command, IHasExamples
 {
@@ -86,7 +87,8 @@ internal sealed class BenchCommand : Command, IHasExamples
         IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Out = new AnsiConsoleOutput(error) });
         return await new Progress(console)
             .AutoClear(true)
-            .Columns(new TaskDescriptionColumn(), new ProgressBarColumn(), new PercentageColumn(), new RemainingTimeColumn())
+            .Columns(
+                new TaskDescriptionColumn(), new ProgressBarColumn(), new PercentageColumn(), new RemainingTimeColumn())
             .StartAsync(async context =>
             {
                 ProgressTask task = context.AddTask("Measuring", maxValue: 1);

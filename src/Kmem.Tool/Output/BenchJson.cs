@@ -10,8 +10,8 @@ internal sealed record BenchJson(
     /// <summary>What the numbers do not show.</summary>
     internal static IReadOnlyList<string> WhatIsNotShown { get; } =
     [
-        "ns is the best of many short rounds in turn, medianNs their median: what is possible, and what was usual while "
-            + "the host did other things. Compare within one run only.",
+        "ns is the best of many short rounds in turn, medianNs their median: what is possible, and what was usual "
+            + "while the host did other things. Compare within one run only.",
         "Peers are called in the cheapest way that C# has, without leaving the garbage collector's mode; an ordinary "
             + "P/Invoke costs about a nanosecond more. c-… is the same loop in C.",
         "ArrayPool is shown, but is not a bar of a goal: its arrays are on the GC heap, and it does not hold many.",
@@ -51,16 +51,16 @@ internal sealed record WorkloadJson(
     {
         Workload workload = result.Workload;
         CaseResult[] good = [.. result.Cases.Where(it => it.Error is null && it.Rounds.Length > 0)];
-        Dictionary<string, double> ns = good.ToDictionary(it => it.Allocator, it => Round(it.Rounds.Min()), StringComparer.Ordinal);
+        Dictionary<string, double> ns = Times(good, rounds => rounds.Min());
         Dictionary<string, long>? resident = Bytes(good, it => it.Footprint?.Resident);
         (string? best, double? ratio) = Judge(workload, ns, resident);
         return new WorkloadJson(
             workload.Name, workload.What, ns,
-            good.ToDictionary(it => it.Allocator, it => Round(Median(it.Rounds)), StringComparer.Ordinal),
+            Times(good, Median),
             resident, Bytes(good, it => it.Footprint?.AfterFree), Bytes(good, it => it.Footprint?.AfterTrim),
             good.Select(it => it.Footprint?.Live).FirstOrDefault(it => it > 0), workload.Judged, best, ratio,
             workload.Goal, workload.GoalText, ratio is { } r ? IsReached(workload, r) : null,
-            workload.Kind == GoalKind.Rate && ns.TryGetValue(workload.Judged, out double each) ? Math.Round(1e9 / each) : null,
+            Rate(workload, ns),
             [.. result.Cases.Where(it => it.Error is not null).Select(it => $"{it.Allocator}: {it.Error}")]);
     }
 
@@ -90,6 +90,12 @@ internal sealed record WorkloadJson(
             .ToDictionary(it => it.Allocator, it => bytes(it)!.Value, StringComparer.Ordinal);
         return all.Count == 0 ? null : all;
     }
+
+    private static Dictionary<string, double> Times(CaseResult[] cases, Func<double[], double> pick) =>
+        cases.ToDictionary(it => it.Allocator, it => Round(pick(it.Rounds)), StringComparer.Ordinal);
+
+    private static double? Rate(Workload workload, Dictionary<string, double> ns) =>
+        workload.Kind == GoalKind.Rate && ns.TryGetValue(workload.Judged, out double each) ? Math.Round(1e9 / each) : null;
 
     private static double Median(double[] values)
     {

@@ -1,4 +1,5 @@
 using System.Globalization;
+using Kmem.Tool.Bench;
 using Kmem.Tool.Commands;
 using Spectre.Console;
 
@@ -9,7 +10,8 @@ internal static class BenchText
 {
     internal static void Write(IAnsiConsole console, BenchJson result)
     {
-        console.Paragraph($"{result.Machine.Cpu}, {result.Machine.Cores} CPUs; {result.Machine.Os}; {result.Machine.Runtime}");
+        MachineFacts machine = result.Machine;
+        console.Paragraph($"{machine.Cpu}, {machine.Cores} CPUs; {machine.Os}; {machine.Runtime}");
         string versions = string.Join(", ", result.Versions.Select(it => $"{it.Key} {it.Value}"));
         if (versions.Length > 0) console.Paragraph(versions);
         if (result.Missing.Count > 0) console.Paragraph($"not installed: {string.Join(", ", result.Missing)}");
@@ -57,8 +59,8 @@ internal static class BenchText
         console.Write(table);
         foreach (WorkloadJson it in workloads.Where(it => it.AfterFreeBytes is not null))
         {
-            console.Paragraph($"{it.Name}, {ByteSize.Format((ulong)(it.LiveBytes ?? 0))} live. Resident then, after all was "
-                + "freed, and after the allocator was asked to give back what it can:");
+            console.Paragraph($"{it.Name}, {ByteSize.Format((ulong)(it.LiveBytes ?? 0))} live. Resident then, after all "
+                + "was freed, and after the allocator was asked to give back what it can:");
             foreach (string name in it.ResidentBytes!.Keys)
             {
                 console.Paragraph($"  {name}: {Bytes(it.ResidentBytes!, name)}, {Bytes(it.AfterFreeBytes!, name)}, "
@@ -73,7 +75,8 @@ internal static class BenchText
         string[] missed = [.. judged.Where(it => it.Reached == false).Select(it => it.Name)];
         console.Paragraph(missed.Length == 0
             ? $"All {judged.Length} goals were reached."
-            : $"{judged.Length - missed.Length} of {judged.Length} goals were reached; missed: {string.Join(", ", missed)}.");
+            : $"{judged.Length - missed.Length} of {judged.Length} goals were reached; missed: "
+                + $"{string.Join(", ", missed)}.");
     }
 
     private static bool ByMemory(WorkloadJson it) => it.Name is "footprint" or "mleak";
