@@ -20,10 +20,15 @@ public class ObjectBenchmarks
     private Machine _machine = null!;
     private KmemCache _cache = null!;
 
+    /// <summary>Whose rules; the peers have none, and their rows of both profiles are the same thing.</summary>
+    [Params("native", "linux-6.18")]
+    public string Profile { get; set; } = KernelProfile.Native.Name;
+
     [GlobalSetup]
     public void Setup()
     {
-        _machine = Machine.Boot(new MachineOptions { RamBytes = 1UL << 30, Cpus = 2 });
+        KernelProfile profile = KernelProfile.Find(Profile)!;
+        _machine = Machine.Boot(new MachineOptions { RamBytes = 1UL << 30, Cpus = 2, Profile = profile });
         _cache = _machine.CreateCache("bench", Size, flags: SlabFlags.NoMerge);
         var random = new Random(42);
         for (int i = 0; i < _sizes.Length; i++)
@@ -50,6 +55,15 @@ public class ObjectBenchmarks
     {
         for (int i = 0; i < Held; i++)
             _cache.Free(_cache.Alloc(Gfp.Kernel));
+    }
+
+    [Benchmark(OperationsPerInvoke = Held)]
+    [BenchmarkCategory("pair64")]
+    public unsafe void Pair64CacheScope()
+    {
+        using CacheScope scope = _cache.Enter(Gfp.Kernel);
+        for (int i = 0; i < Held; i++)
+            scope.Free(scope.Alloc());
     }
 
     [Benchmark(OperationsPerInvoke = Held, Baseline = true)]

@@ -69,6 +69,8 @@ internal static class Program
             new PredictCommand(),
             new WalkCommand(),
             new SoakCommand(),
+            new BenchCommand(),
+            new BenchChildCommand(),
         };
         root.HelpName = "kmem";
         foreach (Option option in root.Options)

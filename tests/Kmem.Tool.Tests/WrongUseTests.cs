@@ -37,6 +37,12 @@ public sealed class WrongUseTests
     [InlineData("replay x --ram 0", "--ram is '0'")]
     [InlineData("replay x --proc cpuinfo", "--proc is 'cpuinfo'", "slabinfo, buddyinfo")]
     [InlineData("replay x --proc slabinfo --json", "--proc and --json exclude each other")]
+    [InlineData("bench --only pair65", "--only is 'pair65'", "pair64c, pair64")]
+    [InlineData("bench --against phkmalloc", "--against is 'phkmalloc'", "mimalloc, tcmalloc")]
+    [InlineData("bench --seconds 0", "--seconds is '0'", "0.001 to 3600")]
+    [InlineData("bench --seconds x", "--seconds is 'x'")]
+    [InlineData("bench pair64", "unexpected argument 'pair64'")]
+    [InlineData("bench-child {", "for 'kmem bench' only")]
     public async Task IsOneClearLine(string line, params string[] parts)
     {
         string[] args = [.. line.Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(word => word switch

@@ -19,6 +19,17 @@ internal static class OptionValues
             $"a number from {min} to {max}"),
     };
 
+    /// <summary>A number with a decimal point in a range; <c>null</c> if the option is not given.</summary>
+    internal static Option<double?> Decimal(string name, double min, double max, string help) => new(name)
+    {
+        Description = help,
+        HelpName = "N",
+        CustomParser = result => Parse<double>(result, text =>
+            double.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out double n)
+            && n >= min && n <= max ? n : null,
+            string.Create(CultureInfo.InvariantCulture, $"a number from {min} to {max}")),
+    };
+
     /// <summary>A power of two in a range; <c>null</c> if the option is not given.</summary>
     internal static Option<int?> PowerOfTwo(string name, int min, int max, string help) => new(name)
     {

@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using Kmem.Tool.Bench;
 using Kmem.Tool.Soak;
 using Kmem.Tracing;
 
@@ -22,6 +23,9 @@ internal static class Json
 [JsonSerializable(typeof(VmapPredictionResult))]
 [JsonSerializable(typeof(WalkJson))]
 [JsonSerializable(typeof(SoakResult))]
+[JsonSerializable(typeof(BenchJson))]
+[JsonSerializable(typeof(ChildRequest))]
+[JsonSerializable(typeof(CaseResult[]))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
     /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>
