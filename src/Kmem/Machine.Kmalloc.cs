@@ -115,7 +115,10 @@ public sealed partial class Machine
     /// <exception cref="KernelBugException">No allocation begins there.</exception>
     public unsafe nuint Ksize(void* pointer) => _kmalloc.SizeOf(pointer);
 
-    /// <summary>How many bytes a request of this size may use (kmalloc_size_roundup).</summary>
+    /// <summary>
+    /// The size to ask for if as much as comes of a size in any profile is to be used (kmalloc_size_roundup). What a block really
+    /// has is what <see cref="Ksize"/> says; the native profile has classes between the kernel's.
+    /// </summary>
     /// <param name="size">Bytes.</param>
     /// <returns>The size of the slot or of the block of pages; 0 and sizes above the maximum come back unchanged.</returns>
     public static nuint KmallocSizeRoundup(nuint size) => KmallocAllocator.SizeRoundup(size);

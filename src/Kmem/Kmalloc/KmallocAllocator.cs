@@ -34,6 +34,9 @@ internal sealed class KmallocAllocator
     private readonly uint[] _places = GC.AllocateArray<uint>((KmallocClasses.MaxCacheSize / SizeStep) + 1, pinned: true);
     private readonly unsafe uint* _placeOfSize;
 
+    // The same as caches; null where there are only the kernel's classes.
+    private KmemCache[]? _steps;
+
     // What the fast paths need of the slab allocator, within reach.
     private readonly SlabAllocator.PlaceMap _placeOfFrame;
     private int _fastId;
@@ -70,14 +73,31 @@ internal sealed class KmallocAllocator
             }
         }
 
-        LearnPlaces();
+        if (_slabs.Options.SheavesEverywhere)
+        {
+            foreach (ushort size in KmallocClasses.BetweenSizes)
+                Create(KmallocClasses.NameOf(size), size, KmallocClasses.CreationFlags(KmallocType.Normal, memcg));
+            LearnSteps();
+        }
     }
 
-    /// <summary>The caches are there: from now on the fast path knows them.</summary>
-    public void LearnPlaces()
+    /// <summary>The caches are there, those between the kernel's classes too: which one serves which size.</summary>
+    public void LearnSteps()
     {
-        for (int size = SizeStep; size <= KmallocClasses.MaxCacheSize; size += SizeStep)
-            _places[size / SizeStep] = (uint)CacheFor((nuint)size, Gfp.None).Place;
+        Dictionary<string, KmemCache> byName = _slabs.Caches.Where(cache => (cache.Flags & SlabFlags.Kmalloc) != 0)
+            .ToDictionary(cache => cache.Name, StringComparer.Ordinal);
+        KmemCache[] ascending = KmallocClasses.BetweenSizes.ToArray()
+            .Select(size => byName.GetValueOrDefault(KmallocClasses.NameOf(size)))
+            .Concat(KmallocClasses.CreationOrder.ToArray().Select(index => CacheAt(KmallocType.Normal, index)))
+            .OfType<KmemCache>().OrderBy(cache => cache.ObjectSize).ToArray();
+        var steps = new KmemCache[_places.Length];
+        for (int step = 1; step < steps.Length; step++)
+        {
+            steps[step] = ascending.First(cache => cache.ObjectSize >= step * SizeStep);
+            _places[step] = (uint)steps[step].Place;
+        }
+
+        _steps = steps;
     }
 
     /// <summary>Names the cache of a type and size class.</summary>
@@ -104,7 +124,9 @@ internal sealed class KmallocAllocator
 
     /// <summary>Bytes in live large blocks are counted by the nodes; small ones by their caches.</summary>
     public KmemCache CacheFor(nuint size, Gfp gfp) =>
-        _caches[Slot(KmallocClasses.TypeOf(gfp), KmallocClasses.IndexOf(size))];
+        _steps != null && (gfp & SpecialTypes) == 0
+            ? _steps[(size + (SizeStep - 1)) / SizeStep]
+            : _caches[Slot(KmallocClasses.TypeOf(gfp), KmallocClasses.IndexOf(size))];
 
     /// <summary>From a sheaf of this CPU if it is as easy as that, else <see cref="Alloc"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -150,9 +172,9 @@ internal sealed class KmallocAllocator
     private unsafe void FreeOutOfLine(void* pointer) => Free(pointer);
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static unsafe void* Cleared(void* obj, nuint size)
+    private unsafe void* Cleared(void* obj, nuint size)
     {
-        NativeMemory.Clear(obj, SizeRoundup(size));
+        NativeMemory.Clear(obj, (nuint)CacheFor(size, Gfp.None).ObjectSize);
         return obj;
     }
 
@@ -310,14 +332,16 @@ internal sealed class KmallocAllocator
         return block;
     }
 
-    private KmemCache Create(KmallocType type, int index, bool memcg)
+    private KmemCache Create(KmallocType type, int index, bool memcg) => Create(
+        KmallocClasses.NameOf(type, index), KmallocClasses.SizeOf(index), KmallocClasses.CreationFlags(type, memcg));
+
+    private KmemCache Create(string name, int size, SlabFlags flags)
     {
-        int size = KmallocClasses.SizeOf(index);
         KmemCache cache = _slabs.Create(
-            KmallocClasses.NameOf(type, index),
+            name,
             size,
             SlabGeometry.KmallocAlignmentOf(size),
-            KmallocClasses.CreationFlags(type, memcg),
+            flags,
             new CacheTraits(UserSize: size),
             freePointerOffset: null);
         cache.IsBuiltIn = true;

@@ -134,7 +134,7 @@ internal static class StateReader
         }
 
         if (slabs.Options.SheavesEverywhere)
-            kmalloc.LearnPlaces();
+            kmalloc.LearnSteps();
 
         foreach (SlabRow row in state.Slabs)
             byName[row.Cache].RestoreSlab(row.Pfn, row.Order, row.InUse, row.Objects, row.Frozen, row.Free);

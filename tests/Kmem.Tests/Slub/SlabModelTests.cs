@@ -5,6 +5,13 @@ public sealed class SlabModelTests
 {
     private static readonly int[] s_classes = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
 
+    // The native profile has these in between, for ordinary requests.
+    private static readonly int[] s_fineClasses =
+    [
+        8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024,
+        1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
+    ];
+
     [Theory]
     [InlineData(1, 1, 1, 64, "")]
     [InlineData(2, 2, 1, 64, "random")]
@@ -40,6 +47,7 @@ public sealed class SlabModelTests
         private readonly Machine _machine;
         private readonly SlabModel _model;
         private readonly bool _tiny;
+        private readonly bool _native;
         private readonly long _budget;
         private readonly List<(KmemCache Cache, ulong Align, bool Constructed)> _caches = [];
         private readonly List<(int Id, IDisposable Reader)> _readers = [];
@@ -54,6 +62,7 @@ public sealed class SlabModelTests
         {
             _random = new Random(seed);
             _tiny = options.Contains("tiny");
+            _native = options.Contains("native");
             ulong ram = (ulong)ramMiB << 20;
             _budget = _tiny ? long.MaxValue : (long)ram / 3;
             _machine = Machine.Boot(new MachineOptions
@@ -186,7 +195,10 @@ public sealed class SlabModelTests
 
             ulong physical = _machine.PhysicalAddressOf(p).Value;
             SlabModel.Check(!dma || physical < 16 << 20, $"0x{physical:x} is not in zone DMA");
-            nuint slot = cache != null ? (nuint)cache.SlotSize : keptSlot != 0 ? keptSlot : KmallocSlot(size);
+            nuint slot = cache != null ? (nuint)cache.SlotSize : keptSlot != 0 ? keptSlot : KmallocSlot(size, s_classes);
+            nuint fine = KmallocSlot(size, s_fineClasses);
+            if (_native && cache == null && keptSlot == 0 && _machine.Ksize(p) == fine)
+                slot = fine;
             SlabModel.Check(
                 cache != null || _machine.Ksize(p) == slot, $"ksize {_machine.Ksize(p)} of {size} bytes, not {slot}");
             _model.Add(p, size, slot, align, cache, zeroed, seed);
@@ -519,15 +531,15 @@ public sealed class SlabModelTests
 
         private ulong NextStamp() => _stamp += 0x9e37_79b9_7f4a_7c15;
 
-        private static ulong KmallocAlign(nuint size)
+        private ulong KmallocAlign(nuint size)
         {
-            ulong slot = KmallocSlot(Math.Max(size, 1));
+            ulong slot = KmallocSlot(Math.Max(size, 1), _native ? s_fineClasses : s_classes);
             return slot & ~(slot - 1);
         }
 
-        private static nuint KmallocSlot(nuint size)
+        private static nuint KmallocSlot(nuint size, int[] classes)
         {
-            foreach (int slot in s_classes)
+            foreach (int slot in classes)
             {
                 if (size <= (nuint)slot)
                     return (nuint)slot;
