@@ -8,7 +8,19 @@ public sealed record KernelProfile
     /// <summary>Linux 6.18, as built by distributions: memory cgroups, transparent huge pages, slab merging.</summary>
     public static KernelProfile Linux618 { get; } = new("linux-6.18");
 
-    private static readonly KernelProfile[] s_all = [Linux618];
+    /// <summary>
+    /// No kernel's rules, but the fastest for a .NET program: every cache has sheaves, as in Linux 7.0, and a thread
+    /// allocates from the arrays of its CPU without a lock or an interlocked instruction.
+    /// </summary>
+    public static KernelProfile Native { get; } = new("native")
+    {
+        MemoryCgroups = false,
+        TransparentHugePages = false,
+        SlabMerge = false,
+        SheavesEverywhere = true,
+    };
+
+    private static readonly KernelProfile[] s_all = [Linux618, Native];
 
     private KernelProfile(string name) => Name = name;
 
@@ -28,6 +40,12 @@ public sealed record KernelProfile
 
     /// <summary>Caches of equal shape share their slabs (CONFIG_SLAB_MERGE_DEFAULT).</summary>
     public bool SlabMerge { get; init; } = true;
+
+    /// <summary>
+    /// Every cache has sheaves, of 60, 28, 12 or 4 objects according to their size (Linux 7.0); else only those created
+    /// with a sheaf capacity (Linux 6.18).
+    /// </summary>
+    public bool SheavesEverywhere { get; init; }
 
     /// <summary>Finds a profile by name, whatever the case; "linux618" and "Linux618" do as well.</summary>
     /// <param name="name">A name.</param>

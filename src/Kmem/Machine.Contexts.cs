@@ -125,18 +125,21 @@ public ref struct ContextScope
         _task->PreemptCount -= _count;
         _task->IrqsOff -= _irqsOff;
         _task->Flags &= ~_flags;
+        _task->ContextChanged();
         _task = null;
     }
 
     internal static unsafe ContextScope Count(CpuTask* task, uint count)
     {
         task->PreemptCount += count;
+        task->ContextChanged();
         return new ContextScope(task, count, 0, TaskFlags.None);
     }
 
     internal static unsafe ContextScope IrqsOff(CpuTask* task)
     {
         task->IrqsOff++;
+        task->ContextChanged();
         return new ContextScope(task, 0, 1, TaskFlags.None);
     }
 

@@ -23,7 +23,7 @@ public sealed partial class Machine
     /// </returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public unsafe void* Kmalloc(nuint size, Gfp gfp) => _kmalloc.Alloc(size, gfp);
+    public unsafe void* Kmalloc(nuint size, Gfp gfp) => _kmalloc.AllocFast(size, gfp);
 
     /// <summary>As <see cref="Kmalloc(nuint, Gfp)"/>, on a node if possible (kmalloc_node).</summary>
     /// <param name="size">Bytes.</param>
@@ -41,7 +41,7 @@ public sealed partial class Machine
     /// <param name="gfp">Flags.</param>
     /// <returns>The address, or null.</returns>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public unsafe void* Kzalloc(nuint size, Gfp gfp) => _kmalloc.Alloc(size, gfp | Gfp.Zero);
+    public unsafe void* Kzalloc(nuint size, Gfp gfp) => _kmalloc.AllocFast(size, gfp | Gfp.Zero);
 
     /// <summary>Allocates an array (kmalloc_array).</summary>
     /// <param name="count">Elements.</param>
@@ -84,7 +84,7 @@ public sealed partial class Machine
     /// It is free already, or no allocation begins there, or it is not memory of this machine. Nothing was changed.
     /// </exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public unsafe void Kfree(void* pointer) => _kmalloc.Free(pointer);
+    public unsafe void Kfree(void* pointer) => _kmalloc.FreeFast(pointer);
 
     /// <summary>Clears a block and frees it (kfree_sensitive).</summary>
     /// <param name="pointer">A block, or null.</param>

@@ -34,7 +34,7 @@ public sealed partial class Machine : IDisposable
     private unsafe Machine(MachineOptions options, ulong endPfn, Func<PageblockMap, Node[]> layOut)
     {
         Options = options;
-        _cpus = new CpuSet(options.Cpus);
+        _cpus = new CpuSet(options.Cpus, SlabAllocator.CpuAreaBytes);
         _ram = options.PortableMemory ? Ram.CreatePortable(endPfn << Pfn.PageShift) : Ram.Create(endPfn << Pfn.PageShift);
         _map = new MemMap(endPfn, _ram.Base);
         _blocks = new PageblockMap(endPfn);
@@ -46,6 +46,7 @@ public sealed partial class Machine : IDisposable
         {
             Merge = options.Profile.SlabMerge,
             MemoryCgroups = options.Profile.MemoryCgroups,
+            SheavesEverywhere = options.Profile.SheavesEverywhere,
             FreelistRandom = options.SlabFreelistRandom,
             FreelistHardened = options.SlabFreelistHardened,
             CacheLineSize = options.CacheLineSize,
@@ -183,6 +184,7 @@ public sealed partial class Machine : IDisposable
         if (_disposed)
             return;
 
+        StopUpkeep();
         _disposed = true;
         CloseAddressSpaces();
         _vmalloc?.Dispose();
@@ -210,5 +212,6 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         _slabs.Start();
         _kmalloc.Start();
+        StartUpkeep();
     }
 }

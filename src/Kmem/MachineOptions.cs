@@ -9,8 +9,19 @@ public sealed record MachineOptions
     /// </summary>
     public ulong RamBytes { get; init; } = 1UL << 30;
 
-    /// <summary>Number of CPUs: how many threads can work without sharing per-CPU state.</summary>
-    public int Cpus { get; init; } = Math.Max(1, Environment.ProcessorCount);
+    /// <summary>
+    /// Number of CPUs: how many threads can work without sharing per-CPU state. As many as the host has; where a CPU is but
+    /// a slot for a thread (<see cref="KernelProfile.SheavesEverywhere"/>), four times as many, and at least 16.
+    /// </summary>
+    public int Cpus
+    {
+        get => _cpus ?? (Profile.SheavesEverywhere
+            ? Math.Clamp(4 * Environment.ProcessorCount, 16, CpuSet.MaxCpus)
+            : Math.Max(1, Environment.ProcessorCount));
+        init => _cpus = value;
+    }
+
+    private readonly int? _cpus;
 
     /// <summary>Number of NUMA nodes; memory and CPUs are divided evenly. Ignored if <see cref="MemoryMap"/> is given.</summary>
     public int Nodes { get; init; } = 1;
@@ -69,6 +80,13 @@ public sealed record MachineOptions
     /// CONFIG_KASAN_VMALLOC. Kmem gives it the kernel's place and life; it checks no access with it.
     /// </summary>
     public bool KasanModuleShadow { get; init; }
+
+    /// <summary>
+    /// Seconds after which memory that was free all the time goes back to the host, and whether the machine does its
+    /// once-a-second work by itself (<see cref="Machine.Tick"/>). 0: never. Null: 10 in the native profile, else 0, because
+    /// a machine that follows a kernel's rules must not act on its own clock.
+    /// </summary>
+    public double? DecaySeconds { get; init; }
 
     /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
     public bool PortableMemory { get; init; }

@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
@@ -33,6 +34,9 @@ internal sealed class CpuSet : IDisposable
     /// <summary>Most CPUs a machine can have.</summary>
     public const int MaxCpus = 1024;
 
+    /// <summary>Largest per-CPU area.</summary>
+    public const ulong MaxAreaBytes = 2 << 20;
+
     [ThreadStatic]
     private static unsafe CpuTask* t_task;
 
@@ -47,23 +51,49 @@ internal sealed class CpuSet : IDisposable
     private const int FirstPrune = 16;
 
     private readonly Slot[] _slots;
+    private readonly SparseMemory _areas;
+    private readonly unsafe byte* _area;
+    private readonly int _areaShift;
     private readonly List<(nint Task, Thread Thread)> _tasks = [];
     private readonly int _id;
     private SpinLock _binding = new(LockRank.CpuBinding);
     private int _pruneAt = FirstPrune;
     private int _epoch; // changes when a CPU gets crowded or a thread is gone: time to choose anew
 
-    public CpuSet(int count)
+    /// <param name="count">Number of CPUs.</param>
+    /// <param name="areaBytes">Bytes of zeroed memory that each CPU gets (the per-CPU area); used as it is touched.</param>
+    public unsafe CpuSet(int count, ulong areaBytes = 4096)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(count, 1);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(count, MaxCpus);
         _id = Interlocked.Increment(ref s_lastId);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(areaBytes, MaxAreaBytes);
+        _areaShift = BitOperations.Log2(BitOperations.RoundUpToPowerOf2(areaBytes));
+        _areas = SparseMemory.Create((ulong)count << _areaShift, "per-CPU areas");
+        _area = _areas.Base;
         _slots = new Slot[count];
         for (int cpu = 0; cpu < count; cpu++)
             _slots[cpu] = new Slot();
     }
 
+    /// <summary>The areas live as long as anybody can call: a stale reference finds an empty CPU, not a fault.</summary>
+    ~CpuSet() => _areas?.Dispose(); // null if the constructor threw
+
     public int Count => _slots.Length;
+
+    /// <summary>Tells this machine's tasks from those of others; never 0.</summary>
+    public int Id => _id;
+
+    /// <summary>This thread as the machine that it used last sees it, or null: the inlined fast paths' way in.</summary>
+    public static unsafe CpuTask* Here
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => t_task;
+    }
+
+    /// <summary>The memory that belongs to a CPU, as in the kernel's per-CPU allocator: one base, the same offsets.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe byte* AreaOf(int cpu) => _area + ((nuint)(uint)cpu << _areaShift);
 
     /// <summary>Threads on the list; a few of them may be dead.</summary>
     public int KnownThreads
@@ -151,7 +181,9 @@ internal sealed class CpuSet : IDisposable
 
         // Moving between CPUs that this thread owns already is what a replay does at every other event.
         Volatile.Write(ref task->Busy, 1);
-        task->Cpu = Volatile.Read(ref _slots[cpu].Owner) == (nint)task ? cpu : -1;
+        bool owned = Volatile.Read(ref _slots[cpu].Owner) == (nint)task;
+        task->Cpu = owned ? cpu : -1;
+        task->Area = owned ? AreaOf(cpu) : Nowhere.Area;
         task->LastCpu = cpu;
         Volatile.Write(ref task->Busy, 0);
         return before;
@@ -185,7 +217,7 @@ internal sealed class CpuSet : IDisposable
     {
         _binding.Acquire();
         foreach ((nint task, Thread _) in _tasks)
-            ((CpuTask*)task)->MachineId = 0;
+            ((CpuTask*)task)->MachineId = ((CpuTask*)task)->SleepId = 0;
         _tasks.Clear();
         _binding.Release();
     }
@@ -198,7 +230,10 @@ internal sealed class CpuSet : IDisposable
         if (task == null)
         {
             task = tasks.Add(this);
-            *task = new CpuTask { MachineId = _id, Cpu = -1, Pinned = -1, LastCpu = -1 };
+            *task = new CpuTask
+            {
+                MachineId = _id, SleepId = _id, Cpu = -1, Pinned = -1, LastCpu = -1, Area = Nowhere.Area,
+            };
             _binding.Acquire();
             if (_tasks.Count >= _pruneAt)
                 PruneLocked();
@@ -269,6 +304,7 @@ internal sealed class CpuSet : IDisposable
         Interlocked.MemoryBarrier();
         slot.Lock.WaitUntilFree();
         task->Cpu = cpu;
+        task->Area = AreaOf(cpu);
         Volatile.Write(ref task->Busy, 1);
     }
 
@@ -387,7 +423,11 @@ internal sealed class CpuSet : IDisposable
         if (owner == self)
         {
             if (self->Cpu == cpu)
+            {
                 self->Cpu = -1;
+                self->Area = Nowhere.Area;
+            }
+
             return;
         }
 
@@ -395,12 +435,13 @@ internal sealed class CpuSet : IDisposable
         {
             // The owner may move to this CPU at this very moment (Pin); after the barrier it sees that it lost it.
             Interlocked.CompareExchange(ref owner->Cpu, -1, cpu);
+            Interlocked.CompareExchange(ref *(nint*)&owner->Area, (nint)Nowhere.Area, (nint)AreaOf(cpu));
             ProcessBarrier.Full();
             var wait = default(Backoff);
             while (Volatile.Read(ref owner->Busy) == 1)
                 wait.Once();
         }
-        while (Volatile.Read(ref owner->Cpu) == cpu);
+        while (Volatile.Read(ref owner->Cpu) == cpu || Volatile.Read(ref *(nint*)&owner->Area) == (nint)AreaOf(cpu));
     }
 
     /// <summary>The finalizer's notice that a thread has ended.</summary>
@@ -411,6 +452,14 @@ internal sealed class CpuSet : IDisposable
         if (index >= 0)
             StrikeOffLocked(index);
         _binding.Release();
+    }
+
+    /// <summary>The area of a thread that owns no CPU: all zero, which is empty and full at once. Never written.</summary>
+    private static class Nowhere
+    {
+        private static readonly SparseMemory s_memory = SparseMemory.Create(MaxAreaBytes, "empty per-CPU area");
+
+        public static unsafe byte* Area => s_memory.Base;
     }
 
     private sealed class Slot

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Kmem;
@@ -27,14 +28,37 @@ internal struct CpuTask
     public const uint HardirqMask = 0xf_0000;
     public const uint NmiMask = 0xf0_0000;
 
+    /// <summary>The machine this belongs to; 0 when the machine is gone.</summary>
+    public int MachineId;
+
+    /// <summary><see cref="MachineId"/> as long as this context may sleep, else 0: both tests of the fast paths in one.</summary>
+    public int SleepId;
+
     /// <summary>0 outside; 1 inside a per-CPU section of an owned CPU; 2 inside, holding the shared CPU's lock.</summary>
     public int Busy;
 
     /// <summary>The CPU this thread owns and runs on, or -1: ask <see cref="CpuSet"/>.</summary>
     public int Cpu;
 
-    /// <summary>The machine this belongs to; 0 when the machine is gone.</summary>
-    public int MachineId;
+    /// <summary>
+    /// The per-CPU area of <see cref="Cpu"/>, or one where nothing is as long as that is -1. It is what the inlined fast
+    /// paths look at inside a section.
+    /// </summary>
+    public unsafe byte* Area;
+
+    /// <summary>What was allocated last from a sheaf; null if it was freed.</summary>
+    public unsafe void* LastObject;
+
+    /// <summary>
+    /// Where the cache of <see cref="LastObject"/> lies in an area. An object that is freed at once needs no look-up then,
+    /// and the processor knows early what the free will write to.
+    /// </summary>
+    public nuint LastPlace;
+
+    public uint PreemptCount;
+
+    /// <summary>Non-zero: interrupts are off in this context.</summary>
+    public int IrqsOff;
 
     /// <summary>The CPU this thread was told to run on (<see cref="Machine.RunOn"/>), or -1.</summary>
     public int Pinned;
@@ -48,11 +72,6 @@ internal struct CpuTask
     /// <summary>Sections entered with the CPU's lock, to look for a better place now and then.</summary>
     public uint SharedSections;
 
-    public uint PreemptCount;
-
-    /// <summary>Non-zero: interrupts are off in this context.</summary>
-    public int IrqsOff;
-
     public TaskFlags Flags;
 
     /// <summary>In NMI, hard or soft interrupt, or with bottom halves disabled (in_interrupt()).</summary>
@@ -65,7 +84,17 @@ internal struct CpuTask
     public readonly bool InTask => (PreemptCount & (HardirqMask | NmiMask | SoftirqOffset)) == 0;
 
     /// <summary>Whether this context may sleep (the negation of what might_sleep() reports).</summary>
-    public readonly bool MaySleep => PreemptCount == 0 && IrqsOff == 0;
+    public readonly bool MaySleep => (PreemptCount | (uint)IrqsOff) == 0;
+
+    /// <summary>
+    /// Whether this is a task of the machine, and a request with these flags is allowed in its context.
+    /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe bool Allows(CpuTask* task, Gfp gfp, int machineId) =>
+        task != null && ((gfp & Gfp.DirectReclaim) != 0 ? task->SleepId : task->MachineId) == machineId;
+
+    /// <summary>To be called after <see cref="PreemptCount"/> or <see cref="IrqsOff"/> has changed.</summary>
+    public void ContextChanged() => SleepId = MaySleep ? MachineId : 0;
 }
 
 /// <summary>Task flags that the allocators look at (include/linux/sched.h, Linux 6.18).</summary>

@@ -20,9 +20,23 @@ internal sealed class KmallocAllocator
 
     private const nuint HistoricLimit = 128 * 1024;
 
+    /// <summary>Two sizes in the same step of this many bytes are of the same class.</summary>
+    private const int SizeStep = 8;
+
+    /// <summary>Flags whose caches the fast path does not know.</summary>
+    private const Gfp SpecialTypes = Gfp.Dma | Gfp.Reclaimable;
+
     private readonly SlabAllocator _slabs;
     private readonly KmemCache[] _caches;
     private readonly nuint _limit;
+
+    // For each size in steps of 8 bytes the place, in bytes, of the ordinary cache in a CPU's area. The array is pinned.
+    private readonly uint[] _places = GC.AllocateArray<uint>((KmallocClasses.MaxCacheSize / SizeStep) + 1, pinned: true);
+    private readonly unsafe uint* _placeOfSize;
+
+    // What the fast paths need of the slab allocator, within reach.
+    private readonly SlabAllocator.PlaceMap _placeOfFrame;
+    private int _fastId;
 
     public KmallocAllocator(SlabAllocator slabs, bool historicLimit)
     {
@@ -31,6 +45,10 @@ internal sealed class KmallocAllocator
         _caches = new KmemCache[KmallocClasses.TypeCount * KmallocClasses.Count];
         unsafe
         {
+            _placeOfFrame = slabs.PlacesOfFrames;
+            _fastId = slabs.FastId;
+            _placeOfSize = (uint*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_places));
+
             // Sheaves are kmalloc blocks, and show as such in traces and in slabinfo.
             slabs.AllocMetadata = (size, gfp) => (nint)Alloc(size, gfp);
             slabs.FreeMetadata = block => Free((void*)block);
@@ -51,6 +69,9 @@ internal sealed class KmallocAllocator
                     : Create(type, index, memcg);
             }
         }
+
+        for (int size = SizeStep; size <= KmallocClasses.MaxCacheSize; size += SizeStep)
+            _places[size / SizeStep] = (uint)CacheFor((nuint)size, Gfp.None).Place;
     }
 
     /// <summary>Names the cache of a type and size class.</summary>
@@ -63,11 +84,71 @@ internal sealed class KmallocAllocator
     /// <summary>The cache of a type and size class; null if a restored machine has none.</summary>
     public KmemCache? CacheAt(KmallocType type, int index) => _caches[Slot(type, index)];
 
-    public ITrace? Trace { get; set; }
+    public ITrace? Trace
+    {
+        get => _trace;
+        set
+        {
+            _trace = value;
+            _fastId = _slabs.FastId;
+        }
+    }
+
+    private ITrace? _trace;
 
     /// <summary>Bytes in live large blocks are counted by the nodes; small ones by their caches.</summary>
     public KmemCache CacheFor(nuint size, Gfp gfp) =>
         _caches[Slot(KmallocClasses.TypeOf(gfp), KmallocClasses.IndexOf(size))];
+
+    /// <summary>From a sheaf of this CPU if it is as easy as that, else <see cref="Alloc"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void* AllocFast(nuint size, Gfp gfp)
+    {
+        CpuTask* task = CpuSet.Here;
+        nuint slot = (size + (SizeStep - 1)) / SizeStep; // 0 for 0, and for what overflows: that place is empty
+        if (CpuTask.Allows(task, gfp, _fastId) && slot <= KmallocClasses.MaxCacheSize / SizeStep
+            && (gfp & SpecialTypes) == 0)
+        {
+            void* obj = KmemCacheCpu.TryPop(task, _placeOfSize[slot]);
+            if (obj != null)
+                return (gfp & Gfp.Zero) == 0 ? obj : Cleared(obj, size);
+        }
+
+        return AllocOutOfLine(size, gfp);
+    }
+
+    /// <summary>To a sheaf of this CPU if it is as easy as that, else <see cref="Free"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void FreeFast(void* pointer)
+    {
+        CpuTask* task = CpuSet.Here;
+        if (task != null && task->MachineId == _fastId)
+        {
+            nuint place = _placeOfFrame.Of((nuint)pointer);
+
+            // The same place either way; but where it is the one of the last allocation, what the free writes to does not
+            // wait for the two loads above, and the next allocation does not wait for the free.
+            if (pointer == task->LastObject && place == task->LastPlace)
+                place = task->LastPlace;
+            if (KmemCacheCpu.TryPush(task, place, pointer))
+                return;
+        }
+
+        FreeOutOfLine(pointer);
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void* AllocOutOfLine(nuint size, Gfp gfp) => Alloc(size, gfp);
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void FreeOutOfLine(void* pointer) => Free(pointer);
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static unsafe void* Cleared(void* obj, nuint size)
+    {
+        NativeMemory.Clear(obj, SizeRoundup(size));
+        return obj;
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void* Alloc(nuint size, Gfp gfp, int node = -1) =>
@@ -86,10 +167,16 @@ internal sealed class KmallocAllocator
             return;
 
         Page* slab = _slabs.SlabOf(pointer);
-        if (slab != null)
-            _slabs.CacheOf(slab).FreeCore(slab, pointer);
-        else
+        if (slab == null)
+        {
             _slabs.LargeFree(pointer);
+            return;
+        }
+
+        KmemCache cache = _slabs.CacheOf(slab);
+        if (cache.IsPrivate)
+            _slabs.ThrowPrivate(cache, pointer);
+        cache.FreeCore(slab, pointer);
     }
 
     /// <summary>
@@ -116,6 +203,8 @@ internal sealed class KmallocAllocator
         if (slab != null)
         {
             KmemCache cache = _slabs.CacheOf(slab);
+            if (cache.IsPrivate)
+                _slabs.ThrowPrivate(cache, pointer);
             if (!cache.IsLive(pointer))
                 _slabs.ThrowBadFree(cache, slab, pointer);
 

@@ -242,6 +242,25 @@ internal sealed partial class PageAllocator : IDisposable
         _cpus.ReleaseRemote(cpu);
     }
 
+    /// <summary>What each CPU's stat work does once a second (vmstat_update): lists decay, counts are folded.</summary>
+    public void Tick()
+    {
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+        {
+            if (!Zones.Any(zone => zone.HasWork(cpu)))
+                continue; // most CPUs of a large machine: do not disturb them
+
+            _cpus.AcquireRemote(cpu);
+            foreach (ZonePages zone in Zones)
+            {
+                zone.Decay(cpu);
+                zone.Fold(cpu);
+            }
+
+            _cpus.ReleaseRemote(cpu);
+        }
+    }
+
     /// <summary>Returns the memory of free blocks to the host (free page reporting).</summary>
     /// <returns>Frames returned.</returns>
     public unsafe ulong ReportFree(int minOrder, Func<ulong, ulong, bool> release)

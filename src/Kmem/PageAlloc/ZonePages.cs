@@ -174,6 +174,17 @@ internal sealed class ZonePages : IDisposable
             BulkFree(pcp, surplus, 0, cpu);
     }
 
+    /// <summary>Adds what a CPU counted for itself to the zone's count.</summary>
+    public void Fold(int cpu)
+    {
+        Buddy.Lock.Acquire();
+        Zone.FoldLocked(cpu);
+        Buddy.Lock.Release();
+    }
+
+    /// <summary>Whether <see cref="Decay"/> or <see cref="Fold"/> has anything to do on a CPU; a glance.</summary>
+    public unsafe bool HasWork(int cpu) => PcpOf(cpu)->Count > 0 || Zone.FreePagesParts(cpu).Diff != 0;
+
     /// <summary>
     /// The watermark check (__zone_watermark_ok): enough free frames above the mark and the reserve for the request's
     /// highest zone, and for order &gt; 0 a block of the order on a list that the request may use.

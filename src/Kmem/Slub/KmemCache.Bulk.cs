@@ -39,30 +39,91 @@ public sealed partial class KmemCache
         if (!complete)
             return 0;
 
+        MarkLive(objects);
+        if ((gfp & Gfp.Zero) != 0 || _slabs.Trace != null)
+            FinishBulk(gfp, objects);
+        return filled;
+    }
+
+    private unsafe void FinishBulk(Gfp gfp, Span<nint> objects)
+    {
         foreach (nint obj in objects)
         {
-            MarkLive((void*)obj);
             if ((gfp & Gfp.Zero) != 0)
                 new Span<byte>((void*)obj, _objectSize).Clear();
             if (_slabs.Trace != null)
                 TraceAlloc((void*)obj, (nuint)_objectSize, gfp, -1, traceAsKmalloc: false);
         }
+    }
 
-        return filled;
+    private unsafe void MarkLive(Span<nint> objects)
+    {
+        byte* live = _live; // in locals: a store of a byte might change any field
+        int shift = _liveShift;
+        foreach (nint obj in objects)
+            live[(nuint)obj >> shift] = (byte)LiveObjects.Mark((nuint)obj);
+    }
+
+    /// <summary>Marks live objects of this cache as free.</summary>
+    /// <returns>How many, up to the first that is none.</returns>
+    private unsafe int TryMarkFree(Span<nint> objects)
+    {
+        byte* live = _live;
+        int shift = _liveShift;
+        nuint place = _place;
+        SlabAllocator.PlaceMap places = _slabs.PlacesOfFrames;
+        for (int i = 0; i < objects.Length; i++)
+        {
+            var obj = (nuint)objects[i];
+            byte* mark = live + (obj >> shift);
+            if (places.Of(obj) != place || place == 0 || *mark != LiveObjects.Mark(obj))
+                return i;
+            *mark = 0;
+        }
+
+        return objects.Length;
     }
 
     private unsafe bool TryFill(CpuTask* task, Gfp gfp, Span<nint> objects, ref int filled)
     {
         while (filled < objects.Length)
         {
-            void* obj = AllocFromSlabs(task, gfp, -1);
-            if (obj == null)
+            int got = AllocManyFromSlabs(task, gfp, objects[filled..]);
+            if (got == 0)
                 return false;
 
-            objects[filled++] = (nint)obj;
+            filled += got;
         }
 
         return true;
+    }
+
+    /// <summary>
+    /// What this CPU's free list has, in its order; if that is nothing, one object from further away. None is marked as live.
+    /// </summary>
+    /// <returns>How many; 0 if memory ran out.</returns>
+    private unsafe int AllocManyFromSlabs(CpuTask* task, Gfp gfp, Span<nint> objects)
+    {
+        int count = 0;
+        KmemCacheCpu* c = CpuAt(_cpus.Enter(task));
+        for (void* obj = c->Freelist; obj != null && count < objects.Length; obj = c->Freelist)
+        {
+            void* next = FreePointer(obj);
+            if (!IsSameSlabOrNull(obj, next))
+                break; // the way of a single object reports it
+
+            c->Freelist = next;
+            objects[count++] = (nint)obj;
+        }
+
+        _cpus.Leave(task);
+        if (count == 0)
+        {
+            objects[0] = (nint)AllocFromSlabs(task, gfp, -1);
+            count = objects[0] == 0 ? 0 : 1;
+        }
+
+        return count;
     }
 
     /// <summary>Block copies out of full sheaves, as long as there are any; each block in array order.</summary>
@@ -72,8 +133,8 @@ public sealed partial class KmemCache
         while (filled < objects.Length)
         {
             int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
-            if (c->Main->Size == 0)
+            KmemCacheCpu* c = CpuAt(cpu);
+            if (c->Top == c->Low)
             {
                 if (c->Spare != null && c->Spare->Size > 0)
                 {
@@ -81,20 +142,21 @@ public sealed partial class KmemCache
                 }
                 else
                 {
-                    Sheaf* full = BarnOf(cpu).ExchangeForFull(c->Main);
+                    Barn barn = BarnOf(cpu);
+                    Sheaf* full = c->Main == null ? barn.TakeFull() : barn.ExchangeForFull(c->Settle());
                     if (full == null)
                     {
                         _cpus.Leave(task);
                         break;
                     }
 
-                    c->Main = full;
+                    c->Install(full);
                 }
             }
 
-            int count = Math.Min(objects.Length - filled, c->Main->Size);
-            c->Main->Size -= count;
-            new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count).CopyTo(objects[filled..]);
+            int count = Math.Min(objects.Length - filled, c->MainSize);
+            c->Top -= count;
+            new Span<nint>(c->Top, count).CopyTo(objects[filled..]);
             filled += count;
             _cpus.Leave(task);
         }
@@ -118,37 +180,47 @@ public sealed partial class KmemCache
     /// <summary>Appends to main sheaves as long as there is room; the rest goes to the slabs.</summary>
     private unsafe void FreeBulkToSheaves(Span<nint> objects)
     {
-        for (int i = 0; i < objects.Length; i++)
+        while (objects.Length > 0)
         {
-            var obj = (void*)objects[i];
-            Page* slab = _slabs.SlabOf(obj);
-            if (slab == null)
-                _slabs.ThrowNotASlab(obj, $"kmem_cache_free_bulk({Name})");
-            if (_slabs.CacheOf(slab) != this || !TryMarkFree(obj))
-            {
-                // What was looked at before is free, and must not be lost.
-                FreeToSlabs(objects[..i]);
-                _slabs.ThrowBadFree(_slabs.CacheOf(slab), slab, obj);
-            }
-        }
+            int good = TryMarkFree(objects);
+            AppendToSheaves(objects[..good]);
+            if (good == objects.Length)
+                return;
 
+            // What came before is free already. This one is of another cache, or a mistake that throws.
+            var other = (void*)objects[good];
+            Page* slab = _slabs.SlabOf(other);
+            if (slab == null)
+                _slabs.ThrowNotASlab(other, $"kmem_cache_free_bulk({Name})");
+            KmemCache owner = _slabs.CacheOf(slab);
+            if (owner == this || !owner.IsLive(other))
+                _slabs.ThrowBadFree(owner, slab, other);
+            _slabs.WarnWrongCache(this, owner, other);
+            owner.FreeCore(slab, other);
+            objects = objects[(good + 1)..];
+        }
+    }
+
+    /// <summary>Objects that are marked as free: in their order to main sheaves, the rest to the slabs.</summary>
+    private unsafe void AppendToSheaves(Span<nint> objects)
+    {
         if (_nodes.Length > 1)
             objects = FreeRemote(objects);
         CpuTask* task = _cpus.Current;
         while (objects.Length > 0)
         {
             int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
-            if (c->Main->IsFull && !TryMakeRoom(c, BarnOf(cpu)))
+            KmemCacheCpu* c = CpuAt(cpu);
+            if (c->Top == c->High && !TryMakeRoom(c, BarnOf(cpu)))
             {
                 _cpus.Leave(task);
                 FreeToSlabs(objects);
                 return;
             }
 
-            int count = Math.Min(objects.Length, (int)c->Main->Capacity - c->Main->Size);
-            objects[..count].CopyTo(new Span<nint>(Sheaf.ObjectsOf(c->Main) + c->Main->Size, count));
-            c->Main->Size += count;
+            int count = Math.Min(objects.Length, c->MainRoom);
+            objects[..count].CopyTo(new Span<nint>(c->Top, count));
+            c->Top += count;
             objects = objects[count..];
             _cpus.Leave(task);
         }
@@ -189,12 +261,12 @@ public sealed partial class KmemCache
             return true;
         }
 
-        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Main, out _);
+        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Settle(), out _);
         if (empty == null)
             return false;
         if (c->Spare == null)
-            c->Spare = c->Main;
-        c->Main = empty;
+            c->Spare = c->Settle();
+        c->Install(empty);
         return true;
     }
 
@@ -239,7 +311,7 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (c->Slab == slab)
         {
             SetFreePointer(tail, c->Freelist);

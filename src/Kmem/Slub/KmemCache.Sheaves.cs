@@ -16,16 +16,18 @@ public sealed partial class KmemCache
     /// <summary>Objects in a sheaf; 0 if the cache has no sheaves.</summary>
     public int SheafCapacity => _sheafCapacity;
 
-    /// <summary>Gives every CPU its main sheaf, if the cache has sheaves.</summary>
+    /// <summary>
+    /// Gives every CPU its main sheaf, if the cache has sheaves; where all caches have them, a CPU gets one at first use.
+    /// </summary>
     /// <returns>False if memory ran out; those already given stay.</returns>
     internal unsafe bool StartSheaves()
     {
-        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
+        for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0 && !_slabs.Options.SheavesEverywhere; cpu++)
         {
             Sheaf* main = NewSheaf(Gfp.Kernel, _sheafCapacity);
             if (main == null)
                 return false;
-            (_cpu + cpu)->Main = main;
+            CpuAt(cpu)->Install(main);
         }
 
         return true;
@@ -47,7 +49,7 @@ public sealed partial class KmemCache
         {
             CpuTask* task = _cpus.Current;
             int cpu = _cpus.Enter(task);
-            KmemCacheCpu* c = _cpu + cpu;
+            KmemCacheCpu* c = CpuAt(cpu);
             Barn barn = BarnOf(cpu);
             sheaf = c->Spare;
             c->Spare = null;
@@ -105,7 +107,7 @@ public sealed partial class KmemCache
 
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         Barn barn = BarnOf(cpu);
         if (c->Spare == null)
         {
@@ -120,6 +122,93 @@ public sealed partial class KmemCache
             FreeSheaf(sheaf);
         else if (FillOrFree(sheaf, gfp))
             barn.PutFull(sheaf);
+    }
+
+    /// <summary>
+    /// Takes a sheaf into one's own hands: allocations and frees that go through it look at nothing else. Without a sheaf (in a
+    /// profile or for want of memory) the scope does what the cache does.
+    /// </summary>
+    /// <param name="gfp">For all allocations of the scope; <see cref="Gfp.Zero"/> is refused.</param>
+    /// <returns>The scope; dispose it to give the sheaf back.</returns>
+    /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
+    /// <exception cref="ArgumentException">The flags ask for cleared memory: clear it where it is needed.</exception>
+    public unsafe CacheScope Enter(Gfp gfp)
+    {
+        if ((gfp & Gfp.Zero) != 0)
+            throw new ArgumentException("a scope does not clear objects", nameof(gfp));
+
+        _slabs.Pages.CheckContext(gfp, _cpus.Current);
+        return new CacheScope(this, _slabs.PlacesOfFrames, _live, _liveShift, gfp);
+    }
+
+    /// <summary>A sheaf for a scope: this CPU's spare one, or one of the barn, or a new one; null if there is none.</summary>
+    internal unsafe Sheaf* TakeSheaf(Gfp gfp)
+    {
+        if (_sheafCapacity == 0 || IsClosed || _slabs.FastId < 0)
+            return null;
+
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = CpuAt(cpu);
+        Sheaf* sheaf = c->Spare;
+        c->Spare = null;
+        Barn barn = BarnOf(cpu);
+        _cpus.Leave(task);
+        if (sheaf == null)
+            sheaf = barn.TakeFull();
+        if (sheaf == null)
+            sheaf = barn.TakeEmpty();
+        return sheaf != null ? sheaf : NewSheaf(gfp, _sheafCapacity);
+    }
+
+    /// <summary>Gives a sheaf back, whatever it holds.</summary>
+    internal unsafe void GiveSheaf(Sheaf* sheaf)
+    {
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        KmemCacheCpu* c = CpuAt(cpu);
+        Barn barn = BarnOf(cpu);
+        if (c->Spare == null && !IsClosed)
+        {
+            c->Spare = sheaf;
+            sheaf = null;
+        }
+
+        _cpus.Leave(task);
+        if (sheaf == null)
+            return;
+        if (sheaf->IsFull && barn.FullCount < Barn.MaxFull && !IsClosed)
+        {
+            barn.PutFull(sheaf);
+            return;
+        }
+
+        FreeMarked(Sheaf.Objects(sheaf));
+        sheaf->Size = 0;
+        if (barn.EmptyCount < Barn.MaxEmpty && !IsClosed)
+            barn.PutEmpty(sheaf);
+        else
+            FreeSheaf(sheaf);
+    }
+
+    /// <summary>A full sheaf for an empty one; null, and the empty one is still the caller's, if there is no memory.</summary>
+    internal unsafe Sheaf* ExchangeForFull(Sheaf* empty, Gfp gfp)
+    {
+        CpuTask* task = _cpus.Current;
+        _slabs.Pages.CheckContext(gfp, task);
+        Sheaf* full = IsClosed ? null : BarnOf(_cpus.CurrentCpu).ExchangeForFull(empty);
+        if (full != null)
+            return full;
+        return (gfp & Gfp.DirectReclaim) != 0 && !IsClosed && Fill(empty, gfp) ? empty : null;
+    }
+
+    /// <summary>Frees objects that are marked as free: to sheaves as long as there is room, else to their slabs.</summary>
+    internal void FreeMarked(Span<nint> objects)
+    {
+        if (IsClosed)
+            FreeToSlabs(objects);
+        else
+            AppendToSheaves(objects);
     }
 
     /// <summary>
@@ -144,7 +233,7 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         Barn barn = BarnOf(cpu);
         if (c->RcuFree == null)
         {
@@ -167,7 +256,7 @@ public sealed partial class KmemCache
                 return false;
 
             cpu = _cpus.Enter(task);
-            c = _cpu + cpu;
+            c = CpuAt(cpu);
             if (c->RcuFree == null)
                 c->RcuFree = empty;
             else
@@ -211,22 +300,21 @@ public sealed partial class KmemCache
     private unsafe void* AllocFromSheaf(CpuTask* task, Gfp gfp, int node)
     {
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (node >= 0 && node != _slabs.NodeOfCpu(cpu))
         {
             _cpus.Leave(task);
             return null;
         }
 
-        if (c->Main->Size == 0 && !RefillMain(task, ref c, cpu, gfp))
+        if (c->Top == c->Low && !RefillMain(task, ref c, cpu, gfp))
             return null;
 
-        Sheaf* main = c->Main;
-        void* obj = Sheaf.ObjectsOf(main)[main->Size - 1];
+        void* obj = c->Top[-1];
         if (node >= 0 && NodeOf(_slabs.SlabOf(obj)) != node)
             obj = null;
         else
-            main->Size--;
+            c->Top--;
         _cpus.Leave(task);
         return obj;
     }
@@ -248,10 +336,10 @@ public sealed partial class KmemCache
         }
 
         Barn barn = BarnOf(cpu);
-        Sheaf* sheaf = barn.ExchangeForFull(c->Main);
+        Sheaf* sheaf = c->Main == null ? barn.TakeFull() : barn.ExchangeForFull(c->Settle());
         if (sheaf != null)
         {
-            c->Main = sheaf;
+            c->Install(sheaf);
             return true;
         }
 
@@ -272,17 +360,18 @@ public sealed partial class KmemCache
             return false;
 
         cpu = _cpus.Enter(task);
-        c = _cpu + cpu;
+        c = CpuAt(cpu);
         InstallFull(c, BarnOf(cpu), sheaf);
         return true;
     }
 
     private static unsafe void InstallFull(KmemCacheCpu* c, Barn barn, Sheaf* full)
     {
-        if (c->Main->Size == 0)
+        if (c->MainSize == 0)
         {
-            barn.PutEmpty(c->Main);
-            c->Main = full;
+            if (c->Main != null)
+                barn.PutEmpty(c->Settle());
+            c->Install(full);
         }
         else if (c->Spare == null)
         {
@@ -300,27 +389,32 @@ public sealed partial class KmemCache
     }
 
     /// <summary>Pushes a freed object to the CPU's main sheaf. It must belong to the CPU's node.</summary>
-    /// <returns>False if the object belongs to another node.</returns>
+    /// <returns>False if the object belongs to another node, or this CPU has no sheaf and there is no memory for one.</returns>
     private unsafe bool FreeToSheaf(CpuTask* task, Page* slab, void* obj)
     {
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(cpu))
         {
             _cpus.Leave(task);
             return false;
         }
 
-        while (c->Main->IsFull)
-            MakeRoom(task, ref cpu, ref c);
-        Sheaf.Push(c->Main, obj);
+        while (c->Top == c->High)
+        {
+            if (!MakeRoom(task, ref cpu, ref c))
+                return false;
+        }
+
+        *c->Top++ = obj;
         _cpus.Leave(task);
         return true;
     }
 
     /// <summary>Replaces a full main sheaf. Entered and left inside a section, perhaps of another CPU.</summary>
+    /// <returns>False if there is no sheaf at all: left outside.</returns>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private unsafe void MakeRoom(CpuTask* task, ref int cpu, ref KmemCacheCpu* c)
+    private unsafe bool MakeRoom(CpuTask* task, ref int cpu, ref KmemCacheCpu* c)
     {
         Barn barn = BarnOf(cpu);
         Sheaf* flushed = null;
@@ -329,23 +423,23 @@ public sealed partial class KmemCache
             Sheaf* empty = barn.TakeEmpty();
             if (empty != null)
             {
-                c->Spare = c->Main;
-                c->Main = empty;
-                return;
+                c->Spare = c->Settle();
+                c->Install(empty);
+                return true;
             }
         }
         else if (!c->Spare->IsFull)
         {
             SwapSheaves(c);
-            return;
+            return true;
         }
         else
         {
-            Sheaf* empty = barn.ExchangeForEmpty(c->Main, out bool noRoom);
+            Sheaf* empty = barn.ExchangeForEmpty(c->Settle(), out bool noRoom);
             if (empty != null)
             {
-                c->Main = empty;
-                return;
+                c->Install(empty);
+                return true;
             }
 
             if (noRoom)
@@ -360,27 +454,24 @@ public sealed partial class KmemCache
             Flush(flushed);
         else
             flushed = NewSheaf(Gfp.NoWait, _sheafCapacity);
-        if (flushed == null)
-        {
-            FlushMain(task);
-            cpu = _cpus.Enter(task);
-            c = _cpu + cpu;
-            return;
-        }
+        if (flushed == null && !FlushMain(task))
+            return false;
 
         cpu = _cpus.Enter(task);
-        c = _cpu + cpu;
-        InstallEmpty(c, BarnOf(cpu), flushed);
+        c = CpuAt(cpu);
+        if (flushed != null)
+            InstallEmpty(c, BarnOf(cpu), flushed);
+        return true;
     }
 
     private static unsafe void InstallEmpty(KmemCacheCpu* c, Barn barn, Sheaf* empty)
     {
         if (c->Spare == null)
         {
-            c->Spare = c->Main;
-            c->Main = empty;
+            c->Spare = c->Settle();
+            c->Install(empty);
         }
-        else if (!c->Main->IsFull)
+        else if (c->MainRoom > 0)
         {
             barn.PutEmpty(empty);
         }
@@ -391,27 +482,32 @@ public sealed partial class KmemCache
         }
         else
         {
-            barn.PutFull(c->Main);
-            c->Main = empty;
+            barn.PutFull(c->Settle());
+            c->Install(empty);
         }
     }
 
     /// <summary>Empties this CPU's main sheaf in batches from its top, each kept in array order. Outside a section.</summary>
-    private unsafe void FlushMain(CpuTask* task)
+    /// <returns>False if there is none.</returns>
+    private unsafe bool FlushMain(CpuTask* task)
     {
         Span<nint> batch = stackalloc nint[FlushBatch];
         int count;
         do
         {
             int cpu = _cpus.Enter(task);
-            Sheaf* main = (_cpu + cpu)->Main;
-            count = Math.Min(FlushBatch, main->Size);
-            main->Size -= count;
-            new Span<nint>(Sheaf.ObjectsOf(main) + main->Size, count).CopyTo(batch);
+            KmemCacheCpu* c = CpuAt(cpu);
+            bool none = c->Main == null;
+            count = Math.Min(FlushBatch, c->MainSize);
+            c->Top -= count;
+            new Span<nint>(c->Top, count).CopyTo(batch);
             _cpus.Leave(task);
+            if (none)
+                return false;
             FreeToSlabs(batch[..count]);
         }
         while (count == FlushBatch);
+        return true;
     }
 
     /// <summary>Gives all objects of a sheaf back to their slabs. Outside a section.</summary>
@@ -481,13 +577,15 @@ public sealed partial class KmemCache
         int before = sheaf->Size;
         try
         {
+            CpuTask* task = _cpus.Current;
             while (!sheaf->IsFull)
             {
-                void* obj = AllocFromSlabs(_cpus.Current, gfp | Gfp.NoMemAlloc, -1);
-                if (obj == null)
+                var room = new Span<nint>(Sheaf.ObjectsOf(sheaf) + sheaf->Size, (int)sheaf->Capacity - sheaf->Size);
+                int got = AllocManyFromSlabs(task, gfp | Gfp.NoMemAlloc, room);
+                if (got == 0)
                     return false;
 
-                Sheaf.Push(sheaf, obj);
+                sheaf->Size += got;
             }
 
             return true;
@@ -524,8 +622,8 @@ public sealed partial class KmemCache
         for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
         {
             _cpus.AcquireRemote(cpu);
-            Sheaf* sheaf = (_cpu + cpu)->RcuFree;
-            (_cpu + cpu)->RcuFree = null;
+            Sheaf* sheaf = CpuAt(cpu)->RcuFree;
+            CpuAt(cpu)->RcuFree = null;
             _cpus.ReleaseRemote(cpu);
             if (sheaf != null)
             {
@@ -535,20 +633,31 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Gives all sheaves of a CPU back, except its main one, which is kept empty. Outside a section.</summary>
+    /// <summary>
+    /// Gives all sheaves of a CPU back, except its main one, which is kept empty where a CPU cannot get one later. Outside a
+    /// section.
+    /// </summary>
     private unsafe void FlushSheavesOf(int cpu)
     {
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         _cpus.AcquireRemote(cpu);
         Sheaf* spare = c->Spare;
         Sheaf* rcu = c->RcuFree;
         c->Spare = null;
         c->RcuFree = null;
-        var objects = new nint[c->Main->Size];
-        Sheaf.Objects(c->Main).CopyTo(objects);
-        c->Main->Size = 0;
+        nint[] objects = new Span<nint>(c->Low, c->MainSize).ToArray();
+        c->Top = c->Low;
+        Sheaf* main = null;
+        if (_slabs.Options.SheavesEverywhere)
+        {
+            main = c->Settle();
+            c->Install(null);
+        }
+
         _cpus.ReleaseRemote(cpu);
 
+        if (main != null)
+            FreeSheaf(main);
         if (spare != null)
             FreeSheaf(spare);
         if (rcu != null)
@@ -581,8 +690,8 @@ public sealed partial class KmemCache
         var all = new List<nint>();
         for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
         {
-            KmemCacheCpu* c = _cpu + cpu;
-            foreach (nint sheaf in (ReadOnlySpan<nint>)[(nint)c->Main, (nint)c->Spare, (nint)c->RcuFree])
+            KmemCacheCpu* c = CpuAt(cpu);
+            foreach (nint sheaf in (ReadOnlySpan<nint>)[(nint)c->Settle(), (nint)c->Spare, (nint)c->RcuFree])
             {
                 if (sheaf != 0)
                     all.Add(sheaf);
@@ -600,8 +709,8 @@ public sealed partial class KmemCache
 
     private static unsafe void SwapSheaves(KmemCacheCpu* c)
     {
-        Sheaf* main = c->Main;
-        c->Main = c->Spare;
+        Sheaf* main = c->Settle();
+        c->Install(c->Spare);
         c->Spare = main;
     }
 

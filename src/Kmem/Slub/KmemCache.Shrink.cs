@@ -22,8 +22,12 @@ public sealed partial class KmemCache
         {
             if (node.Barn != null)
                 EmptyBarn(this, node.Barn);
-            ShrinkNode(node);
         }
+
+        if (_slabs.Options.SheavesEverywhere)
+            FlushAll(); // what was in sheaves brought slabs to this CPU's chain
+        foreach (KmemCacheNode node in _nodes)
+            ShrinkNode(node);
 
         return SlabCount > 0;
     }
@@ -43,8 +47,8 @@ public sealed partial class KmemCache
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
             // A closing cache is waited for on every CPU: whoever was inside a section is through it afterwards.
-            KmemCacheCpu* c = _cpu + cpu;
-            if (c->Main != null)
+            KmemCacheCpu* c = CpuAt(cpu);
+            if (_sheafCapacity > 0)
                 FlushSheavesOf(cpu);
             if (c->Slab == null && c->Partial == null && !IsClosed)
                 continue;
@@ -84,13 +88,17 @@ public sealed partial class KmemCache
     /// <summary>Current slabs and chained slabs of one CPU; a glance, exact when nobody is at work.</summary>
     internal unsafe (int CpuSlabs, int PartialSlabs) CpuSlabsOf(int cpu)
     {
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         Page* partial = c->Partial;
         return (c->Slab != null ? 1 : 0, partial == null ? 0 : partial->CpuPartialSlabs);
     }
 
     /// <summary>The cache's state on a CPU, for checks and state dumps; nobody may be at work there.</summary>
-    internal unsafe KmemCacheCpu* StateOf(int cpu) => _cpu + cpu;
+    internal unsafe KmemCacheCpu* StateOf(int cpu)
+    {
+        CpuAt(cpu)->Settle();
+        return CpuAt(cpu);
+    }
 
     /// <summary>Address of an object's link word turned into the next free object, for checks.</summary>
     internal unsafe void* NextFree(void* obj) => FreePointer(obj);
@@ -103,8 +111,8 @@ public sealed partial class KmemCache
         for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
         {
             _cpus.AcquireRemote(cpu);
-            Sheaf* main = (_cpu + cpu)->Main;
-            (_cpu + cpu)->Main = Sheaf.None;
+            Sheaf* main = CpuAt(cpu)->Settle();
+            CpuAt(cpu)->Install(null);
             _cpus.ReleaseRemote(cpu);
             if (main != null)
                 FreeSheaf(main);
@@ -119,11 +127,13 @@ public sealed partial class KmemCache
     /// <summary>The cache was not destroyed after all.</summary>
     internal void Reopen() => Volatile.Write(ref _closed, false);
 
-    /// <summary>The machine is gone: nothing can be allocated any more.</summary>
+    /// <summary>The cache or the machine is gone: nothing can be allocated any more, and its place is somebody else's.</summary>
     internal unsafe void Abandon()
     {
         Close();
-        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Fill(new KmemCacheCpu { Main = Sheaf.None });
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+            *CpuAt(cpu) = default;
+        _place = 0;
     }
 
     [DoesNotReturn]

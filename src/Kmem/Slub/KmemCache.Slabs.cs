@@ -50,6 +50,7 @@ public sealed partial class KmemCache
 
         slab->SlabCache = SlabAllocator.TagOf(Id);
         slab->Type = PageType.Slab;
+        _slabs.SetPlaces(slab, order, _place);
         if ((slab->Flags & PageFlags.PfMemAlloc) != 0)
             slab->Flags |= PageFlags.SlabPfMemAlloc;
         _slabs.AccountPages(slab, 1L << order, Flags);
@@ -164,6 +165,7 @@ public sealed partial class KmemCache
     {
         int order = PageAllocator.CompoundOrder(slab);
         _slabs.AccountPages(slab, -(1L << order), Flags);
+        _slabs.SetPlaces(slab, order, 0);
         slab->Type = PageType.None;
         slab->Mapping = 0;
         slab->SlabCache = 0;

@@ -12,7 +12,7 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocSlow(CpuTask* task, int cpu, Gfp gfp, int node)
     {
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         void* freelist;
         do
         {
@@ -100,7 +100,7 @@ public sealed partial class KmemCache
             _cpus.Leave(task);
             DrainPartialChain(slab);
             cpu = _cpus.Enter(task);
-            c = _cpu + cpu;
+            c = CpuAt(cpu);
         }
 
         return null;
@@ -123,7 +123,7 @@ public sealed partial class KmemCache
             _cpus.Leave(task);
             slab = NewSlab(gfp, node, out freelist);
             cpu = _cpus.Enter(task);
-            c = _cpu + cpu;
+            c = CpuAt(cpu);
             if (slab == null)
                 return null;
 
@@ -149,7 +149,7 @@ public sealed partial class KmemCache
         _cpus.Leave(task);
         Deactivate(slab, freelist);
         cpu = _cpus.Enter(task);
-        c = _cpu + cpu;
+        c = CpuAt(cpu);
     }
 
     /// <summary>
@@ -325,7 +325,7 @@ public sealed partial class KmemCache
 
         Page* drain = null;
         if (!prior.Frozen && !prior.HasFree)
-            drain = PutCpuPartial(_cpu + cpu, slab); // it was full and on no list: this CPU keeps it
+            drain = PutCpuPartial(CpuAt(cpu), slab); // it was full and on no list: this CPU keeps it
         _cpus.Leave(task);
 
         if (drain != null)

@@ -11,6 +11,7 @@ public sealed partial class KmemCache
         _slabs.Pages.RestoreAllocated(slab, order, compound: true);
         slab->SlabCache = SlabAllocator.TagOf(Id);
         slab->Type = PageType.Slab;
+        _slabs.SetPlaces(slab, order, _place);
         for (int i = 0; i < objects; i++)
             MarkLive(ObjectAt(slab, i));
         LinkFree(slab, freelist);
@@ -23,7 +24,7 @@ public sealed partial class KmemCache
     /// <summary>Sets what a CPU holds: its current slab with the CPU's own free list, and its chain, first slab first.</summary>
     internal unsafe void RestoreCpu(int cpu, ulong? slabPfn, ReadOnlySpan<int> freelist, IReadOnlyList<ulong> partial)
     {
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (slabPfn is { } pfn)
         {
             c->Slab = _slabs.Map.PageOf(pfn);
@@ -61,9 +62,9 @@ public sealed partial class KmemCache
 
     internal unsafe void RestoreSheavesOf(int cpu, nint main, nint spare, nint rcuFree)
     {
-        (_cpu + cpu)->Main = (Sheaf*)main;
-        (_cpu + cpu)->Spare = (Sheaf*)spare;
-        (_cpu + cpu)->RcuFree = (Sheaf*)rcuFree;
+        CpuAt(cpu)->Install((Sheaf*)main);
+        CpuAt(cpu)->Spare = (Sheaf*)spare;
+        CpuAt(cpu)->RcuFree = (Sheaf*)rcuFree;
     }
 
     internal unsafe void RestoreInBarn(int node, nint sheaf, bool full)
@@ -100,12 +101,18 @@ public sealed partial class KmemCache
 
             Sheaf.Objects((Sheaf*)sheaf)[(at + 1)..].CopyTo(Sheaf.Objects((Sheaf*)sheaf)[at..]);
             ((Sheaf*)sheaf)->Size--;
+            for (int cpu = 0; cpu < _cpus.Count; cpu++)
+            {
+                if (CpuAt(cpu)->Main == (Sheaf*)sheaf)
+                    CpuAt(cpu)->Install((Sheaf*)sheaf);
+            }
+
             return true;
         }
 
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
-            KmemCacheCpu* c = _cpu + cpu;
+            KmemCacheCpu* c = CpuAt(cpu);
             if (c->Slab != slab)
                 continue;
             if (c->Freelist == obj)
@@ -143,7 +150,7 @@ public sealed partial class KmemCache
         bool held = SlabState.Read(slab) is { HasFree: true } && (slab->Flags & PageFlags.SlabOnPartialList) != 0;
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
-            KmemCacheCpu* c = _cpu + cpu;
+            KmemCacheCpu* c = CpuAt(cpu);
             if (c->Slab == slab)
             {
                 c->Slab = null;
@@ -180,7 +187,7 @@ public sealed partial class KmemCache
 
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
         {
-            KmemCacheCpu* c = _cpu + cpu;
+            KmemCacheCpu* c = CpuAt(cpu);
             var chain = new List<nint>();
             for (Page* link = c->Partial; link != null; link = link->CpuPartialNext)
                 chain.Add((nint)link);

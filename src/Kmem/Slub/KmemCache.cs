@@ -23,16 +23,16 @@ public sealed partial class KmemCache
 {
     private readonly SlabAllocator _slabs;
     private readonly CpuSet _cpus;
-    private readonly unsafe KmemCacheCpu* _cpu;
     private readonly KmemCacheNode[] _nodes;
     private readonly unsafe byte* _ram;
-    private readonly unsafe byte* _live;
+    private readonly unsafe byte* _live;   // at address 0 >> _liveShift
     private readonly int _liveShift;
     private readonly int _freePointerOffset;
     private readonly ulong _slabMask;      // bits that two addresses of one slab have in common
     private readonly ulong _hardening;     // secret of the free pointers; 0 if they are stored plainly
     private readonly bool _hardened;
     private readonly SlabConstructor? _constructor;
+    private nuint _place;                  // of this cache in every CPU's area; 0, where nothing is, when it is gone
     private bool _closed;
 
     internal unsafe KmemCache(SlabAllocator slabs, int id, string name, in SlabGeometry geometry, CacheTraits traits)
@@ -47,6 +47,7 @@ public sealed partial class KmemCache
         _inuse = geometry.Inuse;
         _constructor = traits.Constructor;
         _sheafCapacity = traits.SheafCapacity;
+        IsPrivate = traits.IsPrivate;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
         MinPartial = geometry.MinPartial;
@@ -54,22 +55,18 @@ public sealed partial class KmemCache
         CpuPartialSlabs = geometry.CpuPartialSlabs;
         _freePointerOffset = geometry.FreePointerOffset;
         _slabMask = ~(((ulong)Pfn.PageSize << geometry.Order) - 1);
-        _live = slabs.Live.MapFor(geometry.Size);
         _liveShift = LiveObjects.ShiftFor(geometry.Size);
+        _live = slabs.Live.MapFor(geometry.Size) - ((ulong)_ram >> _liveShift);
         _hardened = slabs.Options.FreelistHardened;
         _hardening = _hardened ? slabs.NextRandom() : 0;
         _sequence = slabs.Options.FreelistRandom ? RandomSequence(geometry.ObjectsPerSlab) : null;
-        _cpu = (KmemCacheCpu*)NativeMemory.AlignedAlloc((nuint)(_cpus.Count * sizeof(KmemCacheCpu)), 128);
-        new Span<KmemCacheCpu>(_cpu, _cpus.Count).Clear();
+        _place = (nuint)(id + 1) * KmemCacheCpu.SizeInBytes;
+        for (int cpu = 0; cpu < _cpus.Count; cpu++)
+            *CpuAt(cpu) = new KmemCacheCpu { Live = _live, LiveShift = _liveShift };
         _nodes = new KmemCacheNode[slabs.Pages.Nodes.Count];
         for (int node = 0; node < _nodes.Length; node++)
             _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn() : null };
     }
-
-    /// <summary>
-    /// Native memory lives as long as anybody can call: a stale reference finds an empty cache, not somebody else's bytes.
-    /// </summary>
-    unsafe ~KmemCache() => NativeMemory.AlignedFree(_cpu);
 
     /// <summary>The name given when the cache was created; the first one's, if others were merged into it.</summary>
     public string Name { get; }
@@ -106,10 +103,19 @@ public sealed partial class KmemCache
 
     internal int Id { get; }
 
+    /// <summary>As <see cref="SlabAllocator.FastId"/>, within reach.</summary>
+    internal int FastId { get; set; } = -1;
+
+    /// <summary>Where the cache's state lies in each CPU's area, in bytes from its start.</summary>
+    internal nuint Place => _place;
+
     internal int RefCount { get; set; } = 1;
 
     /// <summary>The object of kmem_cache that stands for this cache.</summary>
     internal nint Descriptor { get; set; }
+
+    /// <summary>Its objects are the allocator's own: no user has ever got one, so none may free one.</summary>
+    internal bool IsPrivate { get; init; }
 
     /// <summary>One of the kmalloc caches: the machine cannot do without it.</summary>
     internal bool IsBuiltIn { get; set; }
@@ -137,7 +143,23 @@ public sealed partial class KmemCache
     /// the constructor left it.
     /// </returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
-    public unsafe void* Alloc(Gfp gfp) => AllocCore(gfp, -1, (nuint)_objectSize, traceAsKmalloc: false);
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe void* Alloc(Gfp gfp)
+    {
+        CpuTask* task = CpuSet.Here;
+        if (CpuTask.Allows(task, gfp, FastId))
+        {
+            void* obj = KmemCacheCpu.TryPop(task, _place);
+            if (obj != null)
+            {
+                if ((gfp & Gfp.Zero) != 0)
+                    NativeMemory.Clear(obj, (nuint)_objectSize);
+                return obj;
+            }
+        }
+
+        return AllocOutOfLine(gfp);
+    }
 
     /// <summary>Allocates an object on a node (kmem_cache_alloc_node).</summary>
     /// <param name="gfp">As for <see cref="Alloc(Gfp)"/>; with <see cref="Gfp.ThisNode"/> only this node will do.</param>
@@ -156,7 +178,22 @@ public sealed partial class KmemCache
     /// <exception cref="KernelBugException">
     /// The object is free already, or no object begins at this address, or it is not memory of this machine.
     /// </exception>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void Free(void* obj)
+    {
+        CpuTask* task = CpuSet.Here;
+        if (task == null || task->MachineId != FastId
+            || _slabs.PlaceOf(obj) != _place || !KmemCacheCpu.TryPush(task, _place, obj))
+        {
+            FreeOutOfLine(obj);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void* AllocOutOfLine(Gfp gfp) => AllocCore(gfp, -1, (nuint)_objectSize, traceAsKmalloc: false);
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private unsafe void FreeOutOfLine(void* obj)
     {
         if (obj == null)
             return;
@@ -165,11 +202,17 @@ public sealed partial class KmemCache
         if (slab == null)
             _slabs.ThrowNotASlab(obj, $"kmem_cache_free({Name})");
         KmemCache owner = _slabs.CacheOf(slab);
+        if (owner.IsPrivate)
+            _slabs.ThrowPrivate(owner, obj);
         if (owner != this)
             _slabs.WarnWrongCache(this, owner, obj);
         _slabs.Trace?.KmemCacheFree(_slabs.KernelAddress(obj), owner.Name);
         owner.FreeCore(slab, obj);
     }
+
+    /// <summary>The cache's state on a CPU.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private unsafe KmemCacheCpu* CpuAt(int cpu) => (KmemCacheCpu*)(_cpus.AreaOf(cpu) + _place);
 
     /// <summary>The way of every allocation: kmalloc comes in here too.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -203,7 +246,7 @@ public sealed partial class KmemCache
             return;
 
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         if (c->Slab == slab)
         {
             SetFreePointer(obj, c->Freelist);
@@ -220,7 +263,7 @@ public sealed partial class KmemCache
     private unsafe void* AllocFromSlabs(CpuTask* task, Gfp gfp, int node)
     {
         int cpu = _cpus.Enter(task);
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = CpuAt(cpu);
         void* obj = c->Freelist;
         if (obj == null || node >= 0)
             return AllocSlow(task, cpu, gfp, node);
@@ -259,16 +302,14 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private unsafe void MarkLive(void* obj)
     {
-        ulong offset = (ulong)((byte*)obj - _ram);
-        _live[offset >> _liveShift] = LiveObjects.Mark(offset);
+        _live[(nuint)obj >> _liveShift] = (byte)LiveObjects.Mark((nuint)obj);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private unsafe bool TryMarkFree(void* obj)
     {
-        ulong offset = (ulong)((byte*)obj - _ram);
-        byte* mark = _live + (offset >> _liveShift);
-        if (*mark != LiveObjects.Mark(offset) || (offset & 7) != 0)
+        byte* mark = _live + ((nuint)obj >> _liveShift);
+        if (*mark != LiveObjects.Mark((nuint)obj))
             return false;
 
         *mark = 0;
@@ -278,8 +319,7 @@ public sealed partial class KmemCache
     /// <summary>Whether an allocated object begins at this address of one of the cache's slabs.</summary>
     internal unsafe bool IsLive(void* obj)
     {
-        ulong offset = (ulong)((byte*)obj - _ram);
-        return _live[offset >> _liveShift] == LiveObjects.Mark(offset) && (offset & 7) == 0;
+        return _live[(nuint)obj >> _liveShift] == LiveObjects.Mark((nuint)obj);
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
@@ -297,6 +337,13 @@ public sealed partial class KmemCache
 /// <param name="Constructor">Run once per object of a new slab, or null.</param>
 /// <param name="UserOffset">Start of the part that user copies may touch.</param>
 /// <param name="UserSize">Bytes that user copies may touch.</param>
-/// <param name="SheafCapacity">Objects in a sheaf; 0 for a cache without.</param>
+/// <param name="SheafCapacity">Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.</param>
+/// <param name="IsPlain">Never has sheaves.</param>
+/// <param name="IsPrivate">Its objects are the allocator's own.</param>
 internal readonly record struct CacheTraits(
-    SlabConstructor? Constructor = null, int UserOffset = 0, int UserSize = 0, int SheafCapacity = 0);
+    SlabConstructor? Constructor = null,
+    int UserOffset = 0,
+    int UserSize = 0,
+    int SheafCapacity = 0,
+    bool IsPlain = false,
+    bool IsPrivate = false);

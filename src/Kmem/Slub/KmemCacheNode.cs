@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Kmem;
@@ -85,10 +86,46 @@ internal sealed class KmemCacheNode
     unsafe ~KmemCacheNode() => NativeMemory.Free(_partial);
 }
 
-/// <summary>A cache's state on one CPU (struct kmem_cache_cpu); touched only inside a section of that CPU.</summary>
-[StructLayout(LayoutKind.Sequential, Size = 64)]
+/// <summary>A cache's state on one CPU; touched only inside a section of that CPU.
+/// <code>
+///                     Low          Top          High
+///   Main ▸ | header | object | … | object | room |     the sheaf's own count is right only when it is not the main one
+/// </code>
+/// </summary>
+/// <remarks>
+/// It lies in the CPU's area at a place that is the same on every CPU (128 bytes × the cache's id), and all that an
+/// allocation or a free from a sheaf needs is in its first cache line. All zero is a cache that has nothing here.
+/// </remarks>
+[StructLayout(LayoutKind.Sequential, Size = SizeInBytes)]
 internal struct KmemCacheCpu
 {
+    public const int SizeInBytes = 128;
+
+    /// <summary>Behind the last object of the main sheaf.</summary>
+    public unsafe void** Top;
+
+    /// <summary>First place of the main sheaf; <see cref="Top"/> is there when it is empty.</summary>
+    public unsafe void** Low;
+
+    /// <summary>Behind the last place of the main sheaf; <see cref="Top"/> is there when it is full.</summary>
+    public unsafe void** High;
+
+    /// <summary>The map of live objects, so that address &gt;&gt; <see cref="LiveShift"/> is an index.</summary>
+    public unsafe byte* Live;
+
+    public int LiveShift;
+
+    private readonly int _reserved;
+
+    /// <summary>The sheaf that objects are popped from and pushed to, or null; only in caches with sheaves.</summary>
+    public unsafe Sheaf* Main;
+
+    /// <summary>An empty or full sheaf, or null.</summary>
+    public unsafe Sheaf* Spare;
+
+    /// <summary>The sheaf that collects objects to be freed after a grace period, or null.</summary>
+    public unsafe Sheaf* RcuFree;
+
     /// <summary>Free objects of <see cref="Slab"/> that belong to this CPU, linked through their free pointers.</summary>
     public unsafe void* Freelist;
 
@@ -98,12 +135,80 @@ internal struct KmemCacheCpu
     /// <summary>Chain of partial slabs kept for this CPU, through CpuPartialNext; the first one knows the length.</summary>
     public unsafe Page* Partial;
 
-    /// <summary>The sheaf that objects are popped from and pushed to; only in caches with sheaves.</summary>
-    public unsafe Sheaf* Main;
+    /// <summary>
+    /// The whole of most allocations: pops an object of the main sheaf of the CPU that this thread owns and marks it as
+    /// live.
+    /// </summary>
+    /// <param name="task">This thread, on this machine.</param>
+    /// <param name="place">The cache's place in the CPU's area, in bytes.</param>
+    /// <returns>The object; null if the sheaf is empty, or this thread owns no CPU at the moment.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe void* TryPop(CpuTask* task, nuint place)
+    {
+        // A section as CpuSet.Enter and Leave make it, for the case that needs no lock. Who owns no CPU finds nothing.
+        Volatile.Write(ref task->Busy, 1);
+        var c = (KmemCacheCpu*)(Volatile.Read(ref *(nuint*)&task->Area) + place);
+        void** top = c->Top;
+        void* obj = null;
+        if (top != c->Low)
+        {
+            top--;
+            c->Top = top;
+            obj = *top;
+            c->Live[(nuint)obj >> c->LiveShift] = (byte)LiveObjects.Mark((nuint)obj);
+            task->LastPlace = place;
+            task->LastObject = obj;
+        }
 
-    /// <summary>An empty or full sheaf, or null.</summary>
-    public unsafe Sheaf* Spare;
+        Volatile.Write(ref task->Busy, 0);
+        return obj;
+    }
 
-    /// <summary>The sheaf that collects objects to be freed after a grace period, or null.</summary>
-    public unsafe Sheaf* RcuFree;
+    /// <summary>The whole of most frees: checks that an object is live, and pushes it to the main sheaf.</summary>
+    /// <returns>False, and nothing is changed, if it is not live, or there is no room, or this thread owns no CPU.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe bool TryPush(CpuTask* task, nuint place, void* obj)
+    {
+        Volatile.Write(ref task->Busy, 1);
+        var c = (KmemCacheCpu*)(Volatile.Read(ref *(nuint*)&task->Area) + place);
+        void** top = c->Top;
+        if (top != c->High)
+        {
+            byte* mark = c->Live + ((nuint)obj >> c->LiveShift);
+            if (*mark == LiveObjects.Mark((nuint)obj))
+            {
+                *mark = 0;
+                *top = obj;
+                c->Top = top + 1;
+                Volatile.Write(ref task->Busy, 0);
+                return true;
+            }
+        }
+
+        Volatile.Write(ref task->Busy, 0);
+        return false;
+    }
+
+    /// <summary>Objects in the main sheaf.</summary>
+    public readonly unsafe int MainSize => (int)(Top - Low);
+
+    /// <summary>Places left in the main sheaf; 0 if there is none.</summary>
+    public readonly unsafe int MainRoom => (int)(High - Top);
+
+    /// <summary>Makes a sheaf, or none, the main one. The former one must have been taken before.</summary>
+    public unsafe void Install(Sheaf* main)
+    {
+        Main = main;
+        Low = main == null ? null : Sheaf.ObjectsOf(main);
+        Top = main == null ? null : Low + main->Size;
+        High = main == null ? null : Low + main->Capacity;
+    }
+
+    /// <summary>The main sheaf, its count put right; it stays the main one.</summary>
+    public readonly unsafe Sheaf* Settle()
+    {
+        if (Main != null)
+            Main->Size = MainSize;
+        return Main;
+    }
 }

@@ -8,8 +8,9 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// <code>
-///   objects of 64 bytes and more:  one byte per 64 bytes of RAM (1.6 %), holding 0x80 | the place within the 64 bytes
-///   smaller objects:               one byte per 8 bytes of RAM, holding 0x80
+///   objects of 64 bytes and more:  one byte per 64 bytes of RAM (1.6 %)
+///   smaller objects:               one byte per 8 bytes of RAM
+///   holding 0x80 | the address's low bits, so that an address between two places never looks live
 /// </code>
 /// Two objects never share a byte, so plain stores do. Host memory is used only where there are slabs.
 /// </remarks>
@@ -31,9 +32,9 @@ internal sealed class LiveObjects : IDisposable
     /// <summary>The map for caches with this slot size, to be indexed by RAM offset &gt;&gt; <see cref="ShiftFor"/>.</summary>
     public unsafe byte* MapFor(int slotSize) => slotSize >= 1 << CoarseShift ? _coarse.Base : _fine.Base;
 
-    /// <summary>What the byte of an allocated object at this offset of RAM holds.</summary>
+    /// <summary>What the byte of an allocated object at this address holds.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static byte Mark(ulong offset) => (byte)(0x80 | ((offset >> 3) & 7));
+    public static uint Mark(nuint address) => 0x80u | (byte)address;
 
     public void Dispose()
     {

@@ -27,10 +27,14 @@ internal struct Sheaf
     /// <summary>The node where it was filled.</summary>
     public int Node;
 
-    private static readonly unsafe Sheaf* s_none = (Sheaf*)NativeMemory.AllocZeroed(HeaderBytes);
-
-    /// <summary>A sheaf without room, for CPUs of a cache that is gone. Never freed.</summary>
-    public static unsafe Sheaf* None => s_none;
+    /// <summary>Objects in a sheaf of a cache that does not say: its sheaves are of 512, 256, 128 or 64 bytes (Linux 7.0).</summary>
+    public static int DefaultCapacity(int slotSize) => slotSize switch
+    {
+        >= 4096 => 12,
+        >= 1024 => 28,
+        >= 256 => 60,
+        _ => 124,
+    };
 
     public readonly bool IsFull => Size == Capacity;
 

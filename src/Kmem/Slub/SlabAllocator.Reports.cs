@@ -82,6 +82,14 @@ internal sealed partial class SlabAllocator
             $"WARNING: cache_from_obj: Wrong slab cache. {given.Name} but object is from {owner.Name} "
             + $"(0x{KernelAddress(obj):x16})");
 
+    /// <summary>A stale pointer that the allocator itself uses meanwhile: freeing it would take its own arrays away.</summary>
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public unsafe void ThrowPrivate(KmemCache owner, void* obj) =>
+        Pages.ThrowBug(
+            $"BUG {owner.Name}: 0x{KernelAddress(obj):x16} is memory of the allocator itself: it was freed before, "
+            + "or was never allocated");
+
     /// <summary>Logs the first warning of each kind (WARN_ON_ONCE).</summary>
     public void WarnOnce(string kind, string text)
     {

@@ -18,6 +18,9 @@ internal sealed record SlabOptions
 
     public int CacheLineSize { get; init; } = 64;
 
+    /// <summary>Every cache has sheaves, as in Linux 7.0, and every CPU gets its own at first use.</summary>
+    public bool SheavesEverywhere { get; init; }
+
     public ulong Seed { get; init; } = 1;
 
     /// <summary>The addresses that reports and tracepoints show.</summary>
@@ -33,19 +36,30 @@ internal sealed partial class SlabAllocator : IDisposable
     private const int KmemCacheNodeSize = 72;
     private const int KmemCacheSize = 224;
     private const int TagShift = 4;
+    /// <summary>Places for caches in a CPU's area; the first one is nobody's.</summary>
+    private const int MaxCaches = 16384;
+
+    /// <summary>What each CPU needs for all caches that there can be; used as it is touched.</summary>
+    public const ulong CpuAreaBytes = (ulong)MaxCaches * KmemCacheCpu.SizeInBytes;
+
     private const int BootRefCount = -1;   // nobody joins them
+
+    // A sheaf of 4, 12, 28 or 60 objects with its header.
+    private static ReadOnlySpan<int> SheafSizes => [128, 256, 512, 1024];
 
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
     private readonly int[] _nodeOfCpu;
+    private readonly SparseMemory _places;
+    private ITrace? _trace;
     private KmemCache?[] _byId = new KmemCache?[256];
     private KmemCache? _bootNode;
     private KmemCache? _bootCache;
     private ulong _random;
     private int _lastId;
 
-    public SlabAllocator(PageAllocator pages, MemMap map, CpuSet cpus, int[] nodeOfCpu, KernelLog log, SlabOptions options)
+    public unsafe SlabAllocator(PageAllocator pages, MemMap map, CpuSet cpus, int[] nodeOfCpu, KernelLog log, SlabOptions options)
     {
         Pages = pages;
         Map = map;
@@ -55,6 +69,9 @@ internal sealed partial class SlabAllocator : IDisposable
         _nodeOfCpu = nodeOfCpu;
         _random = Math.Max(1, options.Seed * 0x9e37_79b9_7f4a_7c15); // the multiplier is odd: no two seeds meet
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
+        _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
+        PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
+        Trace = null;
     }
 
     public PageAllocator Pages { get; }
@@ -73,7 +90,17 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public Rcu Rcu { get; } = new();
 
-    public ITrace? Trace { get; set; }
+    public ITrace? Trace
+    {
+        get => _trace;
+        set
+        {
+            _trace = value;
+            FastId = value == null && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+            foreach (KmemCache cache in Caches)
+                cache.FastId = FastId;
+        }
+    }
 
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
     public Func<nint, string?>? DescribeForeign { get; set; }
@@ -105,13 +132,44 @@ internal sealed partial class SlabAllocator : IDisposable
     /// </summary>
     public void Start()
     {
-        CacheTraits plain = default;
+        var plain = new CacheTraits(IsPlain: true);
         _bootNode = CreateBoot("kmem_cache_node", KmemCacheNodeSize, 0, SlabFlags.HwcacheAlign, plain);
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
-        _bootNode.RefCount = _bootCache.RefCount = -1; // nobody joins them, nobody destroys them
+        _bootNode.RefCount = _bootCache.RefCount = BootRefCount; // nobody joins them, nobody destroys them
         Describe(_bootNode);
         Describe(_bootCache);
+        if (Options.SheavesEverywhere)
+            StartSheafCaches(plain with { IsPrivate = true });
+    }
+
+    /// <summary>
+    /// Where kmalloc's own caches have sheaves, these cannot be kmalloc blocks: caches without sheaves give them.
+    /// </summary>
+    private unsafe void StartSheafCaches(CacheTraits plain)
+    {
+        var caches = new KmemCache[SheafSizes.Length];
+        for (int i = 0; i < caches.Length; i++)
+        {
+            caches[i] = CreateBoot($"slab_sheaf-{SheafSizes[i]}", SheafSizes[i], SheafSizes[i], SlabFlags.NoMerge, plain);
+            caches[i].RefCount = BootRefCount;
+            Describe(caches[i]);
+        }
+
+        Func<nuint, Gfp, nint> other = AllocMetadata;
+        Action<nint> otherFree = FreeMetadata;
+        AllocMetadata = (size, gfp) =>
+            Array.Find(caches, cache => (nuint)cache.ObjectSize >= size) is { } cache
+                ? (nint)cache.Alloc(gfp)
+                : other(size, gfp);
+        FreeMetadata = block =>
+        {
+            Page* slab = SlabOf((void*)block);
+            if (slab != null && CacheOf(slab) is { IsPrivate: true } cache)
+                cache.FreeCore(slab, (void*)block);
+            else
+                otherFree(block);
+        };
     }
 
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
@@ -152,6 +210,50 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     public static nint TagOf(int id) => (id + 1) << TagShift;
+
+    /// <summary>What <see cref="PlaceOf"/> knows, for loops and for who cannot afford to ask here.</summary>
+    public PlaceMap PlacesOfFrames { get; }
+
+    /// <summary>
+    /// The <see cref="CpuSet.Id"/> of the machine if the inlined fast paths may be taken: there are sheaves, one node, and
+    /// nobody traces. Else something that no task has.
+    /// </summary>
+    public int FastId { get; private set; } = -1;
+
+    /// <summary>
+    /// The place, in bytes, of the cache that an address belongs to in each CPU's area; 0 if it belongs to none.
+    /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public unsafe nuint PlaceOf(void* address) => PlacesOfFrames.Of((nuint)address);
+
+    /// <summary>
+    /// For each frame the place of the cache whose slab it is part of, or 0: what a free needs to know, in four bytes, so
+    /// that the fast path does not touch the descriptors.
+    /// </summary>
+    public readonly struct PlaceMap
+    {
+        private readonly nuint _ram;
+        private readonly nuint _ramBytes;
+        private readonly unsafe uint* _ofFrame;
+
+        public unsafe PlaceMap(nuint ram, nuint ramBytes, uint* ofFrame)
+        {
+            _ram = ram;
+            _ramBytes = ramBytes;
+            _ofFrame = ofFrame;
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public unsafe nuint Of(nuint address)
+        {
+            nuint offset = address - _ram;
+            return offset < _ramBytes ? _ofFrame[offset >> Pfn.PageShift] : 0;
+        }
+    }
+
+    /// <summary>Notes that the frames of a slab belong to a cache, or to none any more.</summary>
+    public unsafe void SetPlaces(Page* slab, int order, nuint place) =>
+        new Span<uint>((uint*)_places.Base + Map.PfnOf(slab), 1 << order).Fill((uint)place);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe KmemCache CacheOf(Page* slab) => _byId[((int)slab->SlabCache >> TagShift) - 1]!;
@@ -294,6 +396,7 @@ internal sealed partial class SlabAllocator : IDisposable
     private void Forget(KmemCache cache)
     {
         cache.FreeMainSheaves();
+        cache.Abandon();
         _caches.Remove(cache);
         _aliases.RemoveAll(alias => alias.Cache == cache);
         FreeDescriptors(cache);
@@ -370,6 +473,8 @@ internal sealed partial class SlabAllocator : IDisposable
             }
 
             KmemCache owner = CacheOf(slab);
+            if (owner.IsPrivate)
+                ThrowPrivate(owner, last);
             if (cache != null && owner != cache)
                 WarnWrongCache(cache, owner, last);
             objects = objects[..owner.FreeChainFromEnd(objects, slab)];
@@ -382,6 +487,7 @@ internal sealed partial class SlabAllocator : IDisposable
             cache.Abandon();
         _caches.Clear();
         Live.Dispose();
+        _places.Dispose();
     }
 
     private KmemCache CreateBoot(
@@ -395,7 +501,10 @@ internal sealed partial class SlabAllocator : IDisposable
         };
         SlabGeometry geometry = SlabGeometry.Compute(request);
         int id = FreeId();
+        if (Options.SheavesEverywhere && traits is { SheafCapacity: 0, IsPlain: false })
+            traits = traits with { SheafCapacity = Sheaf.DefaultCapacity(geometry.Size) };
         var cache = new KmemCache(this, id, name, geometry, traits);
+        cache.FastId = FastId;
         _byId[id] = cache;
         _caches.Add(cache);
         return cache;
@@ -412,6 +521,8 @@ internal sealed partial class SlabAllocator : IDisposable
             var larger = new KmemCache?[_byId.Length * 2];
             _byId.CopyTo(larger, 0);
             id = _byId.Length;
+            if (id + 1 >= MaxCaches)
+                throw new InvalidOperationException($"a machine has room for {MaxCaches} caches");
             Volatile.Write(ref _byId, larger);
         }
 
