@@ -21,6 +21,7 @@ public sealed partial class Machine
     /// <returns>Bytes given back.</returns>
     public ulong Trim()
     {
+        VmallocIfUsed?.DropKept();
         ShrinkCaches();
         return ReturnFreeMemory(0);
     }
@@ -66,6 +67,8 @@ public sealed partial class Machine
                 return;
 
             Tick();
+            if (VmallocIfUsed is { } vmalloc)
+                vmalloc.DropKept((vmalloc.Kept.Areas + 3) / 4);
             long surplus = _surplus!.Lowest(SurplusFrames());
             if (surplus >= 1L << DecayMinOrder && _ram.CanRelease)
                 ReleaseFree(DecayMinOrder, (ulong)surplus);

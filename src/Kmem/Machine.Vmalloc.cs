@@ -316,7 +316,7 @@ public sealed partial class Machine
             VmallocAllocator vmalloc;
             try
             {
-                vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram);
+                vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram, VmallocOptionsOfProfile);
             }
             catch (KernelBugException bug)
             {
@@ -331,6 +331,8 @@ public sealed partial class Machine
     private void PublishVmalloc(VmallocAllocator vmalloc)
     {
         vmalloc.Physical = Physical;
+        if (Options.Profile.KeepFreedAreas)
+            _pages.FreeSpare = () => vmalloc.DropKept();
         vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
         _slabs.DescribeForeign = vmalloc.Describe;
         Proc.Vmalloc = vmalloc;

@@ -74,6 +74,7 @@ internal sealed partial class VmallocAllocator
 
         VmFlags flags = area->Vm->Flags;
         return (flags & VmFlags.Deferred) != 0 ? "it is being freed already"
+            : (flags & VmFlags.Kept) != 0 ? "it is free already"
             : (flags & VmFlags.Owned) != 0 && operation == "vfree" ? "a stack or memory of modules: its owner frees it"
             : (flags & VmFlags.FlushResetPerms) != 0 && operation is "vfree" or "execmem_free"
                 ? "its rights have to be reset (VM_FLUSH_RESET_PERMS), which sleeps, and this context may not"
