@@ -94,19 +94,20 @@ public sealed class VmallocProfileTests
             Profile = KernelProfile.Find(profile)!,
             DecaySeconds = 0,
         });
-        const ulong Size = 5UL << 30;
-        var area = (byte*)machine.VmallocHuge((nuint)Size, Gfp.Kernel);
+        ulong size = 5UL << 30;
+        var area = (byte*)machine.VmallocHuge((nuint)size, Gfp.Kernel);
         Assert.True(area != null);
-        foreach (ulong at in new[] { 0, 1UL << 31, (1UL << 32) - 1, 1UL << 32, Size - 1 })
+        foreach (ulong at in new[] { 0UL, 1UL << 31, (1UL << 32) - 1, 1UL << 32, size - 1 })
         {
             area[at] = (byte)(at % 251 + 1);
             var direct = (byte*)machine.AddressOf(machine.VmallocToPage(area + at));
             Assert.Equal((byte)(at % 251 + 1), direct[at % Page]);
         }
 
-        Assert.Equal((long)(Size >> Pfn.PageShift), machine.VmallocIfUsed!.PageCount);
-        Assert.Contains($"{Size + Page} VmallocHuge pages={Size >> Pfn.PageShift} vmalloc", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
-        Assert.True(machine.Vmalloc((nuint)Size) == null, "more than all memory");
+        Assert.Equal((long)(size >> Pfn.PageShift), machine.VmallocIfUsed!.PageCount);
+        Assert.StartsWith(
+            $"{size + Page} VmallocHuge pages={size >> Pfn.PageShift} vmalloc", InfoLine(machine, area), StringComparison.Ordinal);
+        Assert.True(machine.Vmalloc((nuint)size) == null, "more than all memory");
         machine.Vfree(area);
         Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
     }
