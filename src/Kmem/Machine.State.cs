@@ -28,7 +28,7 @@ public sealed partial class Machine
     public static Machine LoadState(string path, MachineOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(path);
-        return FromState(MachineState.Read(path), options ?? new MachineOptions());
+        return FromState(MachineState.Read(path), options ?? new MachineOptions { Profile = KernelProfile.Linux618 });
     }
 
     /// <summary>

@@ -55,6 +55,7 @@ public sealed partial class Machine : IDisposable
         });
         _kmalloc = new KmallocAllocator(_slabs, options.HistoricKmallocLimit);
         Proc = new ProcFs(_pages, _slabs, _blocks);
+        OpenFloor();
     }
 
     /// <summary>What the machine was booted with.</summary>
@@ -142,6 +143,7 @@ public sealed partial class Machine : IDisposable
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
         machine.Start(map);
+        machine.StartMetrics();
         return machine;
     }
 
@@ -184,8 +186,22 @@ public sealed partial class Machine : IDisposable
         if (_disposed)
             return;
 
+        ThrowIfShared();
         StopUpkeep();
         _disposed = true;
+        StopMetrics();
+        try
+        {
+            _account.Close();
+        }
+        finally
+        {
+            DisposeParts();
+        }
+    }
+
+    private void DisposeParts()
+    {
         CloseAddressSpaces();
         _vmalloc?.Dispose();
         _physical?.Dispose();

@@ -1,7 +1,7 @@
 namespace Kmem;
 
 /// <summary>What a machine is made of.</summary>
-public sealed record MachineOptions
+public sealed partial record MachineOptions
 {
     /// <summary>
     /// Bytes of RAM. Costs address space only: host memory is used as pages are touched. Ignored if
@@ -36,7 +36,7 @@ public sealed record MachineOptions
     public ulong MovableBytes { get; init; }
 
     /// <summary>Whose rules the machine follows.</summary>
-    public KernelProfile Profile { get; init; } = KernelProfile.Linux618;
+    public KernelProfile Profile { get; init; } = KernelProfile.Native;
 
     /// <summary>vm.min_free_kbytes; null lets the kernel's formula decide.</summary>
     public int? MinFreeKbytes { get; init; }

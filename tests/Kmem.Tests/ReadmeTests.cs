@@ -10,7 +10,10 @@ namespace Kmem.Tests;
 [CollectionDefinition("console", DisableParallelization = true)]
 public sealed class ConsoleCollection;
 
-/// <summary>The README's C# blocks are programs: they compile without a warning, run, and print what the README says.</summary>
+/// <summary>
+/// The C# blocks of the README and of the guide for .NET programs are programs: they compile without a warning, run, and
+/// print what the page says.
+/// </summary>
 [Collection("console")]
 public sealed partial class ReadmeTests
 {
@@ -20,10 +23,16 @@ public sealed partial class ReadmeTests
     private static readonly string s_readme = File.ReadAllText(Repository.PathOf("README.md"));
 
     /// <summary>Each C# block by its number, with the text block that follows it directly, if one does.</summary>
-    public static TheoryData<int, string, string?> Programs()
+    public static TheoryData<int, string, string?> Programs() => ProgramsIn(s_readme);
+
+    /// <summary>The same of docs/dotnet.md.</summary>
+    public static TheoryData<int, string, string?> GuidePrograms() =>
+        ProgramsIn(File.ReadAllText(Repository.PathOf("docs/dotnet.md")));
+
+    private static TheoryData<int, string, string?> ProgramsIn(string page)
     {
         var programs = new TheoryData<int, string, string?>();
-        foreach (Match match in ProgramWithOutput().Matches(s_readme.ReplaceLineEndings("\n")))
+        foreach (Match match in ProgramWithOutput().Matches(page.ReplaceLineEndings("\n")))
         {
             Group output = match.Groups["output"];
             programs.Add(programs.Count + 1, match.Groups["code"].Value, output.Success ? output.Value : null);
@@ -33,10 +42,15 @@ public sealed partial class ReadmeTests
     }
 
     [Fact]
-    public void TheReadmeHasPrograms() => Assert.True(Programs().Count >= 2);
+    public void ThePagesHavePrograms()
+    {
+        Assert.True(Programs().Count >= 2);
+        Assert.True(GuidePrograms().Count >= 4);
+    }
 
     [Theory]
     [MemberData(nameof(Programs), DisableDiscoveryEnumeration = true)]
+    [MemberData(nameof(GuidePrograms), DisableDiscoveryEnumeration = true)]
     public void EachProgramRunsAndPrintsWhatIsShown(int number, string code, string? shown)
     {
         byte[] program = Compile($"readme{number}", code);

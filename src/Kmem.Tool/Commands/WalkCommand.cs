@@ -87,6 +87,7 @@ internal sealed class WalkCommand : Command, IHasExamples
 
         var options = new MachineOptions
         {
+            Profile = KernelProfile.Linux618,
             RamBytes = parsed.GetValue(_ram) ?? DefaultRam,
             Cpus = parsed.GetValue(_cpus) ?? 1,
             PageTableLevels = parsed.GetValue(_levels) ?? 4,

@@ -48,7 +48,10 @@ public static class VmapPrediction
         VmapRecording recording = VmapRecording.Read(trace);
         var snapshot = new VmapSnapshot(text, recording);
 
-        using Machine machine = Machine.Boot(new MachineOptions { Cpus = recording.Cpus, RamBytes = 1UL << 30 });
+        using Machine machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618, Cpus = recording.Cpus, RamBytes = 1UL << 30,
+        });
         using var vmap = new VmapAllocator(
             machine.Slabs,
             new VmapOptions { Start = recording.Range.Start, End = recording.Range.End })

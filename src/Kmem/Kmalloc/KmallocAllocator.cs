@@ -70,6 +70,12 @@ internal sealed class KmallocAllocator
             }
         }
 
+        LearnPlaces();
+    }
+
+    /// <summary>The caches are there: from now on the fast path knows them.</summary>
+    public void LearnPlaces()
+    {
         for (int size = SizeStep; size <= KmallocClasses.MaxCacheSize; size += SizeStep)
             _places[size / SizeStep] = (uint)CacheFor((nuint)size, Gfp.None).Place;
     }

@@ -21,6 +21,7 @@ namespace Kmem;
 /// touching its gigabyte of descriptors.
 /// </summary>
 [StructLayout(LayoutKind.Explicit, Size = SizeInBytes)]
+[System.Diagnostics.DebuggerDisplay("{DebuggerText,nq}")]
 internal struct Page
 {
     public const int SizeInBytes = 64;
@@ -71,6 +72,16 @@ internal struct Page
 
     [FieldOffset(56)]
     public ulong MemcgData;
+
+    private readonly string DebuggerText => Type switch
+    {
+        PageType.Buddy => $"free block of order {Private}",
+        _ when IsTail => "tail of a compound block",
+        PageType.None => AllocatedOrderPlusOne == 0
+            ? $"no block starts here, references {RefCount}, {Flags}"
+            : $"block of order {AllocatedOrderPlusOne - 1}, references {RefCount}, {Flags}",
+        _ => $"{Type}, order {AllocatedOrderPlusOne - 1}, {Flags}",
+    };
 
     /// <summary>A tail page of a compound block.</summary>
     public readonly bool IsTail => (CompoundHead & 1) != 0 && Type == PageType.None;

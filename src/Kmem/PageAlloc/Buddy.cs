@@ -43,6 +43,9 @@ internal sealed partial class Buddy : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>Blocks of another migrate type that were taken; changes under the zone's lock.</summary>
+    public long Fallbacks { get; private set; }
+
     /// <summary>Number of free blocks of an order, all types.</summary>
     public unsafe long NrFree(int order) => Volatile.Read(ref _nrFree[order]);
 

@@ -222,6 +222,7 @@ internal sealed partial class Buddy
 
     private unsafe void TraceFallback(Page* page, int order, int current, Migratetype wanted, Migratetype fallback)
     {
+        Fallbacks++;
         if (Trace == null)
             return;
 

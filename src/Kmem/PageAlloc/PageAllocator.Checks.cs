@@ -13,7 +13,27 @@ internal sealed partial class PageAllocator
     /// <summary>Number of allocations that failed, reported or not.</summary>
     public long FailedAllocations => Volatile.Read(ref _failedAllocations);
 
+    /// <summary>Number of allocations that found no zone above LOW.</summary>
+    public long SlowPaths => Volatile.Read(ref _slowPaths);
+
+    /// <summary>Hears of slow paths, fallbacks and failures of requests that may sleep, without any lock; or null.</summary>
+    public IRareEvents? Rare { get; set; }
+
     private long _failedAllocations;
+    private long _slowPaths;
+
+    /// <summary>Who may sleep holds no lock, so listeners may do what they like; the others are only counted.</summary>
+    private static bool MayTell(Gfp gfp) => (gfp & Gfp.DirectReclaim) != 0;
+
+    /// <summary>Fallbacks happen under a zone's lock, where nobody may be told.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void TellFallbacks(ZonePages pages)
+    {
+        long total = pages.Buddy.Fallbacks;
+        long before = pages.ToldFallbacks;
+        if (total != before && Interlocked.CompareExchange(ref pages.ToldFallbacks, total, before) == before)
+            Rare?.Fallback(pages.Zone.NodeId, pages.Zone.Type, total - before);
+    }
 
     /// <summary>might_alloc(): a request that may sleep, where sleeping is forbidden, is refused.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -164,6 +184,8 @@ internal sealed partial class PageAllocator
     private void ReportFailure(in AllocRequest request)
     {
         Interlocked.Increment(ref _failedAllocations);
+        if (MayTell(request.Gfp))
+            Rare?.Failure(request.Order, request.Gfp);
         if ((request.Gfp & Gfp.NoWarn) != 0)
             return;
 

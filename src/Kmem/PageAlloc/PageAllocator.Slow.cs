@@ -16,6 +16,9 @@ internal sealed partial class PageAllocator
         int order = request.Order;
         bool noFail = (gfp & Gfp.NoFail) != 0;
         WarnBadNoFail(request, task);
+        Interlocked.Increment(ref _slowPaths);
+        if (MayTell(gfp))
+            Rare?.SlowPath(order, gfp);
 
         AllocFlags flags = SlowFlags(gfp, order);
         if (request.First < request.Zones.Length)

@@ -239,15 +239,6 @@ internal sealed partial class PageAllocator : IDisposable
         _cpus.ReleaseRemote(cpu);
     }
 
-    /// <summary>Empties one CPU's lists of one zone, on behalf of the CPU that this thread runs on.</summary>
-    public void DrainZone(ZonePages zone, int cpu)
-    {
-        int executing = _cpus.CurrentCpu;
-        _cpus.AcquireRemote(cpu);
-        zone.Drain(cpu, executing);
-        _cpus.ReleaseRemote(cpu);
-    }
-
     /// <summary>What each CPU's stat work does once a second (vmstat_update): lists decay, counts are folded.</summary>
     public void Tick()
     {
@@ -265,6 +256,15 @@ internal sealed partial class PageAllocator : IDisposable
 
             _cpus.ReleaseRemote(cpu);
         }
+    }
+
+    /// <summary>Empties one CPU's lists of one zone, on behalf of the CPU that this thread runs on.</summary>
+    public void DrainZone(ZonePages zone, int cpu)
+    {
+        int executing = _cpus.CurrentCpu;
+        _cpus.AcquireRemote(cpu);
+        zone.Drain(cpu, executing);
+        _cpus.ReleaseRemote(cpu);
     }
 
     /// <summary>Returns the memory of free blocks to the host (free page reporting).</summary>
@@ -385,6 +385,8 @@ internal sealed partial class PageAllocator : IDisposable
         if (page != null)
             CountAllocation(pages, request, cpu);
         _cpus.Leave(task);
+        if (Rare != null && pages.Buddy.Fallbacks != pages.ToldFallbacks && MayTell(request.Gfp))
+            TellFallbacks(pages);
 
         if ((flags & AllocFlags.Kswapd) != 0 && (pages.Zone.Flags & ZoneFlags.BoostedWatermark) != 0)
         {

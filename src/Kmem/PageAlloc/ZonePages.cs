@@ -33,6 +33,9 @@ internal sealed class ZonePages : IDisposable
 
     public ITrace? Trace { get; set; }
 
+    /// <summary>How many of <see cref="Buddy.Fallbacks"/> have been told to listeners.</summary>
+    public long ToldFallbacks;
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe PerCpuPages* PcpOf(int cpu) => (PerCpuPages*)(_pcps + (cpu * _pcpStride));
 

@@ -42,6 +42,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>What each CPU needs for all caches that there can be; used as it is touched.</summary>
     public const ulong CpuAreaBytes = (ulong)MaxCaches * KmemCacheCpu.SizeInBytes;
 
+    private const string SheafCacheName = "slab_sheaf-";
     private const int BootRefCount = -1;   // nobody joins them
 
     // A sheaf of 4, 12, 28 or 60 objects with its header.
@@ -151,11 +152,17 @@ internal sealed partial class SlabAllocator : IDisposable
         var caches = new KmemCache[SheafSizes.Length];
         for (int i = 0; i < caches.Length; i++)
         {
-            caches[i] = CreateBoot($"slab_sheaf-{SheafSizes[i]}", SheafSizes[i], SheafSizes[i], SlabFlags.NoMerge, plain);
+            caches[i] = CreateBoot(SheafCacheName + SheafSizes[i], SheafSizes[i], SheafSizes[i], SlabFlags.NoMerge, plain);
             caches[i].RefCount = BootRefCount;
             Describe(caches[i]);
         }
 
+        TakeSheavesFrom(caches);
+    }
+
+    /// <summary>Sheaves come from these caches, the smallest first, and larger ones from where they came before.</summary>
+    private unsafe void TakeSheavesFrom(KmemCache[] caches)
+    {
         Func<nuint, Gfp, nint> other = AllocMetadata;
         Action<nint> otherFree = FreeMetadata;
         AllocMetadata = (size, gfp) =>
@@ -178,20 +185,28 @@ internal sealed partial class SlabAllocator : IDisposable
         lock (_mutex)
         {
             int id = FreeId();
-            var cache = new KmemCache(this, id, name, geometry, traits) { RefCount = refCount };
+            bool isPrivate = Options.SheavesEverywhere && name.StartsWith(SheafCacheName, StringComparison.Ordinal);
+            var cache = new KmemCache(this, id, name, geometry, traits with { IsPrivate = isPrivate })
+            {
+                RefCount = refCount,
+                FastId = FastId,
+            };
             _byId[id] = cache;
             _caches.Add(cache);
             return cache;
         }
     }
 
-    /// <summary>Finds the caches that descriptors come from among those restored.</summary>
+    /// <summary>Finds the caches that descriptors and sheaves come from among those restored.</summary>
     public void RestoreBootCaches()
     {
         lock (_mutex)
         {
             _bootNode = _caches.Find(cache => cache.Name == "kmem_cache_node");
             _bootCache = _caches.Find(cache => cache.Name == "kmem_cache");
+            KmemCache[] sheaves = _caches.Where(cache => cache.IsPrivate).OrderBy(cache => cache.ObjectSize).ToArray();
+            if (sheaves.Length > 0)
+                TakeSheavesFrom(sheaves);
         }
     }
 

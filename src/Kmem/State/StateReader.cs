@@ -133,6 +133,9 @@ internal static class StateReader
             }
         }
 
+        if (slabs.Options.SheavesEverywhere)
+            kmalloc.LearnPlaces();
+
         foreach (SlabRow row in state.Slabs)
             byName[row.Cache].RestoreSlab(row.Pfn, row.Order, row.InUse, row.Objects, row.Frozen, row.Free);
         foreach (CacheState its in state.Caches)

@@ -38,7 +38,7 @@ public sealed class BrokenPageTableRuleTests
     private static void Breaks(string rule, Action<Machine, LivePatch> damage)
     {
         Assert.SkipUnless(OperatingSystem.IsLinux(), "vmalloc needs frames mapped at a second address");
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
         PercpuPointer percpu = machine.AllocPercpu(100, 8);
         Assert.False(percpu.IsNull);
         Assert.Empty(machine.Validate());

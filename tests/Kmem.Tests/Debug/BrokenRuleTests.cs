@@ -228,7 +228,7 @@ public sealed class BrokenRuleTests
     {
         public Scene()
         {
-            Machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+            Machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
             Dma = Machine.Pages.Zones.First();
             Zone = Machine.Pages.Zones.Last();
             var blocks = new HashSet<ulong>();

@@ -137,7 +137,7 @@ public sealed class BrokenSlabRuleTests
     {
         public unsafe Scene()
         {
-            Machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+            Machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
             Cache = Machine.CreateCache("broken", 512, 512, SlabFlags.NoMerge);
             Sheaved = Machine.CreateCache("sheaved", 512, 512, SlabFlags.NoMerge, sheafCapacity: 12);
             using CpuBinding cpu = Machine.RunOn(0);

@@ -45,7 +45,7 @@ public sealed class BrokenVmallocRuleTests
     private static unsafe void Breaks(string rule, Damage damage)
     {
         Assert.SkipUnless(OperatingSystem.IsLinux(), "vmalloc needs frames mapped at a second address");
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         void* first = machine.Vmalloc(10_000);
         void* second = machine.Vmalloc(20_000);
         Assert.True(first != null && second != null);

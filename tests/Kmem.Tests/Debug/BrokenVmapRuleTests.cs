@@ -155,7 +155,7 @@ public sealed class BrokenVmapRuleTests
     /// <summary>Two nodes with many areas, freed ones in pools.</summary>
     private sealed class Scene : IDisposable
     {
-        private readonly Machine _machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+        private readonly Machine _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
 
         public unsafe Scene()
         {

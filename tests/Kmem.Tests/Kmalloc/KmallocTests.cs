@@ -5,7 +5,7 @@ namespace Kmem.Tests;
 /// <summary>kmalloc and its relatives on a machine, against the tables and rules of kmalloc.md.</summary>
 public sealed class KmallocTests : IDisposable
 {
-    private readonly Machine _machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Cpus = 2 });
+    private readonly Machine _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 256 << 20, Cpus = 2 });
 
     public void Dispose() => _machine.Dispose();
 
@@ -81,7 +81,7 @@ public sealed class KmallocTests : IDisposable
     [Fact]
     public unsafe void The_historic_limit_is_128_KiB()
     {
-        using var old = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1, HistoricKmallocLimit = true });
+        using var old = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1, HistoricKmallocLimit = true });
         void* most = old.Kmalloc(131072, Gfp.Kernel);
         Assert.Equal((nuint)131072, old.Ksize(most));
         Assert.True(old.Kmalloc(131073, Gfp.Kernel) == null);

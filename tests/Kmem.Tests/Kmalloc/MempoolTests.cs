@@ -119,7 +119,7 @@ public sealed class MempoolTests
     [Fact]
     public unsafe void Many_waiters_get_their_turn()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
         var source = new Source();
         using var pool = source.Pool(3);
         source.Left = 0;
@@ -147,7 +147,7 @@ public sealed class MempoolTests
     [Fact]
     public unsafe void Zeroed_elements_and_null_caches_are_refused()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         using Mempool pool = machine.CreateMempool(1, 100);
         Assert.Throws<ArgumentException>(() => { pool.Alloc(Gfp.Kernel | Gfp.Zero); });
         Assert.Throws<ArgumentNullException>(() => machine.CreateMempool(1, null!));
@@ -156,7 +156,7 @@ public sealed class MempoolTests
     [Fact]
     public unsafe void A_pool_serves_when_the_machine_has_no_memory_left()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 32 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 32 << 20, Cpus = 1 });
         KmemCache cache = machine.CreateCache("elements", 4096, 0, SlabFlags.NoMerge);
         using Mempool pool = machine.CreateMempool(4, cache);
         var hoard = new List<nint>();

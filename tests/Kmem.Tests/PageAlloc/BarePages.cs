@@ -52,7 +52,7 @@ internal sealed class BarePages : IDisposable
         var map = new BootMemoryMap();
         foreach ((ulong start, ulong end) in ranges)
             map.AddMemory(start << 12, end << 12);
-        return new MachineOptions { MemoryMap = map, Cpus = 1, MinFreeKbytes = 0 };
+        return new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 1, MinFreeKbytes = 0 };
     }
 
     public ZonePages Zone(ZoneType type, int node = 0) => Pages.Zones.Single(

@@ -20,7 +20,7 @@ public sealed class BigMachineTests
     {
         GC.Collect();
         long before = ResidentHere();
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = (ulong)gibibytes * GiB, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = (ulong)gibibytes * GiB, Cpus = 2 });
         Assert.InRange(machine.ResidentBytes, 1UL, 1UL << 20);      // the slabs of the first caches
 
         // Far below one descriptor per frame: 1 and 16 GiB.
@@ -40,7 +40,7 @@ public sealed class BigMachineTests
     public unsafe void Memory_that_is_returned_leaves_the_host_and_reads_as_zero()
     {
         Assert.SkipUnless(OperatingSystem.IsLinux(), "other systems do not tell how much of the memory is in use");
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = GiB, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = GiB, Cpus = 1 });
         var blocks = new List<Pfn>();
         for (int i = 0; i < 16; i++)
         {
@@ -77,7 +77,7 @@ public sealed class BigMachineTests
     [Trait("rule", "BOOT-05")]
     public void Returning_small_blocks_leaves_the_lists_whole()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         var random = new Random(5);
         List<(Pfn Pfn, int Order)> live = [];
         for (int round = 0; round < 20; round++)
@@ -108,8 +108,8 @@ public sealed class BigMachineTests
     public unsafe void A_machine_of_ordinary_memory_works_alike()
     {
         using var machine = Machine.Boot(
-            new MachineOptions { RamBytes = 256 << 20, Cpus = 2, PortableMemory = true });
-        using var usual = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Cpus = 2 });
+            new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 256 << 20, Cpus = 2, PortableMemory = true });
+        using var usual = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 256 << 20, Cpus = 2 });
         Assert.Equal(usual.Proc.ZoneInfo(), machine.Proc.ZoneInfo());
         Assert.Equal(usual.Proc.PageTypeInfo(), machine.Proc.PageTypeInfo());
         var objects = new List<nint>();
@@ -149,7 +149,7 @@ public sealed class BigMachineTests
     {
         List<ZoneInfoRecord> recorded =
             ZoneInfoText.Parse(File.ReadAllText(TestData.PathOf($"zoneinfo/{name}.txt"))).Zones;
-        using var machine = Machine.Boot(new MachineOptions { MemoryMap = MapOf(recorded), Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = MapOf(recorded), Cpus = 2 });
         List<ZoneInfoRecord> ours = machine.Proc.ReadZoneInfo().Zones;
         Assert.Equal(67584, machine.MinFreeKbytes);
         Assert.Equal(recorded.Count, ours.Count);

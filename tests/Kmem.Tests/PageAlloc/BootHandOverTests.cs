@@ -67,7 +67,7 @@ public sealed class BootHandOverTests
         var map = new BootMemoryMap();
         map.AddMemory((16 << 12) + 1, (33 << 12) - 1);      // frames 17 … 31 are whole
         map.Reserve((20 << 12) + 5, (20 << 12) + 6);        // one byte takes frame 20
-        using var machine = new BarePages(new MachineOptions { MemoryMap = map, Cpus = 1, MinFreeKbytes = 0 });
+        using var machine = new BarePages(new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 1, MinFreeKbytes = 0 });
         ZonePages zone = machine.Zone(ZoneType.Dma);
         Assert.Equal([17, 21], machine.FreeList(zone, 0, Migratetype.Movable));
         Assert.Equal([18, 22], machine.FreeList(zone, 1, Migratetype.Movable));
@@ -85,7 +85,7 @@ public sealed class BootHandOverTests
         map.AddMemory(4096 << 12, 5120 << 12, node: 1);
         map.AddMemory(5120 << 12, 6144 << 12, node: 0);
         map.AddMemory(7168 << 12, 8192 << 12, node: 1);
-        using var machine = new BarePages(new MachineOptions { MemoryMap = map, Cpus = 2, MinFreeKbytes = 0 });
+        using var machine = new BarePages(new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 2, MinFreeKbytes = 0 });
         Assert.Equal([5120], machine.FreeList(machine.Zone(ZoneType.Dma32, 0), 10, Migratetype.Movable));
         Assert.Equal([4096, 7168], machine.FreeList(machine.Zone(ZoneType.Dma32, 1), 10, Migratetype.Movable));
         Assert.Equal(4096UL, machine.Zone(ZoneType.Dma32, 1).Zone.Spanned);
@@ -106,7 +106,7 @@ public sealed class BootHandOverTests
             map.AddMemory(start, start + (512 << 12), node);
         }
 
-        using var machine = new BarePages(new MachineOptions { MemoryMap = map, Cpus = 4, MinFreeKbytes = 0 });
+        using var machine = new BarePages(new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 4, MinFreeKbytes = 0 });
         for (int node = 0; node < 100; node++)
         {
             ZonePages zone = machine.Zone(ZoneType.Dma32, node);

@@ -162,7 +162,7 @@ public sealed class ContextTests
     public void Pinned_pages_are_not_movable()
     {
         using var machine = Machine.Boot(
-            new MachineOptions { RamBytes = 64 << 20, Cpus = 1, MovableBytes = 16 << 20 });
+            new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1, MovableBytes = 16 << 20 });
         var trace = new RecordingTrace();
         machine.Trace = trace;
         Pfn movable = machine.AllocPage(Gfp.HighUserMovable);
@@ -192,7 +192,7 @@ public sealed class ContextTests
         Assert.Equal(Gfp.None, Assert.Single(trace.Allocations).Gfp & (Gfp.IO | Gfp.FS));
     }
 
-    private static Machine Small() => Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+    private static Machine Small() => Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
 
     private static Gfp Seen(Machine machine, RecordingTrace trace, Gfp gfp)
     {

@@ -262,7 +262,7 @@ public sealed class PageMisuseTests
         Assert.Empty(machine.Validate());
     }
 
-    private static Machine Boot() => Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+    private static Machine Boot() => Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
 
     /// <summary>Runs the misuse on a machine of its own, twice: the second time must find the same.</summary>
     private static Machine Refuse(string reason, Func<Machine, Action> prepare)

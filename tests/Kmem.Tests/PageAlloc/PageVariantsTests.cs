@@ -113,7 +113,7 @@ public sealed class PageVariantsTests
     [Trait("rule", "PAGE-08")]
     public void A_split_block_is_single_frames()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         machine.DrainAllPages();
         string before = machine.Proc.BuddyInfo();
         Pfn pfn = machine.AllocPages(Gfp.Kernel, 4);
@@ -133,7 +133,7 @@ public sealed class PageVariantsTests
     [Trait("rule", "PAGE-09")]
     public unsafe void Compound_blocks_know_their_head_and_order()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         Pfn pfn = machine.AllocPages(Gfp.Kernel | Gfp.Comp, 5);
         Page* head = machine.Map.PageOf(pfn.Value);
         Assert.True(head->IsHead);
@@ -157,7 +157,7 @@ public sealed class PageVariantsTests
     [Trait("rule", "PAGE-05")]
     public unsafe void Cleared_memory_is_clear_whatever_was_there()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         for (int order = 0; order <= 10; order++)
         {
             int bytes = 4096 << order;
@@ -179,7 +179,7 @@ public sealed class PageVariantsTests
         map.AddMemory(4096 << 12, 8192 << 12, node: 0);
         map.AddMemory(8192 << 12, 12288 << 12, node: 1);
         using BarePages machine = new BarePages(
-            new MachineOptions { MemoryMap = map, Cpus = 2, MinFreeKbytes = 0 }).WithoutReserves();
+            new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 2, MinFreeKbytes = 0 }).WithoutReserves();
         machine.Cpus.Pin(0);
         PerCpuPages* near = machine.Zone(ZoneType.Dma32, 0).PcpOf(0);
         PerCpuPages* far = machine.Zone(ZoneType.Dma32, 1).PcpOf(0);
@@ -200,7 +200,7 @@ public sealed class PageVariantsTests
     [Trait("rule", "PAGE-11")]
     public unsafe void Threads_keep_their_frames_apart()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
         machine.DrainAllPages();
         string before = machine.Proc.BuddyInfo();
         var failures = new List<Exception>();

@@ -176,6 +176,7 @@ public sealed class ZonelistTests
 
         return new BarePages(new MachineOptions
         {
+            Profile = KernelProfile.Linux618,
             MemoryMap = map,
             Cpus = cpus,
             NodeDistance = distance,

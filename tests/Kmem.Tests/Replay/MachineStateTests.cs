@@ -16,7 +16,7 @@ public sealed unsafe class MachineStateTests
         string path = Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}.json.gz");
         try
         {
-            var options = new MachineOptions { Cpus = cpus, Nodes = nodes, RamBytes = 512UL << 20 };
+            var options = new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, Nodes = nodes, RamBytes = 512UL << 20 };
             using Machine original = Machine.Boot(options);
             var live = new List<(ulong Address, char Kind)>();
             Work(original, live, seed: 1, operations: 3000, out _);

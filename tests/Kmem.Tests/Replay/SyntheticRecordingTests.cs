@@ -17,7 +17,7 @@ public sealed class SyntheticRecordingTests
     [InlineData(4, 4, 8192, 5000, 3)]
     public void Every_result_of_several_cpus_is_exact(int seed, int cpus, int mib, int operations, int mayPause)
     {
-        var options = new MachineOptions { Cpus = cpus, RamBytes = (ulong)mib * MiB };
+        var options = new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, RamBytes = (ulong)mib * MiB };
 
         StatePrediction prediction = Predict(options, seed, operations, mayPause, out SyntheticRecording recording);
 

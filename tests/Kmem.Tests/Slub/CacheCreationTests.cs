@@ -5,7 +5,7 @@ namespace Kmem.Tests;
 /// <summary>Creation, merging (slub.md 3), constructors, and destruction in bad moments.</summary>
 public sealed class CacheCreationTests : IDisposable
 {
-    private readonly Machine _machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2 });
+    private readonly Machine _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
 
     public void Dispose() => _machine.Dispose();
 
@@ -389,7 +389,7 @@ public sealed class CacheCreationTests : IDisposable
     [Fact]
     public void Sheaves_without_memory_mean_no_cache()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 16 << 20, Cpus = 64 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 16 << 20, Cpus = 64 });
         machine.ShrinkCaches();
         machine.DrainAllPages();
         var hoard = new List<Pfn>();
@@ -407,7 +407,7 @@ public sealed class CacheCreationTests : IDisposable
     [Fact]
     public unsafe void Objects_of_another_node_are_not_freed_to_sheaves()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2, Nodes = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2, Nodes = 2 });
         KmemCache cache = machine.CreateCache("local", 256, 0, SlabFlags.NoMerge, sheafCapacity: 30);
         var objects = new nint[100];
         using (machine.RunOn(0))

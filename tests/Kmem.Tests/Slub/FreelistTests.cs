@@ -172,6 +172,7 @@ public sealed class FreelistTests
     private static Machine Boot(bool random = false, bool hardened = false, ulong seed = 1) =>
         Machine.Boot(new MachineOptions
         {
+            Profile = KernelProfile.Linux618,
             RamBytes = 64 << 20,
             Cpus = 1,
             Seed = seed,

@@ -11,7 +11,7 @@ public sealed class MisuseTests : IDisposable
     private static readonly byte[] s_static = GC.AllocateArray<byte>(64, pinned: true);
     private readonly Machine _machine;
 
-    public MisuseTests() => _machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2 });
+    public MisuseTests() => _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
 
     public static TheoryData<int> Sizes => [8, 64, 96, 192, 1024, 4096, 8192, 3 * 4096, 1 << 20];
 
@@ -149,7 +149,7 @@ public sealed class MisuseTests : IDisposable
         int* stack = &local;
         void* native = NativeMemory.Alloc(100);
         void* pinned = (void*)Marshal.UnsafeAddrOfPinnedArrayElement(s_static, 0);
-        using var other = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var other = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         void* theirs = other.Kmalloc(100, Gfp.Kernel);
         nint[] foreign =
         [
@@ -256,6 +256,7 @@ public sealed class MisuseTests : IDisposable
     {
         using var machine = Machine.Boot(new MachineOptions
         {
+            Profile = KernelProfile.Linux618,
             RamBytes = 64 << 20,
             Cpus = 2,
             Nodes = kind == "two nodes" ? 2 : 1,

@@ -9,7 +9,7 @@ public sealed class SheafTests
     [Trait("rule", "SHEAF-01")]
     public unsafe void Objects_go_through_sheaves_and_none_is_lost()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2 });
         KmemCache cache = machine.CreateCache("node", 256, 256, sheafCapacity: Capacity);
         var random = new Random(7);
         var live = new List<nint>();
@@ -47,7 +47,7 @@ public sealed class SheafTests
     [Fact]
     public unsafe void The_object_freed_last_comes_first_and_a_double_free_is_seen()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         KmemCache cache = machine.CreateCache("node", 256, 256, sheafCapacity: Capacity);
         void* first = cache.Alloc(Gfp.Kernel);
         void* second = cache.Alloc(Gfp.Kernel);
@@ -63,7 +63,7 @@ public sealed class SheafTests
     [Fact]
     public unsafe void What_kfree_rcu_puts_into_a_sheaf_is_reused_only_after_the_readers()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         KmemCache cache = machine.CreateCache("node", 256, 256, sheafCapacity: Capacity);
         var objects = new HashSet<nint>();
         for (int i = 0; i < Capacity; i++)
@@ -90,7 +90,7 @@ public sealed class SheafTests
     [Fact]
     public unsafe void A_prefilled_sheaf_cannot_fail()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
         KmemCache cache = machine.CreateCache("node", 256, 256, sheafCapacity: Capacity);
         Sheaf* sheaf = cache.PrefillSheaf(Gfp.Kernel, 50);
         var objects = new HashSet<nint>();

@@ -6,7 +6,7 @@ namespace Kmem.Tests;
 /// </summary>
 public sealed class SlubBehaviourTests : IDisposable
 {
-    private readonly Machine _machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 1 });
+    private readonly Machine _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 1 });
 
     public void Dispose() => _machine.Dispose();
 
@@ -23,7 +23,7 @@ public sealed class SlubBehaviourTests : IDisposable
     [Fact]
     public void Objects_freed_elsewhere_come_back_in_one_step_latest_first()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
         KmemCache cache = machine.CreateCache("t", 1024, 0, SlabFlags.NoMerge); // 2 CPUs: 16 to a slab
         using (machine.RunOn(0))
         {
@@ -40,7 +40,7 @@ public sealed class SlubBehaviourTests : IDisposable
     [Fact]
     public void A_current_slab_goes_to_the_head_unless_others_freed_into_it()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 128 << 20, Cpus = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
         KmemCache cache = machine.CreateCache("t", 1024, 0, SlabFlags.NoMerge);
         using CpuBinding cpu = machine.RunOn(0);
         nint s1 = SlabOf(machine, Alloc(cache, 1)[0]);
@@ -219,7 +219,7 @@ public sealed class SlubBehaviourTests : IDisposable
     [Fact]
     public unsafe void A_named_node_is_first_asked_for_strictly_and_without_effort()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Cpus = 2, Nodes = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 256 << 20, Cpus = 2, Nodes = 2 });
         KmemCache cache = machine.CreateCache("t", 1024, 0, SlabFlags.NoMerge);
         var trace = new TraceRecorder();
         using CpuBinding cpu = machine.RunOn(0);
@@ -248,7 +248,7 @@ public sealed class SlubBehaviourTests : IDisposable
     [Fact]
     public unsafe void A_named_node_without_memory_is_given_up_unless_only_it_will_do()
     {
-        using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2, Nodes = 2 });
+        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 2, Nodes = 2 });
         KmemCache cache = machine.CreateCache("t", 4096, 0, SlabFlags.NoMerge);
         var hoard = new List<nint>();
         for (void* p; (p = machine.KmallocNode(65536, Gfp.Kernel | Gfp.ThisNode | Gfp.NoWarn, 1)) != null;)

@@ -43,6 +43,7 @@ public sealed class SlubReferenceTests
             _nodes = nodes;
             _machine = Machine.Boot(new MachineOptions
             {
+                Profile = KernelProfile.Linux618,
                 RamBytes = 512 << 20,
                 Cpus = cpus,
                 Nodes = nodes,

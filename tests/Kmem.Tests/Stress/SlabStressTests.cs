@@ -227,6 +227,7 @@ public sealed class SlabStressTests
         {
             Machine = Machine.Boot(new MachineOptions
             {
+                Profile = KernelProfile.Linux618,
                 RamBytes = 256 << 20,
                 Cpus = cpus,
                 Nodes = nodes,

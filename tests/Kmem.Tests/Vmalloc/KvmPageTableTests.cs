@@ -27,7 +27,7 @@ public sealed class KvmPageTableTests
         if (KvmGuest.WhyUnsupported is { } reason)
             Assert.Skip(reason);
         Assert.SkipUnless(levels == 4 || KvmGuest.HasFiveLevels, "this processor has no page tables of five levels (LA57)");
-        return Machine.Boot(new MachineOptions { Cpus = 1, RamBytes = ram, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 1, RamBytes = ram, PageTableLevels = levels });
     }
 
     /// <summary>

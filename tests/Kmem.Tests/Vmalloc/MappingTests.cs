@@ -9,7 +9,7 @@ public sealed class MappingTests
     private static Machine Boot(ulong ram = 64UL << 20, int levels = 4)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Cpus = 2, RamBytes = ram, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = ram, PageTableLevels = levels });
     }
 
     [Theory]

@@ -10,7 +10,7 @@ public sealed class PercpuTests
     private static Machine Boot(int cpus, int nodes = 1, ulong ram = 256UL << 20, int levels = 4)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Cpus = cpus, Nodes = nodes, RamBytes = ram, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, Nodes = nodes, RamBytes = ram, PageTableLevels = levels });
     }
 
     /// <summary>The example of vmalloc.md, section 8.4: the last 2 MiB of the space stay unused.</summary>
@@ -228,7 +228,7 @@ public sealed class PercpuTests
             Gen.Int[0, 2]).Sample((busy, shape, alignShift) =>
         {
             const ulong Start = 0xffff_c900_0000_0000;
-            using Machine machine = Machine.Boot(new MachineOptions { Cpus = 1, RamBytes = 32UL << 20 });
+            using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 1, RamBytes = 32UL << 20 });
             ulong align = (ulong)Page << alignShift;
             ulong last = Start + (256 * Page) - 1;
             var taken = new bool[256];
