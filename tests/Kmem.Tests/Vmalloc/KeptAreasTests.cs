@@ -17,12 +17,12 @@ public sealed class KeptAreasTests
         var first = (byte*)machine.Vmalloc(16 * Page);
         first[5] = 42;
         machine.Vfree(first);
-        int mappings = machine.VmallocStatistics.HostMappings;
         Assert.Equal((1, 16UL), (machine.VmallocStatistics.KeptAreas, machine.VmallocStatistics.KeptPages));
         AssertWhole(machine);
         Assert.Contains("unpurged vm_area", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
 
         Assert.True(machine.Vmalloc(15 * Page) != first);
+        int mappings = machine.VmallocStatistics.HostMappings;
         var second = (byte*)machine.Vmalloc((16 * Page) - 100);
         Assert.True(second == first);
         Assert.Equal("Vmalloc pages=16 vmalloc N0=16", InfoLine(machine, second)[6..]);
@@ -31,7 +31,7 @@ public sealed class KeptAreasTests
         Assert.True(cleared == first);
         Assert.Equal(0, cleared[5]);
         Assert.Equal(2, machine.VmallocStatistics.Reused);
-        Assert.InRange(machine.VmallocStatistics.HostMappings, mappings, mappings + 2);
+        Assert.Equal(mappings, machine.VmallocStatistics.HostMappings);
         AssertWhole(machine);
     }
 
@@ -94,10 +94,10 @@ public sealed class KeptAreasTests
         int first = Fill();
         Assert.True(first > 100);
         Assert.True(machine.VmallocStatistics.KeptPages > 0);
-        Assert.InRange(Fill(), first - 2, first + 2);
+        Assert.InRange(Fill(), first * 9 / 10, first + 2);      // tables and empty slabs stay
 
         // Frames for another size, and for kmalloc, come from what is kept, too.
-        void* large = machine.Vmalloc((nuint)(first - 4) * Size);
+        void* large = machine.Vmalloc((nuint)(first * 8 / 10) * Size);
         Assert.True(large != null);
         machine.Vfree(large);
         AssertWhole(machine);

@@ -104,7 +104,8 @@ public sealed class VmallocProfileTests
             Assert.Equal((byte)(at % 251 + 1), direct[at % Page]);
         }
 
-        Assert.Equal((long)(size >> Pfn.PageShift), machine.VmallocIfUsed!.PageCount);
+        var pages = (long)(size >> Pfn.PageShift);
+        Assert.InRange(machine.VmallocIfUsed!.PageCount, pages, pages + (pages / 400));     // the page array is an area, too
         Assert.StartsWith(
             $"{size + Page} VmallocHuge pages={size >> Pfn.PageShift} vmalloc", InfoLine(machine, area), StringComparison.Ordinal);
         Assert.True(machine.Vmalloc((nuint)size) == null, "more than all memory");
