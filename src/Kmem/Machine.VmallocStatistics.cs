@@ -19,12 +19,14 @@ public readonly record struct VmallocStatistics
     public long Flushes { get; init; }
 
     /// <summary>
-    /// What purging late saves: so many flushes more there would have been if each vfree flushed, each with an interrupt
-    /// to every other CPU.
+    /// What purging late saves: so many flushes more there would have been if each vfree flushed, each with an
+    /// interrupt to every other CPU.
     /// </summary>
     public long FlushesSaved => Math.Max(0, AreasPurged - Flushes);
 
-    /// <summary>Freed areas that are kept with frames and mappings (<see cref="KernelProfile.KeepFreedAreas"/>).</summary>
+    /// <summary>
+    /// Freed areas that are kept with frames and mappings (<see cref="KernelProfile.KeepFreedAreas"/>).
+    /// </summary>
     public int KeptAreas { get; init; }
 
     /// <summary>Pages of those; vmallocinfo shows them as unpurged, meminfo as used.</summary>

@@ -17,9 +17,9 @@ namespace Kmem.Tracing;
 /// <item>which of two allocations came first when a thread yielded between taking an address and its event.</item>
 /// </list>
 /// <para>
-/// So there are two counts. <see cref="VmapPredictionResult.ExactInAdvance"/> counts an answer only if the guess of that
-/// moment, made from earlier answers, foretold it; <see cref="VmapPredictionResult.Exact"/> counts with the last guess
-/// from the snapshot on. The last two things on the list are inferred from the answer itself in both.
+/// So there are two counts. <see cref="VmapPredictionResult.ExactInAdvance"/> counts an answer only if the guess of
+/// that moment, made from earlier answers, foretold it; <see cref="VmapPredictionResult.Exact"/> counts with the last
+/// guess from the snapshot on. The last two things on the list are inferred from the answer itself in both.
 /// </para>
 /// <para>The pools must be empty at the snapshot (writing 2 to /proc/sys/vm/drop_caches empties them).</para>
 /// </remarks>
@@ -50,7 +50,9 @@ public static class VmapPrediction
 
         using Machine machine = Machine.Boot(new MachineOptions
         {
-            Profile = KernelProfile.Linux618, Cpus = recording.Cpus, RamBytes = 1UL << 30,
+            Profile = KernelProfile.Linux618,
+            Cpus = recording.Cpus,
+            RamBytes = 1UL << 30,
         });
         using var vmap = new VmapAllocator(
             machine.Slabs,
@@ -103,7 +105,9 @@ public static class VmapPrediction
             return result;
         }
 
-        /// <summary>Assumes another node id if the last wrong answer asks for it and nothing before speaks against it.</summary>
+        /// <summary>
+        /// Assumes another node id if the last wrong answer asks for it and nothing before speaks against it.
+        /// </summary>
         private bool CorrectNodeId(int last, int misses)
         {
             if (replay.Contradiction is not { } wrong || !_seen.Add(wrong))
@@ -123,8 +127,12 @@ public static class VmapPrediction
             int near = snapshot.BlockAt(e.Start);
             int alsoNear = miss.Predicted is { } predicted ? snapshot.BlockAt(predicted) : near;
             int best = misses;
-            for (int i = 0; i < ShapesForEach && best == misses && replay.EventsReplayed < EventsToReplay; i++, _tried++)
+            for (int i = 0; i < ShapesForEach && best == misses; i++)
             {
+                if (replay.EventsReplayed >= EventsToReplay)
+                    return;
+
+                _tried++;
                 int[] guess = (int[])_order.Clone();
                 ShuffleNeighbours(guess, (i & 1) == 0 ? near : alsoNear, _random);
                 replay.Run(new VmapHypothesis(guess, _ids), miss.Index, mostMisses: best);

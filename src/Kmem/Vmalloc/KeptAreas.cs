@@ -55,7 +55,13 @@ internal sealed class KeptAreas
             int at = NewEntry();
             int bucket = BucketOf(pages);
             ref Entry entry = ref _entries[at];
-            entry = new Entry(area, start, pages) { Older = _newest, Newer = None, Next = _newestOf[bucket], Previous = None };
+            entry = new Entry(area, start, pages)
+            {
+                Older = _newest,
+                Newer = None,
+                Next = _newestOf[bucket],
+                Previous = None,
+            };
             if (entry.Next != None)
                 _entries[entry.Next].Previous = at;
             _newestOf[bucket] = at;

@@ -108,7 +108,8 @@ internal sealed class KernelWindow : IDisposable
     }
 
     /// <summary>
-    /// Shows a run of frames, of the machine's RAM or of <paramref name="source"/>; see <see cref="AddressWindow.Map"/>.
+    /// Shows a run of frames, of the machine's RAM or of <paramref name="source"/>; see
+    /// <see cref="AddressWindow.Map"/>.
     /// </summary>
     /// <returns>
     /// <see cref="WindowResult.HostLimit"/> also if this process has no pointers for these addresses.

@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <content>
-/// The fast way of the native profile: an area that is freed stays as it is, marked, until the next request of its size;
-/// and a new one is made of few large blocks.
+/// The fast way of the native profile: an area that is freed stays as it is, marked, until the next request of its
+/// size; and a new one is made of few large blocks.
 /// <code>
 ///   vfree ──▶ kept (busy, marked; frames and mappings stay) ──▶ vmalloc of the same size
 ///                │ too many, a purge, memory or addresses run out, Trim
@@ -119,8 +119,8 @@ internal sealed partial class VmallocAllocator
     }
 
     /// <summary>
-    /// Fills the page array from the largest blocks that are free anyway (as vm_area_alloc_pages does from 6.19 on): each
-    /// is one mapping of the host. Single frames do for the rest.
+    /// Fills the page array from the largest blocks that are free anyway (as vm_area_alloc_pages does from 6.19 on):
+    /// each is one mapping of the host. Single frames do for the rest.
     /// </summary>
     private unsafe void TakeLargeBlocks(VmStruct* vm, uint count, Gfp gfp, int node)
     {

@@ -260,7 +260,8 @@ internal sealed partial class VmallocAllocator
         if (pfn.IsValid && DirectMap.RightsOf(pfn.Value) != WindowProtection.ReadWrite)
         {
             _pages.ThrowBug(
-                $"WARNING: Trying to vfree() read-only memory (0x{AddressOf(pointer):x16}) where sleeping is forbidden");
+                $"WARNING: Trying to vfree() read-only memory (0x{AddressOf(pointer):x16}) "
+                + "where sleeping is forbidden");
         }
     }
 }

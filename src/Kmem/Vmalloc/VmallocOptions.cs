@@ -10,8 +10,8 @@ internal sealed record VmallocOptions
     public KernelTableSync Sync { get; init; } = KernelTableSync.Preallocated;
 
     /// <summary>
-    /// Not as in the kernel, but fast in a process: freed areas are kept for the next request of their size, and new ones
-    /// are made of the largest blocks, which take one call of the host each.
+    /// Not as in the kernel, but fast in a process: freed areas are kept for the next request of their size, and new
+    /// ones are made of the largest blocks, which take one call of the host each.
     /// </summary>
     public bool KeepFreedAreas { get; init; }
 }

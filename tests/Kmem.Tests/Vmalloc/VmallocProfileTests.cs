@@ -8,8 +8,8 @@ public sealed class VmallocProfileTests
     private const int Page = Pfn.PageSize;
 
     /// <summary>
-    /// Three kernels, one program: a process is begun, the kernel allocates, the process looks. The areas lie far from each
-    /// other, so that their top-level entries are new.
+    /// Three kernels, one program: a process is begun, the kernel allocates, the process looks. The areas lie far from
+    /// each other, so that their top-level entries are new.
     /// </summary>
     [Theory]
     [InlineData(KernelTableSync.OnFault, 1, 0, 0)]
@@ -55,8 +55,8 @@ public sealed class VmallocProfileTests
     }
 
     /// <summary>
-    /// While rights are given back, a frame is nowhere: neither in the area nor, between the first step and the flush, in the
-    /// direct map (set_direct_map_invalid_noflush).
+    /// While rights are given back, a frame is nowhere: neither in the area nor, between the first step and the flush,
+    /// in the direct map (set_direct_map_invalid_noflush).
     /// </summary>
     [Fact]
     public unsafe void Frames_are_absent_from_the_direct_map_while_their_rights_are_reset()
@@ -83,7 +83,9 @@ public sealed class VmallocProfileTests
         AssertWhole(machine);
     }
 
-    /// <summary>Memory is the limit, and nothing before it: 5 GiB, of which the host gives only what is touched.</summary>
+    /// <summary>
+    /// Memory is the limit, and nothing before it: 5 GiB, of which the host gives only what is touched.
+    /// </summary>
     [Theory]
     [InlineData("linux-6.18")]
     [InlineData("native")]
@@ -105,9 +107,12 @@ public sealed class VmallocProfileTests
         }
 
         var pages = (long)(size >> Pfn.PageShift);
-        Assert.InRange(machine.VmallocIfUsed!.PageCount, pages, pages + (pages / 400));     // the page array is an area, too
+
+        // The page array is an area, too.
+        Assert.InRange(machine.VmallocIfUsed!.PageCount, pages, pages + (pages / 400));
         Assert.StartsWith(
-            $"{size + Page} VmallocHuge pages={size >> Pfn.PageShift} vmalloc", InfoLine(machine, area), StringComparison.Ordinal);
+            $"{size + Page} VmallocHuge pages={size >> Pfn.PageShift} vmalloc", InfoLine(
+                machine, area), StringComparison.Ordinal);
         Assert.True(machine.Vmalloc((nuint)size) == null, "more than all memory");
         machine.Vfree(area);
         Assert.Equal(0, machine.VmallocIfUsed!.PageCount);
