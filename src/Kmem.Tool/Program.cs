@@ -68,6 +68,7 @@ internal static class Program
             new GeometryCommand(),
             new PredictCommand(),
             new WalkCommand(),
+            new SoakCommand(),
         };
         root.HelpName = "kmem";
         foreach (Option option in root.Options)

@@ -30,7 +30,7 @@ public sealed partial class Machine
     /// <summary>Starts the work by timer. The timer does not keep a machine alive that nobody has any more.</summary>
     private void StartUpkeep()
     {
-        double seconds = Options.DecaySeconds ?? (Options.Profile.SheavesEverywhere ? 10 : 0);
+        double seconds = Options.DecaySeconds ?? (Options.Profile.SheavesEverywhere ? 3 : 0);
         if (seconds <= 0)
             return;
 

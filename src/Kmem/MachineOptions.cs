@@ -83,7 +83,7 @@ public sealed partial record MachineOptions
 
     /// <summary>
     /// Seconds after which memory that was free all the time goes back to the host, and whether the machine does its
-    /// once-a-second work by itself (<see cref="Machine.Tick"/>). 0: never. Null: 10 in the native profile, else 0, because
+    /// once-a-second work by itself (<see cref="Machine.Tick"/>). 0: never. Null: 3 in the native profile, else 0, because
     /// a machine that follows a kernel's rules must not act on its own clock.
     /// </summary>
     public double? DecaySeconds { get; init; }

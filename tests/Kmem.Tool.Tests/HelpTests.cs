@@ -36,7 +36,7 @@ public sealed class HelpTests
         string help = (await Tool.Run("--help")).Output;
         string[] examples = [.. help.Split('\n').Select(line => line.Trim())
             .Where(line => line.StartsWith("kmem ", StringComparison.Ordinal) && !line.StartsWith("kmem [", StringComparison.Ordinal))];
-        Assert.Equal(10, examples.Length);
+        Assert.Equal(12, examples.Length);
         foreach (string example in examples)
         {
             // The files need not be here: what is wrong then is the file, and no hint to --help is given.

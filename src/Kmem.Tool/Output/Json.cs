@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using Kmem.Tool.Soak;
 using Kmem.Tracing;
 
 namespace Kmem.Tool.Output;
@@ -20,6 +21,7 @@ internal static class Json
 [JsonSerializable(typeof(StatePredictionJson))]
 [JsonSerializable(typeof(VmapPredictionResult))]
 [JsonSerializable(typeof(WalkJson))]
+[JsonSerializable(typeof(SoakResult))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
     /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>

@@ -118,7 +118,7 @@ public sealed partial class KmemCache
         _cpus.Leave(task);
         if (sheaf == null)
             return;
-        if (barn.FullCount >= Barn.MaxFull)
+        if (barn.FullCount >= barn.Limit)
             FreeSheaf(sheaf);
         else if (FillOrFree(sheaf, gfp))
             barn.PutFull(sheaf);
@@ -177,7 +177,7 @@ public sealed partial class KmemCache
         _cpus.Leave(task);
         if (sheaf == null)
             return;
-        if (sheaf->IsFull && barn.FullCount < Barn.MaxFull && !IsClosed)
+        if (sheaf->IsFull && barn.FullCount < barn.Limit && !IsClosed)
         {
             barn.PutFull(sheaf);
             return;
@@ -185,7 +185,7 @@ public sealed partial class KmemCache
 
         FreeMarked(Sheaf.Objects(sheaf));
         sheaf->Size = 0;
-        if (barn.EmptyCount < Barn.MaxEmpty && !IsClosed)
+        if (barn.EmptyCount < barn.Limit && !IsClosed)
             barn.PutEmpty(sheaf);
         else
             FreeSheaf(sheaf);
@@ -282,7 +282,7 @@ public sealed partial class KmemCache
     internal unsafe void FinishRcuSheaf(Sheaf* sheaf)
     {
         Barn barn = _nodes[sheaf->Node].Barn!;
-        if (sheaf->IsFull && barn.FullCount < Barn.MaxFull)
+        if (sheaf->IsFull && barn.FullCount < barn.Limit)
         {
             barn.PutFull(sheaf);
             return;
@@ -290,7 +290,7 @@ public sealed partial class KmemCache
 
         bool wasFull = sheaf->IsFull;
         Flush(sheaf);
-        if (wasFull && barn.EmptyCount < Barn.MaxEmpty)
+        if (wasFull && barn.EmptyCount < barn.Limit)
             barn.PutEmpty(sheaf);
         else
             FreeSheaf(sheaf);

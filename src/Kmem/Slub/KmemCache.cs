@@ -65,7 +65,10 @@ public sealed partial class KmemCache
             *CpuAt(cpu) = new KmemCacheCpu { Live = _live, LiveShift = _liveShift };
         _nodes = new KmemCacheNode[slabs.Pages.Nodes.Count];
         for (int node = 0; node < _nodes.Length; node++)
-            _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn() : null };
+        {
+            int sheafBytes = slabs.Options.SheavesEverywhere ? traits.SheafCapacity * geometry.Size : 0;
+            _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn(sheafBytes) : null };
+        }
     }
 
     /// <summary>The name given when the cache was created; the first one's, if others were merged into it.</summary>

@@ -53,12 +53,23 @@ internal struct Sheaf
 /// </summary>
 internal sealed class Barn
 {
-    public const int MaxFull = 10;
-    public const int MaxEmpty = 10;
+    /// <summary>Full sheaves, and empty ones, that a node keeps of a cache (MAX_FULL_SHEAVES).</summary>
+    private const int KernelLimit = 10;
+
+    /// <summary>Where threads pass on batches of thousands, more is kept: up to this many sheaves and bytes of objects.</summary>
+    private const int NativeLimit = 64;
+    private const int NativeBytes = 1 << 20;
 
     private SpinLock _lock = new(LockRank.Barn);
     private unsafe Sheaf* _full;
     private unsafe Sheaf* _empty;
+
+    /// <param name="sheafBytes">Bytes of the objects of a sheaf, for a limit by bytes; 0 for the kernel's.</param>
+    public Barn(int sheafBytes) =>
+        Limit = sheafBytes == 0 ? KernelLimit : Math.Clamp(NativeBytes / sheafBytes, KernelLimit, NativeLimit);
+
+    /// <summary>How many full sheaves are enough, and how many empty ones.</summary>
+    public int Limit { get; }
 
     public int FullCount { get; private set; }
 
@@ -120,7 +131,7 @@ internal sealed class Barn
     public unsafe Sheaf* ExchangeForEmpty(Sheaf* full, out bool noRoom)
     {
         _lock.Acquire();
-        noRoom = FullCount >= MaxFull;
+        noRoom = FullCount >= Limit;
         Sheaf* empty = noRoom ? null : TakeEmptyLocked();
         if (empty != null)
         {

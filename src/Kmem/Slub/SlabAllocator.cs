@@ -160,6 +160,9 @@ internal sealed partial class SlabAllocator : IDisposable
         TakeSheavesFrom(caches);
     }
 
+    /// <summary>Whether a cache of this name is one that sheaves come from in machines where every cache has them.</summary>
+    public static bool GivesSheaves(string name) => name.StartsWith(SheafCacheName, StringComparison.Ordinal);
+
     /// <summary>Sheaves come from these caches, the smallest first, and larger ones from where they came before.</summary>
     private unsafe void TakeSheavesFrom(KmemCache[] caches)
     {
@@ -185,7 +188,7 @@ internal sealed partial class SlabAllocator : IDisposable
         lock (_mutex)
         {
             int id = FreeId();
-            bool isPrivate = Options.SheavesEverywhere && name.StartsWith(SheafCacheName, StringComparison.Ordinal);
+            bool isPrivate = Options.SheavesEverywhere && GivesSheaves(name);
             var cache = new KmemCache(this, id, name, geometry, traits with { IsPrivate = isPrivate })
             {
                 RefCount = refCount,

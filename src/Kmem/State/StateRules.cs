@@ -162,7 +162,11 @@ internal static class StateRules
                 CheckIndices(cpu.Freelist, OwnSlab(pfn).Objects, $"{name}: current slab {pfn}");
             foreach (ulong partial in cpu.Partial)
                 OwnSlab(partial);
-            Require(cache.SheafCapacity == 0 || cpu.Sheaves?.Main != null, $"{name}: a CPU has no main sheaf");
+
+            // Where every cache has sheaves, a CPU gets its own at first use.
+            Require(
+                cache.SheafCapacity == 0 || cpu.Sheaves?.Main != null || state.Caches.Any(other => SlabAllocator.GivesSheaves(other.Name)),
+                $"{name}: a CPU has no main sheaf");
             foreach (SheafState? sheaf in (ReadOnlySpan<SheafState?>)[cpu.Sheaves?.Main, cpu.Sheaves?.Spare, cpu.Sheaves?.RcuFree])
                 CheckSheaf(sheaf, name, end);
         }

@@ -15,6 +15,8 @@ public sealed class SlabModelTests
     [InlineData(7, 2, 1, 16, "tiny")]
     [InlineData(8, 4, 2, 20, "tiny random hardened")]
     [InlineData(9, 2, 1, 64, "portable nomerge")]
+    [InlineData(10, 2, 1, 64, "native")]
+    [InlineData(11, 4, 1, 20, "native tiny random hardened")]
     public void Every_answer_agrees_with_the_model(int seed, int cpus, int nodes, int ramMiB, string options)
     {
         int scale = int.TryParse(Environment.GetEnvironmentVariable("KMEM_MODEL_RUNS"), out int runs) ? runs : 1;
@@ -63,7 +65,8 @@ public sealed class SlabModelTests
                 SlabFreelistRandom = options.Contains("random"),
                 SlabFreelistHardened = options.Contains("hardened"),
                 PortableMemory = options.Contains("portable"),
-                Profile = options.Contains("nomerge")
+                DecaySeconds = 0,
+                Profile = options.Contains("native") ? KernelProfile.Native : options.Contains("nomerge")
                     ? KernelProfile.Linux618 with { SlabMerge = false } : KernelProfile.Linux618,
             });
             _model = new SlabModel(_machine, _machine.Map.EndPfn << 12);

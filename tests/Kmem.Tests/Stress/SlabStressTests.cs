@@ -15,6 +15,9 @@ public sealed class SlabStressTests
     [InlineData(2, 4, 1, "")]
     [InlineData(4, 4, 2, "hardened")]
     [InlineData(6, 2, 2, "random")]
+    [InlineData(8, 16, 1, "native")]
+    [InlineData(8, 2, 1, "native random hardened")]
+    [InlineData(6, 4, 2, "native")]
     public void Threads_free_each_others_objects(int threads, int cpus, int nodes, string options)
     {
         using var yard = new Yard(cpus, nodes, options);
@@ -25,12 +28,14 @@ public sealed class SlabStressTests
     }
 
     [Theory]
-    [InlineData(6, 2, 1)]
-    [InlineData(6, 4, 2)]
-    [InlineData(3, 8, 1)]
-    public void Threads_hop_from_cpu_to_cpu(int threads, int cpus, int nodes)
+    [InlineData(6, 2, 1, "")]
+    [InlineData(6, 4, 2, "")]
+    [InlineData(3, 8, 1, "")]
+    [InlineData(6, 2, 1, "native")]
+    [InlineData(3, 8, 1, "native")]
+    public void Threads_hop_from_cpu_to_cpu(int threads, int cpus, int nodes, string options)
     {
-        using var yard = new Yard(cpus, nodes, "");
+        using var yard = new Yard(cpus, nodes, options);
         var crew = new Crew(0.6);
         crew.Add(threads, index => yard.Work(crew, index, runOn: true));
         crew.Run();
@@ -38,12 +43,14 @@ public sealed class SlabStressTests
     }
 
     [Theory]
-    [InlineData(1, 1)]
-    [InlineData(2, 1)]
-    [InlineData(4, 2)]
-    public void Upkeep_goes_on_while_others_allocate(int cpus, int nodes)
+    [InlineData(1, 1, "")]
+    [InlineData(2, 1, "")]
+    [InlineData(4, 2, "")]
+    [InlineData(2, 1, "native")]
+    [InlineData(16, 1, "native")]
+    public void Upkeep_goes_on_while_others_allocate(int cpus, int nodes, string options)
     {
-        using var yard = new Yard(cpus, nodes, "");
+        using var yard = new Yard(cpus, nodes, options);
         var crew = new Crew(1);
         crew.Add(4, index => yard.Work(crew, index, runOn: index == 0));
         crew.Add(1, _ =>
@@ -97,11 +104,12 @@ public sealed class SlabStressTests
     }
 
     [Theory]
-    [InlineData(2)]
-    [InlineData(4)]
-    public void A_reader_never_sees_an_object_freed_before_it_left(int cpus)
+    [InlineData(2, "")]
+    [InlineData(4, "")]
+    [InlineData(4, "native")]
+    public void A_reader_never_sees_an_object_freed_before_it_left(int cpus, string options)
     {
-        using var yard = new Yard(cpus, 1, "");
+        using var yard = new Yard(cpus, 1, options);
         Machine machine = yard.Machine;
         var shelf = new nint[16];
         var crew = new Crew(0.6);
@@ -140,12 +148,14 @@ public sealed class SlabStressTests
     private static void Upkeep(Yard yard, int round)
     {
         Machine machine = yard.Machine;
-        switch (round % 5)
+        switch (round % 7)
         {
             case 0: machine.ShrinkCaches(); break;
             case 1: machine.DrainAllPages(); break;
             case 2: yard.Caches[round % yard.Caches.Length].Shrink(); break;
             case 3: Assert.NotEmpty(machine.Proc.SlabInfo()); break;
+            case 4: machine.Tick(); break;
+            case 5: machine.Trim(); break;
             default: machine.RcuBarrier(); break;
         }
     }
@@ -227,7 +237,8 @@ public sealed class SlabStressTests
         {
             Machine = Machine.Boot(new MachineOptions
             {
-                Profile = KernelProfile.Linux618,
+                Profile = options.Contains("native") ? KernelProfile.Native : KernelProfile.Linux618,
+                DecaySeconds = 0,
                 RamBytes = 256 << 20,
                 Cpus = cpus,
                 Nodes = nodes,
@@ -274,6 +285,9 @@ public sealed class SlabStressTests
                         BulkRound(random, bulk, stamp);
                         break;
                     case 11:
+                        ScopeRound(random, stamp);
+                        break;
+                    case 12:
                         Exchange(random.Next(_table.Length), null);
                         break;
                     default:
@@ -290,6 +304,26 @@ public sealed class SlabStressTests
             }
 
             kept.ForEach(block => block.Free(Machine));
+        }
+
+        /// <summary>Some objects through a scope: half of them freed in it, the others handed to other threads.</summary>
+        private unsafe void ScopeRound(Random random, ulong stamp)
+        {
+            KmemCache cache = Caches[random.Next(4)];
+            using CacheScope scope = cache.Enter(Gfp.Kernel);
+            int count = random.Next(1, 40);
+            for (int i = 0; i < count; i++)
+            {
+                Stamped block = Stamped.Write(scope.Alloc(), cache.ObjectSize, stamp, cache);
+                if (random.Next(2) == 0)
+                {
+                    Exchange(random.Next(_table.Length), block);
+                    continue;
+                }
+
+                block.Verify();
+                scope.Free((void*)block.Address);
+            }
         }
 
         public void WindUp()
