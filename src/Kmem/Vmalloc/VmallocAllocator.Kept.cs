@@ -48,7 +48,14 @@ internal sealed partial class VmallocAllocator
             frames += ((VmapArea*)kept)->Vm->PageCount;
             VmapArea* area = Vmap.NodeOf(start).TakeBusy(start, VmFlags.None, VmFlags.None, VmFlags.Kept);
             Bug.On(area == null, "a kept area is gone");
-            Release(area);
+            try
+            {
+                Release(area);
+            }
+            catch (KernelBugException)
+            {
+                // Somebody freed one of its frames meanwhile. It is in the log, and whoever is here did not do it.
+            }
         }
 
         return frames;

@@ -121,6 +121,21 @@ public sealed class KeptAreasTests
     }
 
     [Fact]
+    public unsafe void A_frame_freed_behind_our_back_is_reported_and_not_blamed_on_who_trims()
+    {
+        using Machine machine = Native();
+        void* area = machine.Vmalloc(4 * Page);
+        Pfn frame = machine.VmallocToPage(area);
+        machine.Vfree(area);
+        machine.FreePages(frame, 0);
+        long lines = machine.Dmesg.TotalLines;
+        machine.Trim();
+        Assert.True(machine.Dmesg.TotalLines > lines);
+        Assert.Equal((0, 0L), (machine.VmallocStatistics.KeptAreas, machine.VmallocIfUsed!.PageCount));
+        AssertWhole(machine);
+    }
+
+    [Fact]
     public unsafe void There_is_a_bound_and_the_oldest_goes_first()
     {
         using Machine machine = Native();
