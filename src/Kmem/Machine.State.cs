@@ -74,7 +74,11 @@ public sealed partial class Machine
     }
 
     /// <summary>The machine's whole state. Nobody may be at work, and no work may wait for a grace period.</summary>
-    internal MachineState WriteState() => StateWriter.Write(Parts());
+    internal MachineState WriteState()
+    {
+        VmallocIfUsed?.DropKept();
+        return StateWriter.Write(Parts());
+    }
 
     private MachineParts Parts() => new(
         Cpus, MinFreeKbytes, Options.WatermarkBoostFactor, _nodes, _pages, _blocks, _map, _slabs, _kmalloc)
@@ -89,7 +93,7 @@ public sealed partial class Machine
             return;
 
         if (state.Own?.Tables is { } tables)
-            PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables));
+            PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables, VmallocOptionsOfProfile));
         else
             _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap, IsReplay = true });
     }

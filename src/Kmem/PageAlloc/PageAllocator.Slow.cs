@@ -166,7 +166,7 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
-        retry.Progress = Hooks.DirectReclaim(request.Order, request.Gfp);
+        retry.Progress = (FreeSpare?.Invoke() ?? 0) + Hooks.DirectReclaim(request.Order, request.Gfp);
         task->Flags = before;
 
         Page* page = retry.Progress > 0 ? Walk(request, flags, task) : null;

@@ -39,6 +39,12 @@ internal sealed partial class PageAllocator : IDisposable
     /// <summary>What is called under pressure.</summary>
     public ReclaimHooks Hooks { get; set; } = new();
 
+    /// <summary>
+    /// Frees what is kept only because it may be needed again, before anything is reclaimed, and tells how many frames
+    /// that were. Null: nothing is kept.
+    /// </summary>
+    public Func<long>? FreeSpare { get; set; }
+
     public IReadOnlyList<Node> Nodes => _nodes;
 
     /// <summary>The populated zones, in the order of node and type.</summary>

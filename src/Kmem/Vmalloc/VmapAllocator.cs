@@ -84,7 +84,8 @@ internal sealed partial class VmapAllocator : IDisposable
         End = options.End;
         int nodes = Math.Clamp(options.State?.Nodes.Length ?? options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
-        _objects = new VmapObjects(slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
+        _objects = new VmapObjects(
+            slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);

@@ -3,9 +3,9 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Where the objects that describe areas come from and go to: the slab cache <c>vmap_area</c>. In a replay those requests
-/// are in the recording themselves; then the trees consist of copies outside the machine's RAM, each of which knows the
-/// address of the object that it stands for, and a mistake about slabs cannot tear a tree.
+/// Where the objects that describe areas come from and go to: the slab cache <c>vmap_area</c>. In a replay those
+/// requests are in the recording themselves; then the trees consist of copies outside the machine's RAM, each of which
+/// knows the address of the object that it stands for, and a mistake about slabs cannot tear a tree.
 /// </summary>
 internal sealed class VmapObjects : IDisposable
 {
