@@ -74,6 +74,30 @@ public sealed partial class KmemCache
             _nodes[node].Barn!.PutEmpty((Sheaf*)sheaf);
     }
 
+    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    internal void BreakLocks()
+    {
+        foreach (KmemCacheNode node in _nodes)
+        {
+            node.Lock.Break();
+            node.Barn?.BreakLock();
+        }
+    }
+
+    /// <summary>
+    /// Makes a free object one in use, wherever it is: a request that found nothing should have got it.
+    /// </summary>
+    /// <returns>False if it is not a free object of this cache: nothing was changed.</returns>
+    internal unsafe bool Claim(void* wanted)
+    {
+        Page* slab = _slabs.SlabOf(wanted);
+        if (slab == null || _slabs.CacheOf(slab) != this || IsLive(wanted) || !TryUnlink(slab, wanted))
+            return false;
+
+        MarkLive(wanted);
+        return true;
+    }
+
     /// <summary>
     /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that was
     /// handed out goes back.
@@ -81,11 +105,9 @@ public sealed partial class KmemCache
     /// <returns>False if the wanted object is not a free object of this cache: nothing was changed.</returns>
     internal unsafe bool Exchange(void* taken, void* wanted)
     {
-        Page* slab = _slabs.SlabOf(wanted);
-        if (slab == null || _slabs.CacheOf(slab) != this || IsLive(wanted) || !TryUnlink(slab, wanted))
+        if (!Claim(wanted))
             return false;
 
-        MarkLive(wanted);
         FreeCore(_slabs.SlabOf(taken), taken);
         return true;
     }

@@ -60,6 +60,8 @@ internal sealed class Barn
 
     public int EmptyCount { get; private set; }
 
+    public void BreakLock() => _lock.Break();
+
     public unsafe void PutFull(Sheaf* sheaf)
     {
         _lock.Acquire();

@@ -25,6 +25,27 @@ public sealed class SyntheticRecordingTests
         Assert.True(mayPause == 0 || recording.Pauses > 10, $"{recording.Pauses} pauses");
     }
 
+    [Fact]
+    public void Zz_experiment()
+    {
+        string[] runs = (Environment.GetEnvironmentVariable("PRESSURE") ?? "1,1,48,5000,0").Split(' ');
+        foreach (string run in runs)
+        {
+            int[] it = [.. run.Split(',').Select(int.Parse)];
+            try
+            {
+                StatePrediction p = Predict(new MachineOptions { Cpus = it[1], RamBytes = (ulong)it[2] * MiB }, it[0], it[3], it[4], out SyntheticRecording made);
+                Console.WriteLine($"{run}: fail {made.Failures} pages {p.PageAllocsExact}/{p.PageAllocs} zone {p.ZoneEventsExact}/{p.ZoneEvents} slab {p.SlabAllocsExact}/{p.SlabAllocs} vmap {p.VmapAllocsExact}/{p.VmapAllocs} diffs {p.StateDifferences} first {p.First}");
+                foreach (string d in p.Differences.Take(4))
+                    Console.WriteLine("    " + d);
+            }
+            catch (Exception e)
+            {
+                Console.WriteLine($"{run}: {e}");
+            }
+        }
+    }
+
     private static void AssertExact(StatePrediction prediction)
     {
         Assert.Null(prediction.First);
