@@ -247,7 +247,6 @@ public sealed class StatePrediction
         finally
         {
             _current.HasDrained &= recorded.Name == "PD";
-            _current.LastName = recorded.Name is "PD" ? _current.LastName : recorded.Name;
         }
     }
 
@@ -417,23 +416,29 @@ public sealed class StatePrediction
         if (_zones.HasUnmatched || pfn >= _machine.Map.EndPfn || _machine.Pages.PresentZoneOf(pfn) is not { } zone)
             return;
 
-        int after = _chains.Skip(_position, "PD", _events);
-        if (!_current.HasDrained && after >= 0 && _events[after].Name == "PA" && _current.LastName != "PF")
-        {
-            RecordedEvent request = _events[after];
-            _current.HasDrained = true;
-            _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
-        }
-
         for (int cpu = 0; cpu < _machine.Cpus; cpu++)
         {
             int list = zone.ListToDrain(cpu, pfn);
-            if (list >= 0)
-            {
-                _machine.Pages.DrainSome(zone, cpu, list, FramesOfDrain(_position, zone));
-                return;
-            }
+            if (list < 0)
+                continue;
+
+            int frames = FramesOfDrain(_position, zone);
+            if (frames >= zone.CountOf(cpu))
+                BeginReclaimed();
+            _machine.Pages.DrainSome(zone, cpu, list, frames);
+            return;
         }
+    }
+
+    /// <summary>Whole lists were emptied: the request that comes next has tried before, and tries again now.</summary>
+    private void BeginReclaimed()
+    {
+        int after = _chains.Skip(_position, "PD", _events);
+        if (_current.HasDrained || after < 0 || _events[after] is not { Name: "PA" } request)
+            return;
+
+        _current.HasDrained = true;
+        _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
     }
 
     /// <summary>Frames of a zone that a recorded run of drains gives back.</summary>
@@ -685,7 +690,7 @@ public sealed class StatePrediction
 
         if (cache == _vmap?.Cache)
             PrepareVmapFree(address);
-        cache.Free(obj);
+        Checked(cache).Free(obj);
     }
 
     /// <summary>
@@ -814,13 +819,21 @@ public sealed class StatePrediction
     private KmemCache CacheAt(string address) =>
         ulong.TryParse(address, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong at)
         && _cacheByAddress.TryGetValue(at, out KmemCache? cache)
-            ? cache
+            ? Checked(cache)
             : throw new KeyNotFoundException($"the state has no cache at {address}");
 
     private KmemCache CacheNamed(string name) =>
         _caches.TryGetValue(name, out KmemCache? cache)
-            ? cache
+            ? Checked(cache)
             : throw new KeyNotFoundException($"the state has no cache {name}");
+
+    /// <summary>Only after a mistake there is something to check.</summary>
+    private KmemCache Checked(KmemCache cache)
+    {
+        if (First != null)
+            cache.CheckSheavesOf(_event!.Cpu);
+        return cache;
+    }
 
     /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
     private unsafe void* Pointer(ulong address) =>
@@ -920,9 +933,6 @@ public sealed class StatePrediction
         public Fiber? Fiber { get; set; }
 
         public RecordedEvent? Operation { get; set; }
-
-        /// <summary>Its last event that was no drain.</summary>
-        public string LastName { get; set; } = "";
 
         /// <summary>The request that it is at has emptied the per-CPU lists of all CPUs.</summary>
         public bool HasDrained { get; set; }

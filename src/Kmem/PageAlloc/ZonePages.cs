@@ -250,6 +250,9 @@ internal sealed class ZonePages : IDisposable
         return WatermarkFastSlow(order, mark, highest, flags, free);
     }
 
+    /// <summary>Frames on one CPU's lists.</summary>
+    public unsafe int CountOf(int cpu) => PcpOf(cpu)->Count;
+
     /// <summary>Frames on all CPUs' lists.</summary>
     public unsafe long PcpCount
     {

@@ -74,6 +74,30 @@ public sealed partial class KmemCache
             _nodes[node].Barn!.PutEmpty((Sheaf*)sheaf);
     }
 
+    /// <summary>
+    /// Fails if what a CPU takes for its sheaves is none: mistakes about the blocks that sheaves lie in may have
+    /// overwritten them.
+    /// </summary>
+    internal unsafe void CheckSheavesOf(int cpu)
+    {
+        const int MostObjects = 1 << 12;
+        KmemCacheCpu* c = _cpu + cpu;
+        foreach (nint at in (ReadOnlySpan<nint>)[(nint)c->Main, (nint)c->Spare, (nint)c->RcuFree])
+        {
+            var sheaf = (Sheaf*)at;
+            if (_sheafCapacity == 0 || sheaf == null || sheaf == Sheaf.None)
+                continue;
+
+            Bug.On(sheaf->Capacity is <= 0 or > MostObjects, "a sheaf without a size");
+            Bug.On(sheaf->Size < 0 || sheaf->Size > sheaf->Capacity, "a sheaf with more objects than room");
+            foreach (nint obj in Sheaf.Objects(sheaf))
+            {
+                Page* slab = _slabs.SlabOf((void*)obj);
+                Bug.On(slab == null || _slabs.CacheOf(slab) != this, "a sheaf with something that is no object");
+            }
+        }
+    }
+
     /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
     internal void BreakLocks()
     {

@@ -32,7 +32,7 @@ internal struct Sheaf
     /// <summary>A sheaf without room, for CPUs of a cache that is gone. Never freed.</summary>
     public static unsafe Sheaf* None => s_none;
 
-    public readonly bool IsFull => Size == Capacity;
+    public readonly bool IsFull => Size >= Capacity;
 
     public static unsafe void** ObjectsOf(Sheaf* sheaf) => (void**)((byte*)sheaf + HeaderBytes);
 

@@ -31,8 +31,8 @@ public sealed class BrokenRecordingTests
 
         StatePrediction prediction = Predict(phase, "state-t0.json.gz", lines.Where(line => line.Length > 0));
 
-        Assert.NotNull(prediction.First);
-        Assert.True(LineOf(prediction.First) >= first, $"line {first} is the first wrong one: {prediction.First}");
+        Assert.True(prediction.First != null || damage == Damage.Swap);     // two neighbours may not care
+        Assert.True(prediction.First == null || LineOf(prediction.First) >= first, $"line {first} is the first wrong one: {prediction.First}");
         AssertMostly(prediction, percent: 80);
     }
 
@@ -122,7 +122,6 @@ public sealed class BrokenRecordingTests
             var watch = Stopwatch.StartNew();
             Task<StatePrediction> run = Task.Run(() => StatePrediction.Run(folder), TestContext.Current.CancellationToken);
             Assert.True(run.Wait(s_most, TestContext.Current.CancellationToken), $"not at its end after {watch.Elapsed}");
-            Console.WriteLine($"DBG {phase} {watch.Elapsed.TotalSeconds:f1}s pages {run.Result.PageAllocsExact}/{run.Result.PageAllocs} slab {run.Result.SlabAllocsExact}/{run.Result.SlabAllocs} vmap {run.Result.VmapAllocsExact}/{run.Result.VmapAllocs} {run.Result.First}");
             return run.Result;
         }
         finally
