@@ -476,6 +476,8 @@ public sealed class StatePrediction
     private unsafe void AllocPages(RecordedEvent recorded)
     {
         ulong expected = recorded.Frame(0, _machine.Map.EndPfn);
+        if (expected == 0 && _machine.Pages.Zones.First().Zone.StartPfn > 0)
+            expected = RecordedEvent.NoFrame;       // the kernel's text of a failed request says pfn=0
         int order = recorded.Int(1);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero; // nobody looks at the content
         string via = recorded.Args[4];
