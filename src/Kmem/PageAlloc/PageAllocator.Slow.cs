@@ -31,6 +31,8 @@ internal sealed partial class PageAllocator
             {
                 // Never null: dip into the reserve, or wait for others to free.
                 page = Walk(request, AllocFlags.WatermarkMin | AllocFlags.MinReserve, task);
+                if (page == null && !Hooks.MayWait)
+                    break;
                 if (page == null)
                 {
                     Thread.Sleep(0);
@@ -170,7 +172,7 @@ internal sealed partial class PageAllocator
         task->Flags = before;
 
         Page* page = retry.Progress > 0 ? Walk(request, flags, task) : null;
-        if (page != null || (retry.Progress == 0 && retry.Drained))
+        if (page != null || (retry.Progress == 0 && (retry.Drained || !Hooks.DrainsOnFailure)))
             return page;
 
         if (retry.Progress > 0)

@@ -258,15 +258,6 @@ internal sealed partial class PageAllocator : IDisposable
         }
     }
 
-    /// <summary>Empties one CPU's lists of one zone, on behalf of the CPU that this thread runs on.</summary>
-    public void DrainZone(ZonePages zone, int cpu)
-    {
-        int executing = _cpus.CurrentCpu;
-        _cpus.AcquireRemote(cpu);
-        zone.Drain(cpu, executing);
-        _cpus.ReleaseRemote(cpu);
-    }
-
     /// <summary>Returns the memory of free blocks to the host (free page reporting).</summary>
     /// <returns>Frames returned.</returns>
     public unsafe ulong ReportFree(int minOrder, Func<ulong, ulong, bool> release)

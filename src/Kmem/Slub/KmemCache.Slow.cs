@@ -41,6 +41,8 @@ public sealed partial class KmemCache
             return null;
         }
 
+        if (!_slabs.Map.Contains(freelist))
+            ThrowCorruptFreelist(task, c, freelist, freelist);
         void* rest = FreePointer(freelist);
         if (!IsSameSlabOrNull(freelist, rest))
             ThrowCorruptFreelist(task, c, freelist, rest);
@@ -272,7 +274,7 @@ public sealed partial class KmemCache
         while (true)
         {
             SlabState state = SlabState.Read(slab);
-            Bug.OnVm(!state.HasFree || state.Frozen, "a partial slab has free objects and belongs to nobody");
+            Bug.On(!state.HasFree || state.Frozen, "a partial slab has free objects and belongs to nobody");
             if (SlabState.TryChange(slab, state, state.With(SlabState.NoFreeObject, state.Objects, frozen: true)))
                 return ObjectAt(slab, state.FreeIndex);
         }

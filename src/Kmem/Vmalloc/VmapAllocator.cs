@@ -72,6 +72,14 @@ internal sealed partial class VmapAllocator : IDisposable
     private readonly Lock _purgeLock = new();
     private readonly RateLimit _failures = new("alloc_vmap_area", TimeSpan.FromSeconds(5), 10);
     private SpinLock _freeLock = new(LockRank.VmapFree);
+
+    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    public void BreakLocks()
+    {
+        _freeLock.Break();
+        foreach (VmapNode node in Nodes)
+            node.BreakLocks();
+    }
     private long _lazyPages;
     private int _drainPending;
 

@@ -30,8 +30,19 @@ internal sealed class VmapObjects : IDisposable
     /// <summary>With copies: told which object is not used any more; it goes back to the cache later.</summary>
     public Action<ulong>? Sink { get; set; }
 
-    public unsafe VmapArea* Alloc(Gfp gfp, int node = -1) =>
-        _copies == null ? (VmapArea*)Cache.Alloc(gfp, node) : CopyOf(Source?.Invoke() ?? 0);
+    /// <summary>Told when the cache has no object: the machine's own trace does not show that.</summary>
+    public Action<Gfp>? Refused { get; set; }
+
+    public unsafe VmapArea* Alloc(Gfp gfp, int node = -1)
+    {
+        if (_copies != null)
+            return CopyOf(Source?.Invoke() ?? 0);
+
+        var area = (VmapArea*)Cache.Alloc(gfp, node);
+        if (area == null)
+            Refused?.Invoke(gfp);
+        return area;
+    }
 
     /// <summary>Null is allowed.</summary>
     public unsafe void Free(VmapArea* area)
