@@ -93,6 +93,9 @@ public sealed partial class KmemCache
         if (IsClosed)
             ThrowClosed();
 
+        if (_slabs.Pages.Faults is { } faults && faults.FailsObject(gfp, _objectSize))
+            return null;
+
         int stack = _debug!.StoresUser ? _slabs.Stacks.Capture() : 0;
         if (node >= 0 && (gfp & Gfp.ThisNode) == 0)
         {
