@@ -6,7 +6,8 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// A request fails if <see cref="Space"/> is used up, it is the <see cref="Interval"/>-th since the last such one,
-/// <see cref="Probability"/> says so and <see cref="Times"/> is not used up. <see cref="Machine.FailNth"/> overrides all of
+/// <see cref="Probability"/> says so and <see cref="Times"/> is not used up. <see cref="Machine.FailNth"/> overrides
+/// all of
 /// it. Requests with <see cref="Gfp.NoFail"/> never fail.
 /// </remarks>
 public sealed class FaultAttribute

@@ -4,7 +4,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <content>
-/// Debugged caches: no CPU holds anything, every object comes from a node's slab and goes back to it under the node's lock,
+/// Debugged caches: no CPU holds anything, every object comes from a node's slab and goes back to it under the node's
+/// lock,
 /// and is checked on the way.
 /// </content>
 /// <remarks>alloc_debug_processing, free_debug_processing, validate_slab_cache, mm/slub.c, Linux 6.18.</remarks>
@@ -19,11 +20,13 @@ public sealed partial class KmemCache
     internal SlabDebug? Debug => _debug;
 
     /// <summary>
-    /// Checks every slab and object of a debugged cache, as writing 1 to the sysfs file validate does (validate_slab_cache,
+    /// Checks every slab and object of a debugged cache, as writing 1 to the sysfs file validate does
+    /// (validate_slab_cache,
     /// mm/slub.c, Linux 6.18): damage is reported in the log and put right. Other threads may go on meanwhile.
     /// </summary>
     /// <returns>
-    /// How many slabs were at fault: 0 means that all is well. Without <see cref="SlabFlags.StoreUser"/> full slabs are on
+    /// How many slabs were at fault: 0 means that all is well. Without <see cref="SlabFlags.StoreUser"/> full slabs
+    /// are on
     /// no list and are not looked at.
     /// </returns>
     /// <exception cref="InvalidOperationException">The cache was created without any debugging flag.</exception>
@@ -87,7 +90,8 @@ public sealed partial class KmemCache
         return objects.Length;
     }
 
-    /// <summary>One checked object, not yet marked as live; a slab that fails its checks is given up for another.</summary>
+    /// <summary>One checked object, not yet marked as live; a slab that fails its checks is given up for
+    /// another.</summary>
     private unsafe void* AllocDebugObject(CpuTask* task, Gfp gfp, int node, nuint requested)
     {
         if (IsClosed)
@@ -181,7 +185,8 @@ public sealed partial class KmemCache
         return obj;
     }
 
-    /// <summary>Takes the first object of a partial slab, if it and the slab pass their checks (alloc_debug_processing).</summary>
+    /// <summary>Takes the first object of a partial slab, if it and the slab pass their checks
+    /// (alloc_debug_processing).</summary>
     /// <returns>The object; null if the slab had to be given up.</returns>
     private unsafe void* TakeCheckedLocked(
         KmemCacheNode node, Page* slab, nuint requested, int stack, ref SlabReport? report)
@@ -231,8 +236,7 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeDebug(Page* slab, void* obj)
     {
-        bool disabled = SlabState.Read(slab).Frozen;
-        if (FreeDebugObject(slab, obj, out SlabReport? report))
+        if (FreeDebugObject(slab, obj, out SlabReport? report, out bool disabled))
         {
             if (report != null)
                 _slabs.Log.Write(report.ToString());
@@ -250,7 +254,8 @@ public sealed partial class KmemCache
         _slabs.Pages.ThrowBug(report!.ToString());
     }
 
-    /// <summary>A chain of objects that are marked free: what came out of a sheaf that was made for one occasion.</summary>
+    /// <summary>A chain of objects that are marked free: what came out of a sheaf that was made for one
+    /// occasion.</summary>
     private unsafe void FreeChainDebug(Page* slab, void* head, int count)
     {
         for (void* obj = head; count > 0; count--)
@@ -261,7 +266,7 @@ public sealed partial class KmemCache
         }
     }
 
-    private unsafe bool FreeDebugObject(Page* slab, void* obj, out SlabReport? report)
+    private unsafe bool FreeDebugObject(Page* slab, void* obj, out SlabReport? report, out bool disabled)
     {
         report = null;
         SlabDebug debug = _debug!;
@@ -269,6 +274,7 @@ public sealed partial class KmemCache
         KmemCacheNode node = _nodes[NodeOf(slab)];
         bool discard = false;
         node.Lock.Acquire();
+        disabled = SlabState.Read(slab).Frozen;
         bool good = CheckFreeLocked(node, slab, (byte*)obj, ref report);
         if (good)
         {
@@ -330,7 +336,8 @@ public sealed partial class KmemCache
     /// <param name="node">Whose lock is held.</param>
     /// <param name="slab">The slab.</param>
     /// <param name="search">The object, or null for none.</param>
-    /// <param name="free">Which objects were met, by index; complete unless <paramref name="search"/> was found.</param>
+    /// <param name="free">Which objects were met, by index; complete unless <paramref name="search"/> was
+    /// found.</param>
     /// <param name="report">Gets what was wrong.</param>
     /// <returns>Whether the object is on the list.</returns>
     private unsafe bool WalkFreeListLocked(

@@ -12,7 +12,8 @@ namespace Kmem;
 /// </code>
 /// In kmalloc caches that know the requested size, the red zone of an object in use begins where that ends.
 /// </summary>
-/// <remarks>init_object, check_object, check_slab, on_freelist, mm/slub.c, Linux 6.18. Not thread-safe: list_lock.</remarks>
+/// <remarks>init_object, check_object, check_slab, on_freelist, mm/slub.c, Linux 6.18. Not thread-safe:
+/// list_lock.</remarks>
 internal sealed class SlabDebug
 {
     private const byte RedInactive = 0xbb;
@@ -53,7 +54,8 @@ internal sealed class SlabDebug
     public bool Traces { get; }
 
     /// <summary>
-    /// The CPU that this thread used last. Takes no lock, other than <see cref="CpuSet.CurrentCpu"/>: list_lock is held.
+    /// The CPU that this thread used last. Takes no lock, other than <see cref="CpuSet.CurrentCpu"/>: list_lock is
+    /// held.
     /// </summary>
     public unsafe int CpuHere
     {
@@ -205,7 +207,8 @@ internal sealed class SlabDebug
     }
 
     /// <summary>
-    /// An object's surroundings, and its body if it is free (check_object). What was overwritten is restored, so that the
+    /// An object's surroundings, and its body if it is free (check_object). What was overwritten is restored, so that
+    /// the
     /// same damage is reported once.
     /// </summary>
     /// <returns>Whether all was well.</returns>

@@ -141,7 +141,8 @@ internal sealed class SlabReport(SlabDebug debug)
         string[]? stack = debug.Slabs.Stacks.Find(track.Stack);
         string caller = stack == null ? $"0x{track.Address:x}" : StackDepot.CallerIn(stack);
         long age = Environment.TickCount64 - track.When;
-        _text.Append(CultureInfo.InvariantCulture, $"{what} in {caller} age={age} cpu={track.Cpu} pid={track.Thread}\n");
+        _text.Append(CultureInfo.InvariantCulture, $"{what} in {caller} age={age} ")
+            .Append(CultureInfo.InvariantCulture, $"cpu={track.Cpu} pid={track.Thread}\n");
         if (stack == null)
         {
             _text.Append(CultureInfo.InvariantCulture, $"object {kind} stack trace missing\n");
@@ -191,7 +192,8 @@ internal sealed class SlabReport(SlabDebug debug)
     {
         _text.Append("------------[ cut here ]------------\n")
             .Append(CultureInfo.InvariantCulture, $"WARNING: CPU: {debug.CpuHere} ")
-            .Append(CultureInfo.InvariantCulture, $"PID: {Environment.CurrentManagedThreadId} at mm/slub.c: {function}\n");
+            .Append(CultureInfo.InvariantCulture, $"PID: {Environment.CurrentManagedThreadId} ")
+            .Append(CultureInfo.InvariantCulture, $"at mm/slub.c: {function}\n");
         Stack();
         _text.Append("---[ end trace 0000000000000000 ]---\n");
     }

@@ -31,7 +31,8 @@ internal sealed class SlubDebugSetting
     public IReadOnlyList<string> Complaints => _complaints;
 
     /// <summary>Reads the parameter's value.</summary>
-    /// <param name="text">The text after "slab_debug="; null if it was not given, empty for F Z P U on all caches.</param>
+    /// <param name="text">The text after "slab_debug="; null if it was not given, empty for F Z P U on all
+    /// caches.</param>
     public static SlubDebugSetting Parse(string? text)
     {
         if (text == null)

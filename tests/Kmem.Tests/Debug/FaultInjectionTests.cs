@@ -5,7 +5,10 @@ public sealed class FaultInjectionTests : IDisposable
 {
     private readonly Machine _machine = Machine.Boot(new MachineOptions
     {
-        Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1, SlubDebug = "FZP",
+        Profile = KernelProfile.Linux618,
+        RamBytes = 64 << 20,
+        Cpus = 1,
+        SlubDebug = "FZP",
     });
 
     public void Dispose() => _machine.Dispose();

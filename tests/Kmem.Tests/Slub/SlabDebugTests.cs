@@ -2,7 +2,8 @@ using System.Text.RegularExpressions;
 
 namespace Kmem.Tests;
 
-/// <summary>Slab debugging: what is written around objects, what is found when it is overwritten, and what happens then.</summary>
+/// <summary>Slab debugging: what is written around objects, what is found when it is overwritten, and what happens
+/// then.</summary>
 public sealed class SlabDebugTests : IDisposable
 {
     private const SlabFlags All =
@@ -316,7 +317,11 @@ public sealed class SlabDebugTests : IDisposable
         {
             using var machine = Machine.Boot(new MachineOptions
             {
-                Profile = profile, RamBytes = 128 << 20, Cpus = 2, SlubDebug = "", SlabFreelistRandom = true,
+                Profile = profile,
+                RamBytes = 128 << 20,
+                Cpus = 2,
+                SlubDebug = "",
+                SlabFreelistRandom = true,
                 SlabFreelistHardened = true,
             });
             Parallel.For(0, 4, worker =>
@@ -414,7 +419,10 @@ public sealed class SlabDebugTests : IDisposable
 
     private static Machine Debugged(string debug) => Machine.Boot(new MachineOptions
     {
-        Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1, SlubDebug = debug,
+        Profile = KernelProfile.Linux618,
+        RamBytes = 64 << 20,
+        Cpus = 1,
+        SlubDebug = debug,
     });
 
     [System.Runtime.CompilerServices.MethodImpl(System.Runtime.CompilerServices.MethodImplOptions.NoInlining)]

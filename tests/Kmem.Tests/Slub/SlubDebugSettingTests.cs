@@ -44,7 +44,10 @@ public sealed class SlubDebugSettingTests
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1, SlubDebug = "FZPUO",
+            Profile = KernelProfile.Linux618,
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            SlubDebug = "FZPUO",
         });
         Assert.Equal("F", Letters(machine.CreateCache("page", 4096).Flags));
         Assert.Equal("FZPU", Letters(machine.CreateCache("small", 100).Flags));
