@@ -128,11 +128,8 @@ internal sealed partial class PageAllocator : IDisposable
     /// <returns>The head page, or null.</returns>
     public unsafe Page* AllocFrozen(Gfp gfp, int order, int node, bool bypassPcp = false)
     {
-        if ((uint)order > PageOrder.Max)
-        {
-            WarnOrderOnce(order, gfp);
+        if ((uint)order >= _unaskedOrders && IsRefused(order, gfp))
             return null;
-        }
 
         CpuTask* task = _cpus.Current;
         gfp = ApplyScopes(gfp, task->Flags);

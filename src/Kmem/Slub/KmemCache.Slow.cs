@@ -12,6 +12,12 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocSlow(CpuTask* task, int cpu, Gfp gfp, int node)
     {
+        if (_route < 0)
+        {
+            _cpus.Leave(task);
+            return AllocDebugObject(task, gfp, node, (nuint)_objectSize);
+        }
+
         KmemCacheCpu* c = CpuAt(cpu);
         void* freelist;
         do
@@ -286,6 +292,13 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeSlow(CpuTask* task, int cpu, Page* slab, void* head, void* tail, int count)
     {
+        if (_route < 0)
+        {
+            _cpus.Leave(task);
+            FreeChainDebug(slab, head, count);
+            return;
+        }
+
         KmemCacheNode node = _nodes[NodeOf(slab)];
         int headIndex = IndexOf(slab, head);
         bool locked = false;

@@ -12,9 +12,16 @@ public sealed partial class KmemCache
         slab->SlabCache = SlabAllocator.TagOf(Id);
         slab->Type = PageType.Slab;
         _slabs.SetPlaces(slab, order, _place);
+        _debug?.InitSlab(slab, objects, order);
         for (int i = 0; i < objects; i++)
             MarkLive(ObjectAt(slab, i));
         LinkFree(slab, freelist);
+        for (int i = 0; i < objects && _debug != null; i++)
+        {
+            if (IsLive(ObjectAt(slab, i)))
+                _debug.InitObject((byte*)ObjectAt(slab, i), active: true);
+        }
+
         int first = freelist.Length > 0 ? freelist[0] : SlabState.NoFreeObject;
         slab->SlabState = new SlabState(first, inUse, objects, frozen).Word;
         _nodes[NodeOf(slab)].CountSlab(1, objects);
@@ -82,11 +89,11 @@ public sealed partial class KmemCache
     internal unsafe void CheckSheavesOf(int cpu)
     {
         const int MostObjects = 1 << 12;
-        KmemCacheCpu* c = _cpu + cpu;
+        KmemCacheCpu* c = StateOf(cpu);
         foreach (nint at in (ReadOnlySpan<nint>)[(nint)c->Main, (nint)c->Spare, (nint)c->RcuFree])
         {
             var sheaf = (Sheaf*)at;
-            if (_sheafCapacity == 0 || sheaf == null || sheaf == Sheaf.None)
+            if (_sheafCapacity == 0 || sheaf == null)
                 continue;
 
             Bug.On(sheaf->Capacity is <= 0 or > MostObjects, "a sheaf without a size");
