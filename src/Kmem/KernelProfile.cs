@@ -18,6 +18,7 @@ public sealed record KernelProfile
         TransparentHugePages = false,
         SlabMerge = false,
         SheavesEverywhere = true,
+        KeepFreedAreas = true,
     };
 
     private static readonly KernelProfile[] s_all = [Linux618, Native];
@@ -46,6 +47,18 @@ public sealed record KernelProfile
     /// with a sheaf capacity (Linux 6.18).
     /// </summary>
     public bool SheavesEverywhere { get; init; }
+
+    /// <summary>
+    /// How processes learn of new entries in the top-level table of the kernel: by a page fault (before Linux 5.8), at
+    /// once (5.8), or not at all because the entries exist from boot on (5.9 and later).
+    /// </summary>
+    public KernelTableSync TableSync { get; init; } = KernelTableSync.Preallocated;
+
+    /// <summary>
+    /// vfree keeps areas as they are for the next request of the same size, up to an eighth of the RAM or 64 MiB, and
+    /// vmalloc takes large blocks first; else as in Linux 6.18 single frames, given back at once.
+    /// </summary>
+    public bool KeepFreedAreas { get; init; }
 
     /// <summary>Finds a profile by name, whatever the case; "linux618" and "Linux618" do as well.</summary>
     /// <param name="name">A name.</param>

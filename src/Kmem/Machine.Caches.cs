@@ -26,7 +26,6 @@ public sealed partial class Machine
     /// </param>
     /// <returns>The cache. Several users of one shape get the same cache; each destroys it once.</returns>
     /// <exception cref="ArgumentException">Size, alignment, flags or window are impossible; the message says which.</exception>
-    /// <exception cref="NotSupportedException">A slab debugging flag was given: they are not built yet.</exception>
     /// <exception cref="OutOfMemoryException">The CPUs' sheaves could not be allocated.</exception>
     public KmemCache CreateCache(
         string name,

@@ -180,6 +180,7 @@ public sealed partial class Machine
 
         KmemCache cache = _slabs.CacheOf(slab);
         nuint offset = (nuint)((byte*)pointer - _map.AddressOf(slab)) % (nuint)cache.SlotSize;
+        offset -= (nuint)cache.Geometry.RedLeftPad; // in the red zone: a huge number, which is refused
         if (offset < (nuint)cache.UserOffset || count > (nuint)cache.UserSize
             || offset - (nuint)cache.UserOffset > (nuint)cache.UserSize - count)
         {

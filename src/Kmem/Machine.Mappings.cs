@@ -8,8 +8,8 @@ public sealed partial class Machine
     private DmaAllocator? _dma;
 
     /// <summary>
-    /// Reserves addresses into which frames are mapped piecemeal (get_vm_area with VM_SPARSE, mm/vmalloc.c, Linux 6.18).
-    /// Nothing is mapped: touching it ends the process.
+    /// Reserves addresses into which frames are mapped piecemeal (get_vm_area with VM_SPARSE, mm/vmalloc.c, Linux
+    /// 6.18). Nothing is mapped: touching it ends the process.
     /// </summary>
     /// <param name="size">Bytes; rounded up to pages. May be far more than there is memory.</param>
     /// <returns>The first address; null if there is no room.</returns>
@@ -22,9 +22,9 @@ public sealed partial class Machine
     /// <param name="offset">Where in it, in bytes, a multiple of 4096.</param>
     /// <param name="frames">The frames; they stay yours, and must be kept until they are unmapped.</param>
     /// <returns>
-    /// <see cref="VmapError.Invalid"/>: no sparse area starts there; <see cref="VmapError.OutOfRange"/>: not all of it is
-    /// in the area; <see cref="VmapError.TooBig"/>: more pages than memory; <see cref="VmapError.Busy"/>: something is
-    /// mapped there; <see cref="VmapError.NoMemory"/>. Then nothing was mapped.
+    /// <see cref="VmapError.Invalid"/>: no sparse area starts there; <see cref="VmapError.OutOfRange"/>: not all of it
+    /// is in the area; <see cref="VmapError.TooBig"/>: more pages than memory; <see cref="VmapError.Busy"/>: something
+    /// is mapped there; <see cref="VmapError.NoMemory"/>. Then nothing was mapped.
     /// </returns>
     /// <exception cref="ArgumentException">The machine has no such frame.</exception>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
@@ -48,7 +48,9 @@ public sealed partial class Machine
     public unsafe VmapError VmAreaUnmapPages(void* area, nuint offset, ulong pages) =>
         Vmallocs.UnmapSparse(area, offset, pages);
 
-    /// <summary>Gives a sparse area back, with whatever is still mapped in it (free_vm_area). Null is allowed.</summary>
+    /// <summary>
+    /// Gives a sparse area back, with whatever is still mapped in it (free_vm_area). Null is allowed.
+    /// </summary>
     /// <param name="area">What <see cref="GetVmArea"/> returned.</param>
     /// <exception cref="KernelBugException">No sparse area starts there, or this context may not sleep.</exception>
     public unsafe void FreeVmArea(void* area)
@@ -58,8 +60,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Allocates cleared memory that a device and the CPU use at the same time (dma_alloc_coherent, kernel/dma/mapping.c,
-    /// Linux 6.18): below the device's mask, and contiguous unless an IOMMU makes it look so.
+    /// Allocates cleared memory that a device and the CPU use at the same time (dma_alloc_coherent,
+    /// kernel/dma/mapping.c, Linux 6.18): below the device's mask, and contiguous unless an IOMMU makes it look so.
     /// </summary>
     /// <param name="device">Who will use it.</param>
     /// <param name="size">Bytes; rounded up to pages. Without an IOMMU at most 4 MiB.</param>

@@ -21,8 +21,8 @@ public sealed partial class Machine
     internal PercpuAllocator? PercpuIfUsed => Volatile.Read(ref _percpu);
 
     /// <summary>
-    /// Allocates an object of which each CPU has a copy, all cleared (__alloc_percpu, mm/percpu.c, Linux 6.18). Copies of
-    /// one object are as far apart as those of any other; each lies on its CPU's node.
+    /// Allocates an object of which each CPU has a copy, all cleared (__alloc_percpu, mm/percpu.c, Linux 6.18). Copies
+    /// of one object are as far apart as those of any other; each lies on its CPU's node.
     /// </summary>
     /// <param name="size">Bytes for each CPU; at most 2 MiB, with many CPUs 256 KiB.</param>
     /// <param name="align">A power of two, at most 4096.</param>

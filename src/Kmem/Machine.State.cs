@@ -33,14 +33,27 @@ public sealed partial class Machine
 
     /// <summary>
     /// Writes the whole state of the allocators: lists in order, slabs with their free lists, per-CPU parts, the vmalloc space.
-    /// No other thread may be at work on the machine, and no free may wait for the end of a grace period.
+    /// No other thread may be at work on the machine.
     /// </summary>
+    /// <remarks>
+    /// A state has no place for everything: frees that wait for the end of a grace period, free lists in random order, page
+    /// tables of 5 levels, changed rights, mappings of devices and of vm_map_ram, DMA memory, sparse areas, per-CPU objects,
+    /// kernel stacks, modules, and address spaces of processes.
+    /// </remarks>
     /// <param name="path">The file to write JSON to; gzip if the name ends in .gz.</param>
+    /// <exception cref="InvalidOperationException">
+    /// The machine has something that a state has no place for; the message names it. No file was written.
+    /// </exception>
     /// <exception cref="IOException">The file cannot be written.</exception>
     public void SaveState(string path)
     {
         ArgumentNullException.ThrowIfNull(path);
-        WriteState().Write(path);
+        MachineState state = WriteState();
+        string[] missing = [.. WithoutPlaceIn(state).Distinct(StringComparer.Ordinal)];
+        if (missing.Length > 0)
+            throw new InvalidOperationException($"a state has no place for {string.Join(", ", missing)}");
+
+        state.Write(path);
     }
 
     /// <summary>
@@ -73,8 +86,65 @@ public sealed partial class Machine
         }
     }
 
+    /// <summary>
+    /// After an operation of this thread broke off in the middle: leaves its section and opens all locks. Nobody else may
+    /// be at work.
+    /// </summary>
+    internal void BreakLocks()
+    {
+        CpuSet.Break();
+        foreach (ZonePages zone in _pages.Zones)
+            zone.Buddy.Lock.Break();
+        foreach (KmemCache cache in _slabs.Caches)
+            cache.BreakLocks();
+        VmapSpace?.BreakLocks();
+    }
+
     /// <summary>The machine's whole state. Nobody may be at work, and no work may wait for a grace period.</summary>
-    internal MachineState WriteState() => StateWriter.Write(Parts());
+    internal MachineState WriteState()
+    {
+        VmallocIfUsed?.DropKept();
+        return StateWriter.Write(Parts());
+    }
+
+    /// <summary>What this machine has and its written state would lose.</summary>
+    private IEnumerable<string> WithoutPlaceIn(MachineState state)
+    {
+        if (_slabs.Rcu.Pending > 0)
+            yield return "frees that wait for the end of a grace period";
+        if (Options.SlabFreelistRandom)
+            yield return "free lists in random order";
+        if (VmallocIfUsed is not { } vmalloc)
+            yield break;
+
+        if (Options.PageTableLevels != 4)
+            yield return $"page tables of {Options.PageTableLevels} levels";
+        if (vmalloc.DirectMap.ChangedFrames > 0)
+            yield return "memory with changed rights";
+        if (Modules.Count > 0)
+            yield return "modules";
+        if (PercpuIfUsed is { Chunks: > 0 })
+            yield return "per-CPU objects";
+        if (_spaces.Count > 0)
+            yield return "address spaces of processes";
+
+        foreach (VmapAreaState area in state.Vmap!.Nodes.SelectMany(node => node.Busy))
+        {
+            if ((area.Flags & (uint)(VmapAreaFlags.Ram | VmapAreaFlags.Block)) != 0)
+                yield return "mappings of vm_map_ram";
+            else if (area.Struct != null && NameOf((VmFlags)area.Struct.Flags, (VmCaller)area.Struct.Caller) is { } name)
+                yield return name;
+        }
+    }
+
+    private static string? NameOf(VmFlags flags, VmCaller caller) =>
+        (flags & VmFlags.IoRemap) != 0 ? "mappings of devices"
+        : (flags & VmFlags.DmaCoherent) != 0 ? "DMA memory"
+        : (flags & VmFlags.Sparse) != 0 ? "sparse areas"
+        : (flags & VmFlags.Percpu) != 0 ? "per-CPU objects"
+        : caller == VmCaller.AllocThreadStack ? "kernel stacks"
+        : (flags & VmFlags.Owned) != 0 ? "modules"
+        : null;
 
     private MachineParts Parts() => new(
         Cpus, MinFreeKbytes, Options.WatermarkBoostFactor, _nodes, _pages, _blocks, _map, _slabs, _kmalloc)
@@ -89,7 +159,7 @@ public sealed partial class Machine
             return;
 
         if (state.Own?.Tables is { } tables)
-            PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables));
+            PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables, VmallocOptionsOfProfile));
         else
             _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap, IsReplay = true });
     }

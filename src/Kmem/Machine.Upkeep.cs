@@ -8,19 +8,21 @@ public sealed partial class Machine
     private SurplusWindow? _surplus;
 
     /// <summary>
-    /// The once-a-second work of a kernel (vmstat_update, mm/vmstat.c, Linux 6.18): per-CPU page lists that grew for a burst
-    /// shrink again, and what CPUs counted for themselves is added to the zones' counts. A machine whose
-    /// <see cref="MachineOptions.DecaySeconds"/> is not 0 does it by itself; call it for others as simulated time passes.
+    /// The once-a-second work of a kernel (vmstat_update, mm/vmstat.c, Linux 6.18): per-CPU page lists that grew for a
+    /// burst shrink again, and what CPUs counted for themselves is added to the zones' counts. A machine whose
+    /// <see cref="MachineOptions.DecaySeconds"/> is not 0 does it by itself; call it for others as simulated time
+    /// passes.
     /// </summary>
     public void Tick() => _pages.Tick();
 
     /// <summary>
-    /// Gives back to the host all it can: empties the caches' per-CPU stores and the per-CPU page lists, and returns the
-    /// memory of all free blocks. What is allocated next is slower to come; a peak is over afterwards.
+    /// Gives back to the host all it can: empties the caches' per-CPU stores and the per-CPU page lists, and returns
+    /// the memory of all free blocks. What is allocated next is slower to come; a peak is over afterwards.
     /// </summary>
     /// <returns>Bytes given back.</returns>
     public ulong Trim()
     {
+        VmallocIfUsed?.DropKept();
         ShrinkCaches();
         return ReturnFreeMemory(0);
     }
@@ -66,6 +68,8 @@ public sealed partial class Machine
                 return;
 
             Tick();
+            if (VmallocIfUsed is { } vmalloc)
+                vmalloc.DropKept((vmalloc.Kept.Areas + 3) / 4);
             long surplus = _surplus!.Lowest(SurplusFrames());
             if (surplus >= 1L << DecayMinOrder && _ram.CanRelease)
                 ReleaseFree(DecayMinOrder, (ulong)surplus);
@@ -79,7 +83,9 @@ public sealed partial class Machine
     /// <summary>64 KiB: a smaller hole costs the host more than it brings.</summary>
     private const int DecayMinOrder = 4;
 
-    /// <summary>Frames that the host backs beyond those in use; an underestimate where frames in use were never touched.</summary>
+    /// <summary>
+    /// Frames that the host backs beyond those in use; an underestimate where frames in use were never touched.
+    /// </summary>
     private long SurplusFrames()
     {
         long used = 0;
@@ -102,7 +108,9 @@ public sealed partial class Machine
         });
     }
 
-    /// <summary>What was surplus all through the last seconds: a program that breathes does not give back what it needs again.</summary>
+    /// <summary>
+    /// What was surplus all through the last seconds: a program that breathes does not give back what it needs again.
+    /// </summary>
     private sealed class SurplusWindow(int seconds)
     {
         private readonly long[] _seen = new long[seconds];

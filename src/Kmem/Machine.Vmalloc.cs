@@ -14,8 +14,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// Allocates memory whose frames need not be contiguous (vmalloc, mm/vmalloc.c, Linux 6.18). Behind it lies a guard
-    /// page:
-    /// touching that ends the process.
+    /// page: touching that ends the process.
     /// </summary>
     /// <param name="size">Bytes; rounded up to whole pages. More than all memory fails, and so does 0.</param>
     /// <returns>
@@ -133,8 +132,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// Changes the size of memory from vmalloc (vrealloc). It stays where it is as far as its whole pages reach, and
-    /// when it
-    /// shrinks, which gives no memory back.
+    /// when it shrinks, which gives no memory back.
     /// </summary>
     /// <param name="pointer">What vmalloc returned, or null to allocate.</param>
     /// <param name="size">New size in bytes; 0 frees.</param>
@@ -148,10 +146,8 @@ public sealed partial class Machine
 
     /// <summary>
     /// Frees memory from vmalloc (vfree). The frames are free at once; the addresses are used again, and fault, only
-    /// after a
-    /// purge. In interrupt or atomic context it is put off to the next vmalloc or vfree of a context that may sleep,
-    /// and the
-    /// first bytes of the memory are overwritten.
+    /// after a purge. In interrupt or atomic context it is put off to the next vmalloc or vfree of a context that may
+    /// sleep, and the first bytes of the memory are overwritten.
     /// </summary>
     /// <param name="pointer">What vmalloc returned, or null. Any thread may free.</param>
     /// <exception cref="KernelBugException">
@@ -175,8 +171,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// The frame behind a pointer into memory from vmalloc (vmalloc_to_page): <see cref="AddressOf(Pfn)"/> shows the
-    /// same
-    /// bytes in the direct map.
+    /// same bytes in the direct map.
     /// </summary>
     /// <param name="pointer">A pointer; its memory must not be freed meanwhile.</param>
     /// <returns>The frame, or <see cref="Pfn.None"/> where nothing is mapped.</returns>
@@ -184,8 +179,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// Makes the addresses of freed memory fault and usable again (vm_unmap_aliases). Usually that waits until 32 MiB
-    /// per
-    /// doubling of the number of CPUs have gathered.
+    /// per doubling of the number of CPUs have gathered.
     /// </summary>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     public void VmUnmapAliases()
@@ -316,7 +310,7 @@ public sealed partial class Machine
             VmallocAllocator vmalloc;
             try
             {
-                vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram);
+                vmalloc = new VmallocAllocator(_slabs, _kmalloc, _ram, VmallocOptionsOfProfile);
             }
             catch (KernelBugException bug)
             {
@@ -331,6 +325,8 @@ public sealed partial class Machine
     private void PublishVmalloc(VmallocAllocator vmalloc)
     {
         vmalloc.Physical = Physical;
+        if (Options.Profile.KeepFreedAreas)
+            _pages.FreeSpare = () => vmalloc.DropKept();
         vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
         _slabs.DescribeForeign = vmalloc.Describe;
         Proc.Vmalloc = vmalloc;

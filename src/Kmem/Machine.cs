@@ -51,6 +51,7 @@ public sealed partial class Machine : IDisposable
             FreelistHardened = options.SlabFreelistHardened,
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
+            Debug = SlubDebugSetting.Parse(options.SlubDebug),
             Addresses = AddressMap.For(options.PageTableLevels),
         });
         _kmalloc = new KmallocAllocator(_slabs, options.HistoricKmallocLimit);

@@ -135,4 +135,33 @@ public sealed partial class ReplayTests
 
     [GeneratedRegex("\"(eventsPerSecond|elapsed)\": [0-9.E+-]+,")]
     private static partial Regex Speed();
+
+    [Fact]
+    public async Task TheStateAtTheEndIsWritten()
+    {
+        string path = Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}.json.gz");
+        try
+        {
+            Outcome outcome = await Tool.Run("replay", Tool.SampleTrace, "--ram", "1G", "--state", path, "--json");
+
+            Assert.Equal("", outcome.Error);
+            using Machine machine = Machine.LoadState(path);
+            Assert.Empty(machine.Validate());
+        }
+        finally
+        {
+            File.Delete(path);
+        }
+    }
+
+    [Fact]
+    public async Task AStateThatCannotBeWrittenIsAnError()
+    {
+        string path = Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}", "end.json");
+
+        Outcome outcome = await Tool.Run("replay", Tool.SampleTrace, "--state", path);
+
+        Assert.Equal(2, outcome.Exit);
+        Assert.Contains($"{path}: cannot be written", outcome.Error, StringComparison.Ordinal);
+    }
 }

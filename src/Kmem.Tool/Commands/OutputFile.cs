@@ -10,7 +10,8 @@ internal static class OutputFile
         {
             write(path);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException
+            or InvalidOperationException)
         {
             throw new ToolException($"{path}: cannot be written: {e.Message}", e);
         }

@@ -49,7 +49,8 @@ internal static class PredictionText
         Table table = Screen.Table("addresses", ">chosen", ">predicted", ">share");
         Row(table, "all areas", it.Allocs, it.Exact);
         Row(table, "at most page-aligned", it.PageAligned, it.PageAlignedExact);
-        Row(table, "all, without a search for the tree's shape", it.Allocs, it.ExactWithFirstShape);
+        Row(table, "all, each from earlier answers alone", it.Allocs, it.ExactInAdvance);
+        Row(table, "all, with the first guess of the tree's shape", it.Allocs, it.ExactWithFirstShape);
         console.Write(table);
         foreach (VmapMismatch wrong in it.Mismatches.Take(MostDifferences))
         {

@@ -74,9 +74,9 @@ internal sealed class SoakRun : IDisposable
         double seconds = clock.Elapsed.TotalSeconds;
         foreach (Block? block in _table)
             Release(block);
+        _machine.Trim();        // also frees the areas of vmalloc that are kept, and what describes them
         long left = _caches.Sum(cache => cache.LiveCount) + _machine.Caches
             .Where(cache => (cache.Flags & SlabFlags.Kmalloc) != 0 && cache.Name != "kmem_cache").Sum(cache => cache.LiveCount);
-        _machine.Trim();
         string[] broken = [.. _machine.Validate().Select(rule => rule.ToString()!)];
         ulong end = _machine.ResidentBytes;
         bool passed = _failure == null && broken.Length == 0 && left == 0 && end <= start + Slack;

@@ -13,6 +13,7 @@ internal sealed class Fiber : IDisposable
     private readonly SemaphoreSlim _toDriver = new(0);
     private readonly Thread _thread;
     private Exception? _error;
+    private volatile bool _abandoned;
 
     /// <summary>Prepares an operation; nothing runs before <see cref="Resume"/>.</summary>
     public Fiber(Action operation)
@@ -32,20 +33,36 @@ internal sealed class Fiber : IDisposable
     /// <summary>Called in the operation's thread with the CPU whenever it begins or goes on.</summary>
     public Action<int>? Entered { get; init; }
 
+    /// <summary>Called in the operation's thread when it broke off.</summary>
+    public Action? Failed { get; init; }
+
     /// <summary>Runs the operation until it pauses or ends.</summary>
     public void Resume()
     {
         _toFiber.Release();
         _toDriver.Wait();
-        if (_error != null)
+        if (_error != null && !_abandoned)
             throw new InvalidOperationException(_error.Message, _error);
+    }
+
+    /// <summary>Ends an operation that waits and that nobody will resume: it is left where it stands.</summary>
+    public void Abandon()
+    {
+        _abandoned = true;
+        Resume();
+        Dispose();
     }
 
     /// <summary>Called by the operation: gives the turn back until the next <see cref="Resume"/>.</summary>
     public void Pause()
     {
+        if (_abandoned)
+            throw new OperationCanceledException("an operation that never ended in the recording");
+
         _toDriver.Release();
         _toFiber.Wait();
+        if (_abandoned)
+            throw new OperationCanceledException("an operation that never ended in the recording");
         Entered?.Invoke(Cpu);
     }
 
@@ -69,6 +86,7 @@ internal sealed class Fiber : IDisposable
         catch (Exception error) when (error is not OutOfMemoryException)
         {
             _error = error;
+            Failed?.Invoke();
         }
 
         IsDone = true;

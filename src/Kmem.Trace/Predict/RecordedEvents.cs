@@ -27,6 +27,13 @@ internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string N
     /// <summary>Interrupts stay on their CPU, and every CPU has an idle task of number 0.</summary>
     public bool IsCpuBound => Context is HardIrq or SoftIrq or IdleTask;
 
+    /// <summary>Who did it, across CPUs.</summary>
+    public (int Cpu, string Task) ContextKey => (IsCpuBound ? Cpu : -1, Context);
+
+    /// <summary>A new sheaf: a part of another operation, which is logged later.</summary>
+    public bool IsSheafBlock => Name == "KM" && (Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal)
+        || Args[4].StartsWith("__alloc_empty_sheaf", StringComparison.Ordinal));
+
     public ulong Number(int index) =>
         ulong.TryParse(Args[index], NumberStyles.None, CultureInfo.InvariantCulture, out ulong value)
             ? value

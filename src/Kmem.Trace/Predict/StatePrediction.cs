@@ -23,6 +23,7 @@ public sealed class StatePrediction
     private readonly HashSet<nint> _sheavesGone = [];
     private readonly Dictionary<RecordedEvent, RecordedEvent> _freeWithSheaf = new(ReferenceEqualityComparer.Instance);
     private readonly List<RecordedEvent> _events;
+    private readonly ContextChains _chains;
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
     private RecordedEvent? _event;
@@ -33,7 +34,9 @@ public sealed class StatePrediction
     {
         _machine = machine;
         _events = events;
+        _chains = new ContextChains(events);
         machine.Trace = _zones;
+        machine.Pages.Hooks = new RecordedReclaim();
         foreach (KmemCache cache in machine.Slabs.Caches)
         {
             _caches[cache.Name] = cache;
@@ -43,6 +46,8 @@ public sealed class StatePrediction
             }
         }
 
+        foreach (ZonePages zone in machine.Pages.Zones)
+            zone.DrainLimit = LimitDrain;
         machine.Slabs.PageSource = TakeSlabPage;
         machine.Slabs.PageSink = (page, _) => _pagesToFree.Add(page);
         Func<nuint, Gfp, nint> source = machine.Slabs.AllocMetadata;
@@ -129,12 +134,10 @@ public sealed class StatePrediction
         {
             prediction.ExecuteAll(machine.Cpus);
         }
-        catch (Exception error) when (error is IndexOutOfRangeException or FormatException or OverflowException
-            or KeyNotFoundException or KernelBugException or ArgumentException or InvalidOperationException
-            or NullReferenceException)
+        catch (FormatException error)
         {
             throw new InvalidDataException(
-                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be followed: {error.Message}", error);
+                $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be read: {error.Message}", error);
         }
 
         // A recording does not say whose the blocks in use are, and a kernel may free them in pieces.
@@ -143,10 +146,13 @@ public sealed class StatePrediction
             prediction.EndState = machine.WriteState() with { Own = null };
             prediction.Differences = StateComparison.Compare(after, prediction.EndState);
         }
-        catch (Exception error) when (prediction.First != null
-            && error is ArgumentException or NullReferenceException or KeyNotFoundException)
+        catch (Exception error) when (prediction.First != null && error is not OutOfMemoryException)
         {
             prediction.Differences = [$"the machine's lists are damaged after the mistakes: {error.Message}"];
+        }
+        finally
+        {
+            prediction.AbandonFibers();
         }
 
         if (prediction._zones.First is { } first)
@@ -181,7 +187,10 @@ public sealed class StatePrediction
         _zones.Finish();
     }
 
-    /// <summary>After mistakes the machine may find its own lists damaged. Then the event counts as wrong, and it goes on.</summary>
+    /// <summary>
+    /// After a mistake the machine may find its own lists damaged, or not find what the recording speaks of. Then the event
+    /// counts as wrong, and it goes on from the recorded answer as far as possible. Only a line that is none ends the replay.
+    /// </summary>
     private void ExecuteOrGoOn(RecordedEvent recorded)
     {
         (long pages, long objects) = (PageAllocs, SlabAllocs);
@@ -189,16 +198,40 @@ public sealed class StatePrediction
         {
             Execute(recorded);
         }
-        catch (Exception error) when (First != null
-            && (error is KernelBugException || error.InnerException is KernelBugException))
+        catch (Exception error) when (error is not OutOfMemoryException and not FormatException
+            && error.InnerException is not FormatException)
         {
-            Differ(recorded, error.Message);
+            _machine.BreakLocks();
+            Differ(recorded, error.InnerException?.Message ?? error.Message);
             if (recorded.Name == "PA" && PageAllocs == pages)
                 PageAllocs++;
             if (recorded.Name is "KA" or "KM" && SlabAllocs == objects)
                 SlabAllocs++;
             if (ReferenceEquals(_current.Operation, recorded))
                 _current.Fiber = null;
+            Settle();
+        }
+        catch (InvalidOperationException error) when (error.InnerException is FormatException inner)
+        {
+            throw new FormatException(inner.Message, error);
+        }
+    }
+
+    /// <summary>After an operation broke off: whatever it had entered or locked is left.</summary>
+    private void Settle()
+    {
+        _current.SlabPages.Clear();
+        _current.SlabAttempts = 0;
+        _current.BulkLeft = 0;
+        _current.Sheaf = 0;
+    }
+
+    private void AbandonFibers()
+    {
+        foreach (ContextState context in _contexts.Values)
+        {
+            if (context.Fiber is { IsDone: false } fiber)
+                fiber.Abandon();
         }
     }
 
@@ -206,6 +239,19 @@ public sealed class StatePrediction
     {
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
+        _current.HasDrained &= recorded.Name is "PD" or "PA";
+        try
+        {
+            ExecuteIn(recorded);
+        }
+        finally
+        {
+            _current.HasDrained &= recorded.Name == "PD";
+        }
+    }
+
+    private void ExecuteIn(RecordedEvent recorded)
+    {
         if (_current.Fiber is { } fiber && ReferenceEquals(_current.Operation, recorded))
         {
             // It was begun when it asked for a slab; now it takes effect, where its task runs now.
@@ -214,6 +260,7 @@ public sealed class StatePrediction
                 fiber.Resume();
             fiber.Dispose();
             _current.Fiber = null;
+            _current.DropFailedAttempts();
             return;
         }
 
@@ -240,6 +287,8 @@ public sealed class StatePrediction
                 break;
             default:
                 Operate(recorded);
+                if (recorded.Name is "KAB" or "SP" or "SR" or "SK" or "KC" or "KFB")
+                    _current.DropFailedAttempts();
                 break;
         }
     }
@@ -295,12 +344,17 @@ public sealed class StatePrediction
         context.SlabAttempts = 2;
         if (context.Fiber == null)
         {
-            RecordedEvent? operation = FindOperation(context, out bool alone);
+            RecordedEvent? operation = FindOperation(out bool alone);
             if (operation == null || alone)
                 return;
 
             context.Operation = operation;
-            var fiber = new Fiber(() => Operate(operation)) { Cpu = recorded.Cpu, Entered = cpu => _machine.CpuSet.Pin(cpu) };
+            var fiber = new Fiber(() => Operate(operation))
+            {
+                Cpu = recorded.Cpu,
+                Entered = cpu => _machine.CpuSet.Pin(cpu),
+                Failed = _machine.BreakLocks,
+            };
             context.Fiber = fiber;
         }
 
@@ -310,19 +364,11 @@ public sealed class StatePrediction
     }
 
     /// <summary>The next operation of a context that may need slabs, and whether only this context acts until then.</summary>
-    private RecordedEvent? FindOperation(ContextState context, out bool alone)
+    private RecordedEvent? FindOperation(out bool alone)
     {
-        alone = !_inSteps;
-        for (int i = _position + 1; i < _events.Count; i++)
-        {
-            RecordedEvent next = _events[i];
-            if (ContextOf(next) != context)
-                alone = false;
-            else if (next.Name is "KA" or "KAB" or "SP" or "SR" || (next.Name == "KM" && !IsSheafBlock(next)))
-                return next;
-        }
-
-        return null;
+        int next = _chains.NextOperation(_position);
+        alone = !_inSteps && _chains.IsUndisturbed(_position, next);
+        return next < 0 ? null : _events[next];
     }
 
     /// <summary>
@@ -334,10 +380,10 @@ public sealed class StatePrediction
         if (!_caches.TryGetValue(free.Args[0], out KmemCache? cache) || cache.SheafCapacity == 0)
             return null;
 
-        for (int i = _position + 1; i < _events.Count; i++)
+        for (int i = _chains.Next(_position); i >= 0; i = _chains.Next(i))
         {
             RecordedEvent next = _events[i];
-            if (ContextOf(next) != _current || next.Name is "PZ" or "PX" or "PD" or "PA")
+            if (next.Name is "PZ" or "PX" or "PD" or "PA")
                 continue;
             if (next.Name == "CALL" && (next.Args[0] is "alloc_empty_sheaf" or "__alloc_empty_sheaf"
                 or "allocate_slab" or "__pcs_replace_full_main"))
@@ -345,29 +391,24 @@ public sealed class StatePrediction
                 continue;
             }
 
-            return next.Name == "KM" && IsSheafBlock(next) ? next : null;
+            return next.IsSheafBlock ? next : null;
         }
 
         return null;
     }
 
-    /// <summary>A part of another operation, which is logged later.</summary>
-    private static bool IsSheafBlock(RecordedEvent recorded) =>
-        recorded.Args[4].StartsWith("alloc_empty_sheaf", StringComparison.Ordinal)
-        || recorded.Args[4].StartsWith("__alloc_empty_sheaf", StringComparison.Ordinal);
-
     /// <summary>Interrupts and the idle task are a CPU's own; other tasks may move to another CPU.</summary>
     private ContextState ContextOf(RecordedEvent recorded)
     {
-        (int, string) key = (recorded.IsCpuBound ? recorded.Cpu : -1, recorded.Context);
-        if (!_contexts.TryGetValue(key, out ContextState? context))
-            _contexts[key] = context = new ContextState();
+        if (!_contexts.TryGetValue(recorded.ContextKey, out ContextState? context))
+            _contexts[recorded.ContextKey] = context = new ContextState();
         return context;
     }
 
     /// <summary>
     /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of the zone
-    /// (drain_all_pages). The recording shows it by its pages only; which lists it was, the first of them tells.
+    /// (drain_all_pages), or a list was found too long for a reason that is in no event (kswapd at work). The recording shows
+    /// it by its pages only; which list it was, the first of them tells.
     /// </summary>
     private void DrainForeign(RecordedEvent recorded)
     {
@@ -377,17 +418,66 @@ public sealed class StatePrediction
 
         for (int cpu = 0; cpu < _machine.Cpus; cpu++)
         {
-            if (zone.IsNextToDrain(cpu, pfn))
-            {
-                _machine.Pages.DrainZone(zone, cpu);
-                return;
-            }
+            int list = zone.ListToDrain(cpu, pfn);
+            if (list < 0)
+                continue;
+
+            int frames = FramesOfDrain(_position, zone);
+            if (frames >= zone.CountOf(cpu))
+                BeginReclaimed();
+            _machine.Pages.DrainSome(zone, cpu, list, frames);
+            return;
         }
+    }
+
+    /// <summary>Whole lists were emptied: the request that comes next has tried before, and tries again now.</summary>
+    private void BeginReclaimed()
+    {
+        int after = _chains.Skip(_position, "PD", _events);
+        if (_current.HasDrained || after < 0 || _events[after] is not { Name: "PA" } request)
+            return;
+
+        _current.HasDrained = true;
+        _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
+    }
+
+    /// <summary>Frames of a zone that a recorded run of drains gives back.</summary>
+    private int FramesOfDrain(int first, ZonePages zone)
+    {
+        int frames = 0;
+        for (int i = first; i >= 0 && _events[i].Name == "PD"; i = _chains.Next(i))
+        {
+            ulong pfn = _events[i].Frame(0, _machine.Map.EndPfn);
+            if (pfn == RecordedEvent.NoFrame || _machine.Pages.PresentZoneOf(pfn) != zone)
+                break;
+            frames += 1 << Math.Clamp(_events[i].Int(1), 0, PageOrder.Max);
+        }
+
+        return frames;
+    }
+
+    /// <summary>
+    /// A list here is too long, and the kernel's was not: counts as a mistake, and it goes on with what the kernel did.
+    /// </summary>
+    private int LimitDrain(ZonePages zone, int frames)
+    {
+        if (_event!.Name != "PF")
+            return frames;
+
+        int recorded = FramesOfDrain(_chains.Next(_position), zone);
+        if (recorded >= frames)
+            return frames;
+
+        Differ(_event, $"a drain of {frames} frames, where the kernel drained {recorded}");
+        zone.Zone.ClearFlag(ZoneFlags.ReclaimActive);   // kswapd has ended: no event shows that
+        return recorded;
     }
 
     private unsafe void AllocPages(RecordedEvent recorded)
     {
         ulong expected = recorded.Frame(0, _machine.Map.EndPfn);
+        if (expected == 0 && _machine.Pages.Zones.First().Zone.StartPfn > 0)
+            expected = RecordedEvent.NoFrame;       // the kernel's text of a failed request says pfn=0
         int order = recorded.Int(1);
         Gfp gfp = recorded.Gfp(3) & ~Gfp.Zero; // nobody looks at the content
         string via = recorded.Args[4];
@@ -401,7 +491,9 @@ public sealed class StatePrediction
         else
         {
             _current.BulkLeft = 0;
-            page = _machine.Pages.AllocFrozen(gfp, order, -1, BypassPcp(via, order));
+            page = _current.HasDrained
+                ? _machine.Pages.AllocReclaimed(gfp, order)
+                : _machine.Pages.AllocFrozen(gfp, order, -1, BypassPcp(via, order));
         }
 
         PageAllocs++;
@@ -467,13 +559,14 @@ public sealed class StatePrediction
     {
         _zones.StartAgain();
         ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
-        Page* page = _machine.Map.PageOf(pfn == RecordedEvent.NoFrame ? throw new FormatException("no such frame") : pfn);
+        Page* page = _machine.Map.PageOf(pfn == RecordedEvent.NoFrame ? throw new KeyNotFoundException("no such frame") : pfn);
         int order = recorded.Int(1);
-        if (!_pagesToFree.Remove((nint)page) && page->Type == PageType.Slab)
+        Page* slab = Page.HeadOf(page);
+        if (!_pagesToFree.Remove((nint)page) && slab->Type == PageType.Slab)
         {
             // A discarded slab whose readers are done: it goes back now.
-            _machine.Slabs.CacheOf(page).Forget(page);
-            _pagesToFree.Remove((nint)page);
+            _machine.Slabs.CacheOf(slab).Forget(slab);
+            _pagesToFree.Remove((nint)slab);
         }
 
         if (_machine.Pages.IsAnyFree(pfn, order))
@@ -518,7 +611,7 @@ public sealed class StatePrediction
     {
         nuint size = (nuint)recorded.Number(1);
         _current.LastKmallocSite = recorded.Args[4];
-        if (IsSheafBlock(recorded))
+        if (recorded.IsSheafBlock)
         {
             // The operation that needs the sheaf asks for it itself; it is logged when it is done.
             SlabAllocs++;
@@ -533,8 +626,12 @@ public sealed class StatePrediction
         {
             // The pages were taken at their own event.
             ulong pfn = (recorded.Hex(0) - AddressMap.PageOffset) >> Pfn.PageShift; // beyond the end if it failed
-            if (pfn < _machine.Map.EndPfn)
-                _machine.Map.PageOf(pfn)->Type = PageType.LargeKmalloc;
+            if (pfn < _machine.Map.EndPfn && _machine.Map.PageOf(pfn) is var page
+                && page->Type == PageType.None && page->AllocatedOrderPlusOne != 0)
+            {
+                page->Type = PageType.LargeKmalloc;
+            }
+
             return;
         }
 
@@ -555,11 +652,28 @@ public sealed class StatePrediction
         SlabAllocs++;
         SlabAllocsExact += came == expected ? 1 : 0;
         Compare(came == expected, () => $"object {came:x16}");
-        if (came != expected && obj != null && _machine.Slabs.SlabOf(obj) is var slab && slab != null)
-            _machine.Slabs.CacheOf(slab).Exchange(obj, Pointer(expected));
+        if (came != expected)
+            CorrectObject(expected, obj);
         _current.DropFailedAttempts();
         if (_current.SlabPages.Count > 0)
             Compare(false, () => "a slab page that this allocation did not need");
+    }
+
+    /// <summary>After a wrong answer: the recorded object is taken, and the other one given back.</summary>
+    private unsafe void CorrectObject(ulong expected, void* came)
+    {
+        void* wanted = Pointer(expected);
+        Page* slab = _machine.Slabs.SlabOf(came != null ? came : wanted);
+        if (slab == null)
+            return;
+
+        KmemCache cache = _machine.Slabs.CacheOf(slab);
+        if (came == null)
+            cache.Claim(wanted);
+        else if (expected == 0)
+            cache.Free(came);
+        else
+            cache.Exchange(came, wanted);
     }
 
     private unsafe void FreeObject(ulong address)
@@ -578,7 +692,7 @@ public sealed class StatePrediction
 
         if (cache == _vmap?.Cache)
             PrepareVmapFree(address);
-        cache.Free(obj);
+        Checked(cache).Free(obj);
     }
 
     /// <summary>
@@ -590,15 +704,11 @@ public sealed class StatePrediction
         if (_current.VmapObjects.Remove(obj) || _vmap!.Released.Remove(obj))
             return;
 
-        for (int i = _position + 1; i < _events.Count; i++)
+        int at = _chains.NextArea(_position);
+        if (at >= 0 && !_events[at].IsDone)
         {
-            RecordedEvent next = _events[i];
-            if (next.Name != "VA" || ContextOf(next) != _current)
-                continue;
-
-            next.IsDone = true;
-            _vmap.Execute(next, _current, Differ);
-            break;
+            _events[at].IsDone = true;
+            _vmap.Execute(_events[at], _current, Differ);
         }
 
         if (!_vmap.Released.Remove(obj))
@@ -711,13 +821,21 @@ public sealed class StatePrediction
     private KmemCache CacheAt(string address) =>
         ulong.TryParse(address, NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong at)
         && _cacheByAddress.TryGetValue(at, out KmemCache? cache)
-            ? cache
-            : throw new FormatException($"the state has no cache at {address}");
+            ? Checked(cache)
+            : throw new KeyNotFoundException($"the state has no cache at {address}");
 
     private KmemCache CacheNamed(string name) =>
         _caches.TryGetValue(name, out KmemCache? cache)
-            ? cache
-            : throw new FormatException($"the state has no cache {name}");
+            ? Checked(cache)
+            : throw new KeyNotFoundException($"the state has no cache {name}");
+
+    /// <summary>Only after a mistake there is something to check.</summary>
+    private KmemCache Checked(KmemCache cache)
+    {
+        if (First != null)
+            cache.CheckSheavesOf(_event!.Cpu);
+        return cache;
+    }
 
     /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
     private unsafe void* Pointer(ulong address) =>
@@ -759,7 +877,7 @@ public sealed class StatePrediction
     private unsafe nint TakeSlabPage(Gfp gfp, int order, int node)
     {
         ContextState context = _current;
-        if (Fiber.Current is { } fiber)
+        if (Fiber.Current is { } fiber && context.SlabPages.Count == 0)
         {
             // Taken at the event of the pages; what follows takes effect when the context acts again.
             fiber.Pause();
@@ -817,6 +935,9 @@ public sealed class StatePrediction
         public Fiber? Fiber { get; set; }
 
         public RecordedEvent? Operation { get; set; }
+
+        /// <summary>The request that it is at has emptied the per-CPU lists of all CPUs.</summary>
+        public bool HasDrained { get; set; }
 
         public nint Sheaf { get; set; }
 

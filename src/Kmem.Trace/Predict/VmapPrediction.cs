@@ -6,8 +6,9 @@ namespace Kmem.Tracing;
 /// </summary>
 /// <remarks>
 /// <para>
-/// Four things are not visible in the two files and are inferred, by
-/// replaying the recording under different assumptions and keeping those under which most addresses come out right:
+/// Four things are not visible in the two files. They are guessed, and corrected as soon as an answer of the kernel
+/// contradicts the guess: the replay goes back to the snapshot with a guess that agrees with all answers up to there,
+/// and on from there.
 /// </para>
 /// <list type="bullet">
 /// <item>the shape of the free tree at the snapshot; it matters only for alignments above a page;</item>
@@ -15,20 +16,20 @@ namespace Kmem.Tracing;
 /// <item>when the steps of a purge took effect, at most 1.5 ms before its event;</item>
 /// <item>which of two allocations came first when a thread yielded between taking an address and its event.</item>
 /// </list>
+/// <para>
+/// So there are two counts. <see cref="VmapPredictionResult.ExactInAdvance"/> counts an answer only if the guess of
+/// that moment, made from earlier answers, foretold it; <see cref="VmapPredictionResult.Exact"/> counts with the last
+/// guess from the snapshot on. The last two things on the list are inferred from the answer itself in both.
+/// </para>
 /// <para>The pools must be empty at the snapshot (writing 2 to /proc/sys/vm/drop_caches empties them).</para>
 /// </remarks>
 public static class VmapPrediction
 {
-    private const int MostContradictions = 1000;
+    /// <summary>Effort: so many events are replayed at most in search of a better shape, about 1 µs each.</summary>
+    private const long EventsToReplay = 6_000_000;
 
-    /// <summary>
-    /// Effort of the search for a shape of the free tree, if the first guess is not right throughout: so many events
-    /// are replayed (about 1 µs each), a quarter of them with shapes at random, the others with small changes to the
-    /// best one.
-    /// </summary>
-    private const int EventsToReplay = 6_000_000;
-    private const int FewestShapes = 16;
-    private const int MostShapes = 400;
+    /// <summary>So many shapes are tried for one contradiction before it is left as it is.</summary>
+    private const int ShapesForEach = 150;
 
     /// <summary>Replays a recording.</summary>
     /// <param name="areas">
@@ -49,7 +50,9 @@ public static class VmapPrediction
 
         using Machine machine = Machine.Boot(new MachineOptions
         {
-            Profile = KernelProfile.Linux618, Cpus = recording.Cpus, RamBytes = 1UL << 30,
+            Profile = KernelProfile.Linux618,
+            Cpus = recording.Cpus,
+            RamBytes = 1UL << 30,
         });
         using var vmap = new VmapAllocator(
             machine.Slabs,
@@ -57,65 +60,101 @@ public static class VmapPrediction
         {
             DrainScheduler = static () => { },
         };
-        return Search(new VmapReplay(machine, vmap, recording, snapshot), recording, snapshot.FreeBlockCount);
+        return new Search(new VmapReplay(machine, vmap, recording, snapshot), recording, snapshot).Run();
     }
 
-    private static VmapPredictionResult Search(VmapReplay replay, VmapRecording recording, int blocks)
+    /// <summary>Goes through the recording, correcting its guess at each contradiction.</summary>
+    private sealed class Search(VmapReplay replay, VmapRecording recording, VmapSnapshot snapshot)
     {
-        // At boot blocks are inserted in order of address.
-        int[] order = Enumerable.Range(0, blocks).ToArray();
-        var ids = new Dictionary<ulong, int>();
-        VmapPredictionResult best = InferNodeIds(replay, order, ids);
-        int first = best.Exact;
-        int most = Math.Clamp(EventsToReplay / Math.Max(1, recording.Events.Count), FewestShapes, MostShapes);
-        var random = new Random(1);
-        int tried = 1;
-        for (; tried < most && best.Exact < best.Allocs; tried++)
-        {
-            int[] guess = (int[])order.Clone();
-            if (tried < most / 4)
-                random.Shuffle(guess);
-            else
-                ShuffleNeighbours(guess, random);
+        private readonly Random _random = new(1);
+        private readonly List<VmapMismatch> _surprises = [];
+        private readonly HashSet<VmapContradiction> _seen = [];
 
-            VmapPredictionResult result = replay.Run(new VmapHypothesis(guess, ids));
-            if (result.Exact >= best.Exact)
-                (best, order) = (result, guess);
+        // At boot blocks are inserted in order of address.
+        private int[] _order = Enumerable.Range(0, snapshot.FreeBlockCount).ToArray();
+        private Dictionary<ulong, int> _ids = [];
+        private int _tried = 1;
+
+        public VmapPredictionResult Run()
+        {
+            int[] first = _order;
+            VmapPredictionResult result = replay.Run(new VmapHypothesis(_order, _ids), known: -1);
+            for (int known = -1; replay.Misses.Count > 0 && replay.Misses[^1].Index > known;)
+            {
+                VmapMiss miss = replay.Misses[^1];
+                VmapEvent e = recording.Events[miss.Index];
+                if (e.AfterSnapshot)
+                {
+                    _surprises.Add(new VmapMismatch(
+                        e.Line, e.Cpu, e.Request.Size, e.Request.Align, e.Start, miss.Predicted));
+                }
+
+                known = miss.Index;
+                if (!CorrectNodeId(known, replay.Misses.Count) && e.Request.Align > Pfn.PageSize)
+                    CorrectShape(miss, e, replay.Misses.Count);
+                result = replay.Run(new VmapHypothesis(_order, _ids), known: known);
+            }
+
+            int aligned = _surprises.Count(it => it.Align <= Pfn.PageSize);
+            result.ExactInAdvance = result.Allocs - _surprises.Count;
+            result.PageAlignedExactInAdvance = result.PageAligned - aligned;
+            result.NodeIdsInferred = _ids.Count;
+            result.ShapesTried = _tried;
+            result.ExactWithFirstShape =
+                _tried == 1 ? result.Exact : replay.Run(new VmapHypothesis(first, _ids)).Exact;
+            return result;
         }
 
-        best.NodeIdsInferred = ids.Count;
-        best.ShapesTried = tried;
-        best.ExactWithFirstShape = first;
-        return best;
+        /// <summary>
+        /// Assumes another node id if the last wrong answer asks for it and nothing before speaks against it.
+        /// </summary>
+        private bool CorrectNodeId(int last, int misses)
+        {
+            if (replay.Contradiction is not { } wrong || !_seen.Add(wrong))
+                return false;
+
+            var ids = new Dictionary<ulong, int>(_ids) { [wrong.Start] = wrong.NodeId };
+            replay.Run(new VmapHypothesis(_order, ids), last, mostMisses: misses - 1);
+            bool better = replay.Misses.Count < misses;
+            if (better)
+                _ids = ids;
+            return better;
+        }
+
+        /// <summary>Looks for a shape with which the answer is right, and all before it that were.</summary>
+        private void CorrectShape(VmapMiss miss, VmapEvent e, int misses)
+        {
+            int near = snapshot.BlockAt(e.Start);
+            int alsoNear = miss.Predicted is { } predicted ? snapshot.BlockAt(predicted) : near;
+            int best = misses;
+            for (int i = 0; i < ShapesForEach && best == misses; i++)
+            {
+                if (replay.EventsReplayed >= EventsToReplay)
+                    return;
+
+                _tried++;
+                int[] guess = (int[])_order.Clone();
+                ShuffleNeighbours(guess, (i & 1) == 0 ? near : alsoNear, _random);
+                replay.Run(new VmapHypothesis(guess, _ids), miss.Index, mostMisses: best);
+                if (replay.Misses.Count <= best)
+                    (best, _order) = (replay.Misses.Count, guess);
+            }
+        }
     }
 
     /// <summary>
     /// Changes the shape of a part of the tree: blocks that are near each other in memory change places in the order.
     /// </summary>
-    private static void ShuffleNeighbours(int[] order, Random random)
+    private static void ShuffleNeighbours(int[] order, int near, Random random)
     {
-        int count = Math.Min(order.Length, random.Next(2, 40));
-        int first = random.Next(order.Length - count + 1);
+        int count = Math.Min(order.Length, random.Next(2, 60));
+        int first = Math.Clamp(near - random.Next(count), 0, order.Length - count);
         int[] places = Enumerable.Range(0, order.Length)
             .Where(at => order[at] >= first && order[at] < first + count).ToArray();
         int[] blocks = places.Select(at => order[at]).ToArray();
         random.Shuffle(blocks);
         for (int i = 0; i < places.Length; i++)
             order[places[i]] = blocks[i];
-    }
-
-    /// <summary>Changes assumed node ids as long as an address contradicts one.</summary>
-    private static VmapPredictionResult InferNodeIds(VmapReplay replay, int[] order, Dictionary<ulong, int> ids)
-    {
-        var seen = new HashSet<VmapContradiction>();
-        VmapPredictionResult result = replay.Run(new VmapHypothesis(order, ids));
-        while (replay.Contradiction is { } wrong && seen.Add(wrong) && seen.Count <= MostContradictions)
-        {
-            ids[wrong.Start] = wrong.NodeId;
-            result = replay.Run(new VmapHypothesis(order, ids));
-        }
-
-        return result;
     }
 }
 
@@ -128,8 +167,14 @@ public sealed class VmapPredictionResult
     /// <summary>Successful allocations after the snapshot.</summary>
     public int Allocs { get; internal set; }
 
-    /// <summary>How many of them got the address that was predicted.</summary>
+    /// <summary>How many of them got the address that is predicted with all that the answers told.</summary>
     public int Exact { get; internal set; }
+
+    /// <summary>How many were predicted from earlier answers alone.</summary>
+    public int ExactInAdvance { get; internal set; }
+
+    /// <summary>How many of the page-aligned ones were predicted from earlier answers alone.</summary>
+    public int PageAlignedExactInAdvance { get; internal set; }
 
     /// <summary>Allocations that asked for no more than page alignment.</summary>
     public int PageAligned { get; internal set; }

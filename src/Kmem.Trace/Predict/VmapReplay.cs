@@ -12,6 +12,11 @@ internal sealed record VmapHypothesis(IReadOnlyList<int> Order, IReadOnlyDiction
 /// <param name="NodeId">The id to assume instead.</param>
 internal readonly record struct VmapContradiction(ulong Start, int NodeId);
 
+/// <summary>A wrong answer.</summary>
+/// <param name="Index">Of the event.</param>
+/// <param name="Predicted">The answer; null: none.</param>
+internal readonly record struct VmapMiss(int Index, ulong? Predicted);
+
 /// <summary>
 /// Replays a recording on an allocator and compares each address that it would choose with the kernel's. After each
 /// event the allocator is brought to the real address, so one wrong answer does not lead to others.
@@ -42,12 +47,24 @@ internal sealed class VmapReplay
         (_earliest, _latest) = recording.FindPurgeWindows(snapshot.LazyCount);
     }
 
-    /// <summary>The first address that speaks against an assumed node id.</summary>
+    /// <summary>What the last wrong answer says against an assumed node id, if anything.</summary>
     public VmapContradiction? Contradiction { get; private set; }
 
-    /// <summary>Replays all events.</summary>
-    public VmapPredictionResult Run(VmapHypothesis hypothesis)
+    /// <summary>The events whose answers were foretold wrongly, ascending.</summary>
+    public List<VmapMiss> Misses { get; } = [];
+
+    /// <summary>Events replayed since this was made.</summary>
+    public long EventsReplayed { get; private set; }
+
+    /// <summary>Replays events from the snapshot on.</summary>
+    /// <param name="hypothesis">What to assume.</param>
+    /// <param name="last">Ends after the event of this index,</param>
+    /// <param name="known">or after the first wrong answer behind this index,</param>
+    /// <param name="mostMisses">or when there are more wrong answers than this.</param>
+    public VmapPredictionResult Run(
+        VmapHypothesis hypothesis, int last = int.MaxValue, int known = int.MaxValue, int mostMisses = int.MaxValue)
     {
+        Misses.Clear();
         _vmap.Restore(_snapshot.Build(hypothesis, _vmap.Nodes.Count, _assumed));
         _result = new VmapPredictionResult();
         Contradiction = null;
@@ -74,6 +91,10 @@ internal sealed class VmapReplay
                     nextPurge = NextPurge(i + 1);
                     break;
             }
+
+            EventsReplayed++;
+            if (i >= last || Misses.Count > mostMisses || (Misses.Count > 0 && Misses[^1].Index > known))
+                break;
         }
 
         return _result;
@@ -98,6 +119,7 @@ internal sealed class VmapReplay
         }
         else
         {
+            Misses.Add(new VmapMiss(index, predicted));
             Suspect(e, predicted);
             Correct(e);
         }
@@ -211,7 +233,8 @@ internal sealed class VmapReplay
     private void Suspect(in VmapEvent e, ulong? predicted)
     {
         int id = e.Cpu % _vmap.Nodes.Count;
-        if (Contradiction != null || _vmap.Nodes.Count == 1)
+        Contradiction = null;
+        if (_vmap.Nodes.Count == 1)
             return;
         if (_assumed.Contains(e.Start))
             Contradiction = new VmapContradiction(e.Start, id);

@@ -49,6 +49,9 @@ internal sealed class VmapSnapshot
     /// <summary>Free blocks between the areas.</summary>
     public int FreeBlockCount => FreeBlocks().Count;
 
+    /// <summary>The number of the free block at an address, or of the next one below it.</summary>
+    public int BlockAt(ulong address) => Math.Max(0, FreeBlocks().FindLastIndex(block => block.Start <= address));
+
     /// <summary>The state of one hypothesis.</summary>
     /// <param name="hypothesis">What to assume.</param>
     /// <param name="nodes">Number of vmap nodes.</param>

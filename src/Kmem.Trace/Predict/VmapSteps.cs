@@ -1,9 +1,9 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// The vmalloc events of a recording, on the address space of the machine that replays it. The objects that describe areas
-/// are requests of the recording themselves: whoever allocates addresses has taken its objects just before, and what is
-/// given up here goes back at its own event.
+/// The vmalloc events of a recording, on the address space of the machine that replays it. The objects that describe
+/// areas are requests of the recording themselves: whoever allocates addresses has taken its objects just before, and
+/// what is given up here goes back at its own event.
 /// <code>
 ///   KA vmap_area ─▶ objects of the context ─▶ VA      purge, exact fit ─▶ Released ─▶ KC vmap_area
 /// </code>
@@ -77,7 +77,8 @@ internal sealed class VmapSteps : IVmapTrace
 
     void IVmapTrace.PurgeVmapAreaLazy(ulong start, ulong end, uint purged) => _purged = (start, end, purged);
 
-    void IVmapTrace.FreeVmapAreaNoflush(ulong start, ulong lazyPages, ulong lazyMax) => _freed = (start, lazyPages, lazyMax);
+    void IVmapTrace.FreeVmapAreaNoflush(ulong start, ulong lazyPages, ulong lazyMax) =>
+        _freed = (start, lazyPages, lazyMax);
 
     private unsafe void Alloc(RecordedEvent e, Action<RecordedEvent, string> differ)
     {
@@ -112,8 +113,8 @@ internal sealed class VmapSteps : IVmapTrace
     }
 
     /// <summary>
-    /// What the area is for: the event does not say, but what its task did before. An area of vmalloc has a vm_struct, a
-    /// block of vm_map_ram has its own descriptor, and a large vm_map_ram has neither.
+    /// What the area is for: the event does not say, but what its task did before. An area of vmalloc has a vm_struct,
+    /// a block of vm_map_ram has its own descriptor, and a large vm_map_ram has neither.
     /// </summary>
     private static VmapAreaFlags FlagsOf(StatePrediction.ContextState context) => context.LastKmallocSite switch
     {
@@ -184,7 +185,9 @@ internal sealed class VmapSteps : IVmapTrace
         }
     }
 
-    /// <summary>The argument points to the work item inside a node. Another task may do this for the one that purges.</summary>
+    /// <summary>
+    /// The argument points to the work item inside a node. Another task may do this for the one that purges.
+    /// </summary>
     private void Reclaim(ulong work, StatePrediction.ContextState context)
     {
         int index = _kernelNodes.FindLastIndex(node => node <= work);

@@ -212,6 +212,19 @@ internal sealed class CpuSet : IDisposable
         _binding.Release();
     }
 
+    /// <summary>Leaves whatever section this thread is in, after it broke off. Nobody else may be at work.</summary>
+    public unsafe void Break()
+    {
+        LockOrder.Break();
+        Current->Busy = 0;
+        _binding.Break();
+        foreach (Slot slot in _slots)
+        {
+            slot.Remote = 0;
+            slot.Lock.Break();
+        }
+    }
+
     /// <summary>Ends the machine's part in every thread. No thread may be inside a section.</summary>
     public unsafe void Dispose()
     {

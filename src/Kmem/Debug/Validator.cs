@@ -356,7 +356,8 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         int count = 0;
         for (void* obj = first; obj != null; obj = cache.NextFree(obj))
         {
-            bool valid = obj >= start && obj < end && ((byte*)obj - start) % cache.SlotSize == 0;
+            bool valid = obj >= start && obj < end
+                && ((byte*)obj - start - cache.Geometry.RedLeftPad) % cache.SlotSize == 0;
             Expect(valid, "SLUB-13", $"{cache.Name} {where}: the free list leads to 0x{(ulong)obj:x}, which is no object");
             if (!valid)
                 return count;

@@ -7,6 +7,7 @@ internal static class VmallocValidator
     {
         var broken = new List<BrokenRule>(VmapValidator.Run(vmalloc.Vmap));
         long pages = 0;
+        (int Areas, ulong Pages) kept = (0, 0);
         var owners = new HashSet<nint>();
         foreach (VmapNode node in vmalloc.Vmap.Nodes)
         {
@@ -19,11 +20,15 @@ internal static class VmallocValidator
                 CheckArea(area, vmalloc.Tables, map, owners, broken);
                 if ((area->Vm->Flags & VmFlags.MapPutPages) == 0)
                     pages += area->Vm->PageCount;
+                if ((area->Vm->Flags & VmFlags.Kept) != 0)
+                    kept = (kept.Areas + 1, kept.Pages + area->Vm->PageCount);
             });
         }
 
         if (pages != vmalloc.PageCount)
             broken.Add(new BrokenRule("VMALLOC-04", $"{pages} pages in areas, counted {vmalloc.PageCount}"));
+        if (kept != vmalloc.Kept)
+            broken.Add(new BrokenRule("VMALLOC-07", $"{kept} areas and pages are marked as kept, counted {vmalloc.Kept}"));
         broken.AddRange(VmallocKindsValidator.Run(vmalloc, map));
         broken.AddRange(PageTableValidator.Run(vmalloc.Tables, map));
         return broken;

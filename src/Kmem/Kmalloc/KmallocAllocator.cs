@@ -235,6 +235,12 @@ internal sealed class KmallocAllocator
                 _slabs.ThrowPrivate(cache, pointer);
             if (!cache.IsLive(pointer))
                 _slabs.ThrowBadFree(cache, slab, pointer);
+            if (cache.Debug is { } debug)
+            {
+                // Who asks may use all of it from now on: the red zone behind the requested bytes ends.
+                debug.Resize(pointer, (nuint)cache.ObjectSize);
+                return (nuint)debug.UsableSize;
+            }
 
             // Readers under RCU may look at the free pointer's place, so it is not the user's to write.
             return (cache.Flags & SlabFlags.TypesafeByRcu) != 0 ? (nuint)cache.Geometry.Inuse : (nuint)cache.SlotSize;
@@ -264,11 +270,14 @@ internal sealed class KmallocAllocator
         if ((nuint)pointer <= ZeroSizePointer)
             return Alloc(size, gfp);
 
+        SlabDebug? debug = DebugOf(pointer);
+        nuint content = debug == null ? 0 : (nuint)debug.RequestedSize(pointer);
         nuint usable = UsableSize(pointer);
         if (size <= usable)
         {
             if ((gfp & Gfp.Zero) != 0)
                 NativeMemory.Clear((byte*)pointer + size, usable - size);
+            debug?.Resize(pointer, size);
             return pointer;
         }
 
@@ -276,7 +285,7 @@ internal sealed class KmallocAllocator
         if (larger == null)
             return null;
 
-        NativeMemory.Copy(pointer, larger, usable);
+        NativeMemory.Copy(pointer, larger, debug == null ? usable : content);
         Free(pointer);
         return larger;
     }
@@ -302,6 +311,12 @@ internal sealed class KmallocAllocator
         if (product > nuint.MaxValue)
             _slabs.Pages.ThrowBug($"BUG: array of {count} elements of {size} bytes: the size overflows");
         return (nuint)product;
+    }
+
+    private unsafe SlabDebug? DebugOf(void* pointer)
+    {
+        Page* slab = _slabs.SlabOf(pointer);
+        return slab == null ? null : _slabs.CacheOf(slab).Debug;
     }
 
     /// <summary>object_size of the slot's cache, which krealloc may use; the whole block if it is large.</summary>

@@ -57,6 +57,13 @@ internal static class LockOrder
     [Conditional("DEBUG")]
     public static void Release(LockRank rank) => t_held &= ~(1UL << (int)rank);
 
+    /// <summary>
+    /// This thread broke off in the middle of an operation, and somebody opens the locks that it held. Only a replay of
+    /// foreign recordings does that: it must go on after mistakes, and nobody else is at work on its machine.
+    /// </summary>
+    [Conditional("DEBUG")]
+    public static void Break() => t_held = 0;
+
     /// <summary>Fails if this thread holds any lock: callbacks into foreign code may only run without.</summary>
     [Conditional("DEBUG")]
     public static void AssertNoneHeld()

@@ -37,6 +37,9 @@ internal struct SpinLock(LockRank rank)
         Volatile.Write(ref _held, 0);
     }
 
+    /// <summary>Opens the lock, whoever held it: only where nobody else is at work (see <see cref="LockOrder.Break"/>).</summary>
+    public void Break() => Volatile.Write(ref _held, 0);
+
     /// <summary>Returns at a moment when nobody held the lock; somebody may take it right after.</summary>
     public void WaitUntilFree()
     {

@@ -134,6 +134,10 @@ internal enum PageFlags : ulong
     /// <summary>On a slab: a free list was found corrupt and given up; not a kernel bit.</summary>
     SlabCorrupt = 1UL << 41,
 
+    /// <summary>On a slab of a cache that remembers its users: on its node's list of full slabs; not a kernel
+    /// bit.</summary>
+    SlabOnFullList = 1UL << 42,
+
     /// <summary>Flags that must not be set on a page that is freed (PAGE_FLAGS_CHECK_AT_FREE).</summary>
     CheckAtFree = Locked | Writeback | Lru | Reserved | Private | Unevictable,
 }

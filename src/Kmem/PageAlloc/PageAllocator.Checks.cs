@@ -19,6 +19,22 @@ internal sealed partial class PageAllocator
     /// <summary>Hears of slow paths, fallbacks and failures of requests that may sleep, without any lock; or null.</summary>
     public IRareEvents? Rare { get; set; }
 
+    /// <summary>Requests that are to fail; null, and nobody is asked, until somebody wants it.</summary>
+    public FaultInjection? Faults
+    {
+        get => _faults;
+        set
+        {
+            _faults = value;
+            _unaskedOrders = value == null ? (uint)PageOrder.Count : 0;
+        }
+    }
+
+    private FaultInjection? _faults;
+
+    // Orders below this are served without asking whether there is any such order, or whether the request is to fail.
+    private uint _unaskedOrders = PageOrder.Count;
+
     private long _failedAllocations;
     private long _slowPaths;
 
@@ -76,6 +92,16 @@ internal sealed partial class PageAllocator
         ThrowBug(
             $"BUG: gfp_mask=0x{(uint)gfp:x}({gfp.ToKernelString()}): "
             + (gfp.HasValidZone() ? "movable and reclaimable" : "its zone selectors") + " exclude each other");
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private bool IsRefused(int order, Gfp gfp)
+    {
+        if ((uint)order <= PageOrder.Max)
+            return _faults != null && _faults.FailsPages(gfp, order);
+
+        WarnOrderOnce(order, gfp);
+        return true;
+    }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void WarnOrderOnce(int order, Gfp gfp)

@@ -31,6 +31,8 @@ internal sealed partial class PageAllocator
             {
                 // Never null: dip into the reserve, or wait for others to free.
                 page = Walk(request, AllocFlags.WatermarkMin | AllocFlags.MinReserve, task);
+                if (page == null && !Hooks.MayWait)
+                    break;
                 if (page == null)
                 {
                     Thread.Sleep(0);
@@ -166,11 +168,11 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
-        retry.Progress = Hooks.DirectReclaim(request.Order, request.Gfp);
+        retry.Progress = (FreeSpare?.Invoke() ?? 0) + Hooks.DirectReclaim(request.Order, request.Gfp);
         task->Flags = before;
 
         Page* page = retry.Progress > 0 ? Walk(request, flags, task) : null;
-        if (page != null || (retry.Progress == 0 && retry.Drained))
+        if (page != null || (retry.Progress == 0 && (retry.Drained || !Hooks.DrainsOnFailure)))
             return page;
 
         if (retry.Progress > 0)

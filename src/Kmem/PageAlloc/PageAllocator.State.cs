@@ -4,6 +4,44 @@ namespace Kmem;
 internal sealed partial class PageAllocator
 {
     /// <summary>
+    /// Gives back some frames of one CPU's lists of a zone, on behalf of the CPU that this thread runs on.
+    /// </summary>
+    public void DrainSome(ZonePages zone, int cpu, int list, int frames)
+    {
+        int executing = _cpus.CurrentCpu;
+        _cpus.AcquireRemote(cpu);
+        zone.DrainSome(cpu, list, frames, executing);
+        _cpus.ReleaseRemote(cpu);
+    }
+
+    /// <summary>
+    /// The first part of a request that is known to have emptied the per-CPU lists later on: it found no zone good enough,
+    /// and took back a part of the reserve (__alloc_pages_direct_reclaim).
+    /// </summary>
+    public void BeginReclaimed(Gfp gfp, int order)
+    {
+        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, -1), GroupingDisabled);
+        AllocFlags flags = AllocFlags.WatermarkLow | (AllocFlags)(gfp & Gfp.KswapdReclaim);
+        foreach (Zone zone in request.Zones)
+            IsZoneGood(_zones[zone.Index]!, request, flags);    // notes which zones are below HIGH
+        Unreserve(request, force: false);
+    }
+
+    /// <summary>The last attempt of such a request: after reclaim, at MIN, without another round.</summary>
+    public unsafe Page* AllocReclaimed(Gfp gfp, int order)
+    {
+        CpuTask* task = _cpus.Current;
+        var request = new AllocRequest(gfp, order, ZonelistFor(gfp, -1), GroupingDisabled);
+        AllocFlags flags = SlowFlags(gfp, order);
+        AllocFlags reserve = ReserveFlags(gfp, task);
+        if (reserve != 0)
+            flags = reserve | (flags & AllocFlags.Kswapd);
+        Page* page = Walk(request, flags, task);
+        _trace?.MmPageAlloc(page == null ? Pfn.None : new Pfn(_map.PfnOf(page)), order, gfp, request.Migratetype);
+        return page;
+    }
+
+    /// <summary>
     /// Makes it so that a request got the block at <paramref name="wanted"/> instead of the one at
     /// <paramref name="taken"/>, which takes the other's place among the free ones as far as possible.
     /// </summary>

@@ -39,6 +39,12 @@ internal sealed partial class PageAllocator : IDisposable
     /// <summary>What is called under pressure.</summary>
     public ReclaimHooks Hooks { get; set; } = new();
 
+    /// <summary>
+    /// Frees what is kept only because it may be needed again, before anything is reclaimed, and tells how many frames
+    /// that were. Null: nothing is kept.
+    /// </summary>
+    public Func<long>? FreeSpare { get; set; }
+
     public IReadOnlyList<Node> Nodes => _nodes;
 
     /// <summary>The populated zones, in the order of node and type.</summary>
@@ -122,11 +128,8 @@ internal sealed partial class PageAllocator : IDisposable
     /// <returns>The head page, or null.</returns>
     public unsafe Page* AllocFrozen(Gfp gfp, int order, int node, bool bypassPcp = false)
     {
-        if ((uint)order > PageOrder.Max)
-        {
-            WarnOrderOnce(order, gfp);
+        if ((uint)order >= _unaskedOrders && IsRefused(order, gfp))
             return null;
-        }
 
         CpuTask* task = _cpus.Current;
         gfp = ApplyScopes(gfp, task->Flags);
@@ -250,15 +253,6 @@ internal sealed partial class PageAllocator : IDisposable
 
             _cpus.ReleaseRemote(cpu);
         }
-    }
-
-    /// <summary>Empties one CPU's lists of one zone, on behalf of the CPU that this thread runs on.</summary>
-    public void DrainZone(ZonePages zone, int cpu)
-    {
-        int executing = _cpus.CurrentCpu;
-        _cpus.AcquireRemote(cpu);
-        zone.Drain(cpu, executing);
-        _cpus.ReleaseRemote(cpu);
     }
 
     /// <summary>Returns the memory of free blocks to the host (free page reporting).</summary>

@@ -6,6 +6,12 @@ namespace Kmem;
 /// </summary>
 internal class ReclaimHooks
 {
+    /// <summary>Whether a request that found nothing empties the per-CPU lists of all CPUs and looks again.</summary>
+    public virtual bool DrainsOnFailure => true;
+
+    /// <summary>Whether a request that must not fail waits for others to free; else it fails.</summary>
+    public virtual bool MayWait => true;
+
     /// <summary>No zone of the node was above LOW for a request (wakeup_kswapd).</summary>
     public virtual void WakeKswapd(Node node, int order, ZoneType highest)
     {

@@ -94,17 +94,26 @@ internal sealed class ZonePages : IDisposable
             BulkFree(pcp, Math.Min(pcp->Count, pcp->Batch << PerCpuPages.BatchScaleMax), 0, executingCpu);
     }
 
-    /// <summary>Whether a drain of one CPU's lists would give this frame back first.</summary>
-    public unsafe bool IsNextToDrain(int cpu, ulong pfn)
+    /// <summary>Gives back so many frames of one CPU's lists, as <see cref="Drain"/> does, beginning with one list.</summary>
+    public unsafe void DrainSome(int cpu, int list, int frames, int executingCpu) =>
+        BulkFree(PcpOf(cpu), frames, list, executingCpu);
+
+    /// <summary>
+    /// A replay's say in how many frames a list that grew too long gives back, where the recording shows it; null otherwise.
+    /// </summary>
+    public Func<ZonePages, int, int>? DrainLimit { get; set; }
+
+    /// <summary>The list of one CPU that would give this frame back next; -1 if none would.</summary>
+    public unsafe int ListToDrain(int cpu, ulong pfn)
     {
         for (int list = 0; list < PerCpuPages.ListCount; list++)
         {
             ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
-            if (!ListHead.IsEmpty(head))
-                return _map.PfnOf(Page.FromLru(head->Prev)) == pfn;
+            if (!ListHead.IsEmpty(head) && _map.PfnOf(Page.FromLru(head->Prev)) == pfn)
+                return list;
         }
 
-        return false;
+        return -1;
     }
 
     /// <summary>Whether some CPU's lists have exactly this block.</summary>
@@ -255,6 +264,9 @@ internal sealed class ZonePages : IDisposable
         return WatermarkFastSlow(order, mark, highest, flags, free);
     }
 
+    /// <summary>Frames on one CPU's lists.</summary>
+    public unsafe int CountOf(int cpu) => PcpOf(cpu)->Count;
+
     /// <summary>Frames on all CPUs' lists.</summary>
     public unsafe long PcpCount
     {
@@ -370,7 +382,8 @@ internal sealed class ZonePages : IDisposable
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void DrainSome(PerCpuPages* pcp, int limit, bool freeHigh, int index, int cpu)
     {
-        BulkFree(pcp, pcp->DrainCount(limit, freeHigh), index, cpu);
+        int frames = pcp->DrainCount(limit, freeHigh);
+        BulkFree(pcp, DrainLimit == null ? frames : DrainLimit(this, frames), index, cpu);
 
         // The highest zone of this check is Movable, whatever zones the machine has.
         if ((Zone.Flags & ZoneFlags.BelowHigh) != 0
@@ -392,8 +405,9 @@ internal sealed class ZonePages : IDisposable
         while (frames > 0)
         {
             ListHead* list = PerCpuPages.ListOf(pcp, index);
-            while (ListHead.IsEmpty(list))
+            for (int tried = 0; ListHead.IsEmpty(list); tried++)
             {
+                Bug.On(tried >= PerCpuPages.ListCount, "a per-CPU list counts frames that it does not have");
                 index = index + 1 == PerCpuPages.ListCount ? 0 : index + 1;
                 list = PerCpuPages.ListOf(pcp, index);
             }

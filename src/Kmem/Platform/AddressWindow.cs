@@ -165,6 +165,9 @@ internal sealed class AddressWindow : IDisposable
     /// <param name="bytes">A multiple of 4096.</param>
     /// <param name="protection">What the pages allow.</param>
     /// <param name="source">Whose frames, if not the machine's RAM: a device's memory.</param>
+    /// <param name="populate">
+    /// The host looks the frames up now, in one go, and not by a fault for each page: good for who touches them all.
+    /// </param>
     /// <exception cref="ArgumentException">
     /// Not whole pages inside the window, or not whole frames inside the RAM.
     /// </exception>
@@ -172,7 +175,12 @@ internal sealed class AddressWindow : IDisposable
     /// A page of the target is mapped already; nothing has changed.
     /// </exception>
     public unsafe WindowResult Map(
-        ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection, Ram? source = null)
+        ulong windowOffset,
+        ulong ramOffset,
+        ulong bytes,
+        WindowProtection protection,
+        Ram? source = null,
+        bool populate = false)
     {
         source ??= _ram;
         Ram.CheckRun(windowOffset, bytes, Bytes, "window", nameof(windowOffset));
@@ -192,7 +200,7 @@ internal sealed class AddressWindow : IDisposable
             int growth = 2 - _boundaries.Count(first, first + 1) - _boundaries.Count(end, end + 1);
             if (growth > 0 && !_budget.TryTake(growth)) return WindowResult.BudgetReached;
 
-            if (!TryMapFrames(windowOffset, ramOffset, bytes, protection, source))
+            if (!TryMapFrames(windowOffset, ramOffset, bytes, protection, source, populate))
             {
                 _budget.Take(-growth);
                 return WindowResult.HostLimit;
@@ -303,16 +311,16 @@ internal sealed class AddressWindow : IDisposable
     }
 
     private unsafe bool TryMapFrames(
-        ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection, Ram source)
+        ulong windowOffset, ulong ramOffset, ulong bytes, WindowProtection protection, Ram source, bool populate)
     {
         if (FailsOnPurpose()) return false;
 
-        const int Flags = LibC.MapShared | LibC.MapFixed;
+        int flags = LibC.MapShared | LibC.MapFixed | (populate ? LibC.MapPopulate : 0);
         byte* at = Base + windowOffset;
         int access = HostMemory.AccessOf(protection);
-        byte* got = LibC.Mmap(at, (nuint)bytes, access, Flags, source.BackingFile!, (long)ramOffset);
+        byte* got = LibC.Mmap(at, (nuint)bytes, access, flags, source.BackingFile!, (long)ramOffset);
         if (got == LibC.MapFailed && protection == WindowProtection.ReadExecute && HostMemory.WasForbidden())
-            got = LibC.Mmap(at, (nuint)bytes, LibC.ProtRead, Flags, source.BackingFile!, (long)ramOffset);
+            got = LibC.Mmap(at, (nuint)bytes, LibC.ProtRead, flags, source.BackingFile!, (long)ramOffset);
         return got != LibC.MapFailed || Refused(at, bytes);
     }
 

@@ -322,6 +322,12 @@ public sealed class ProcFs
         if (vm == null || (vm->Flags & VmFlags.Uninitialized) != 0)
             return;
 
+        if ((vm->Flags & VmFlags.Kept) != 0)
+        {
+            rows.Add(new VmallocInfoRow(area->Start, area->End, area->Size) { Kind = VmallocInfoKind.Unpurged });
+            return;
+        }
+
         var perNode = new ulong[_pages.Nodes.Count];
         for (uint i = 0; i < vm->PageCount; i++)
             perNode[_pages.ZoneOf((ulong)(vm->Pages[i] - _slabs.Map.Base)).Zone.NodeId]++;

@@ -20,7 +20,14 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
-        int filled = _sheafCapacity == 0 ? 0 : AllocBulkFromSheaves(task, objects);
+        int filled = 0;
+        if (_route != 0)
+        {
+            if (_route < 0)
+                return AllocBulkDebug(task, gfp, objects);
+            filled = AllocBulkFromSheaves(task, objects);
+        }
+
         bool complete = false;
         try
         {
@@ -281,6 +288,11 @@ public sealed partial class KmemCache
         void* head = (void*)objects[left];
         if (!TryMarkFree(head))
             _slabs.ThrowBadFree(this, slab, head);
+        if (_route < 0)
+        {
+            FreeDebug(slab, head);
+            return left;
+        }
 
         void* tail = head;
         int count = 1;

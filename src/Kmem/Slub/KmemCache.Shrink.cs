@@ -167,7 +167,9 @@ public sealed partial class KmemCache
                 if (!IsLive(obj))
                     continue;
 
-                text.Append($"Object 0x{_slabs.KernelAddress(obj):x16} @offset={(long)i * SlotSize}\n");
+                text.Append($"Object 0x{_slabs.KernelAddress(obj):x16} @offset={((long)i * SlotSize) + _leftPad}\n");
+                if (_debug != null)
+                    text.Append(_debug.TracksOf(obj));
                 listed++;
             }
         });

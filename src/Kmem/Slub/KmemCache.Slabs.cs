@@ -14,7 +14,8 @@ public sealed partial class KmemCache
     private static Construction? t_constructing;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private unsafe void* ObjectAt(Page* slab, int index) => _slabs.Map.AddressOf(slab) + ((long)index * Geometry.Size);
+    private unsafe void* ObjectAt(Page* slab, int index) =>
+        _slabs.Map.AddressOf(slab) + ((long)index * Geometry.Size) + _leftPad;
 
     private unsafe int IndexOf(Page* slab, void* obj) =>
         (int)((uint)((byte*)obj - _slabs.Map.AddressOf(slab)) / (uint)Geometry.Size);
@@ -55,6 +56,7 @@ public sealed partial class KmemCache
             slab->Flags |= PageFlags.SlabPfMemAlloc;
         _slabs.AccountPages(slab, 1L << order, Flags);
 
+        _debug?.InitSlab(slab, objects, order);
         int first = _constructor == null ? LayOut(slab, objects) : Construct(slab, objects);
         slab->SlabState = new SlabState(SlabState.NoFreeObject, objects, objects, frozen: true).Word;
         freelist = ObjectAt(slab, first);
@@ -71,7 +73,7 @@ public sealed partial class KmemCache
         if (_sequence != null && objects >= 2)
             return LayOutShuffled(slab, objects);
 
-        byte* obj = _slabs.Map.AddressOf(slab);
+        byte* obj = (byte*)ObjectAt(slab, 0);
         for (int i = 0; i < objects; i++)
         {
             byte* next = i + 1 < objects ? obj + Geometry.Size : null;
@@ -153,6 +155,8 @@ public sealed partial class KmemCache
     private unsafe void Discard(Page* slab)
     {
         Bug.OnVm(SlabState.Read(slab).InUse != 0, "slab with objects discarded");
+        if (_debug is { Checks: true })
+            CheckBeforeDiscard(slab);
         _nodes[NodeOf(slab)].CountSlab(-1, -SlabState.Read(slab).Objects);
         if ((Flags & SlabFlags.TypesafeByRcu) != 0)
             _slabs.Rcu.Call(new RcuPageFree(this, (nint)slab).Run);
@@ -170,7 +174,7 @@ public sealed partial class KmemCache
         slab->Mapping = 0;
         slab->SlabCache = 0;
         slab->Private = 0;
-        slab->Flags &= ~(PageFlags.SlabPfMemAlloc | PageFlags.SlabOnPartialList);
+        slab->Flags &= ~(PageFlags.SlabPfMemAlloc | PageFlags.SlabOnPartialList | PageFlags.SlabCorrupt);
         if (_slabs.PageSink == null)
             _slabs.Pages.FreeFrozen(slab, order);
         else

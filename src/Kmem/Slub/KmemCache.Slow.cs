@@ -12,6 +12,12 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocSlow(CpuTask* task, int cpu, Gfp gfp, int node)
     {
+        if (_route < 0)
+        {
+            _cpus.Leave(task);
+            return AllocDebugObject(task, gfp, node, (nuint)_objectSize);
+        }
+
         KmemCacheCpu* c = CpuAt(cpu);
         void* freelist;
         do
@@ -41,6 +47,8 @@ public sealed partial class KmemCache
             return null;
         }
 
+        if (!_slabs.Map.Contains(freelist))
+            ThrowCorruptFreelist(task, c, freelist, freelist);
         void* rest = FreePointer(freelist);
         if (!IsSameSlabOrNull(freelist, rest))
             ThrowCorruptFreelist(task, c, freelist, rest);
@@ -272,7 +280,7 @@ public sealed partial class KmemCache
         while (true)
         {
             SlabState state = SlabState.Read(slab);
-            Bug.OnVm(!state.HasFree || state.Frozen, "a partial slab has free objects and belongs to nobody");
+            Bug.On(!state.HasFree || state.Frozen, "a partial slab has free objects and belongs to nobody");
             if (SlabState.TryChange(slab, state, state.With(SlabState.NoFreeObject, state.Objects, frozen: true)))
                 return ObjectAt(slab, state.FreeIndex);
         }
@@ -284,6 +292,13 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeSlow(CpuTask* task, int cpu, Page* slab, void* head, void* tail, int count)
     {
+        if (_route < 0)
+        {
+            _cpus.Leave(task);
+            FreeChainDebug(slab, head, count);
+            return;
+        }
+
         KmemCacheNode node = _nodes[NodeOf(slab)];
         int headIndex = IndexOf(slab, head);
         bool locked = false;

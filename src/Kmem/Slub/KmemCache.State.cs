@@ -12,9 +12,16 @@ public sealed partial class KmemCache
         slab->SlabCache = SlabAllocator.TagOf(Id);
         slab->Type = PageType.Slab;
         _slabs.SetPlaces(slab, order, _place);
+        _debug?.InitSlab(slab, objects, order);
         for (int i = 0; i < objects; i++)
             MarkLive(ObjectAt(slab, i));
         LinkFree(slab, freelist);
+        for (int i = 0; i < objects && _debug != null; i++)
+        {
+            if (IsLive(ObjectAt(slab, i)))
+                _debug.InitObject((byte*)ObjectAt(slab, i), active: true);
+        }
+
         int first = freelist.Length > 0 ? freelist[0] : SlabState.NoFreeObject;
         slab->SlabState = new SlabState(first, inUse, objects, frozen).Word;
         _nodes[NodeOf(slab)].CountSlab(1, objects);
@@ -76,17 +83,63 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that was
-    /// handed out goes back.
+    /// Fails if what a CPU takes for its sheaves is none: mistakes about the blocks that sheaves lie in may have
+    /// overwritten them.
     /// </summary>
-    /// <returns>False if the wanted object is not a free object of this cache: nothing was changed.</returns>
-    internal unsafe bool Exchange(void* taken, void* wanted)
+    internal unsafe void CheckSheavesOf(int cpu)
+    {
+        const int MostObjects = 1 << 12;
+        KmemCacheCpu* c = StateOf(cpu);
+        foreach (nint at in (ReadOnlySpan<nint>)[(nint)c->Main, (nint)c->Spare, (nint)c->RcuFree])
+        {
+            var sheaf = (Sheaf*)at;
+            if (_sheafCapacity == 0 || sheaf == null)
+                continue;
+
+            Bug.On(sheaf->Capacity is <= 0 or > MostObjects, "a sheaf without a size");
+            Bug.On(sheaf->Size < 0 || sheaf->Size > sheaf->Capacity, "a sheaf with more objects than room");
+            foreach (nint obj in Sheaf.Objects(sheaf))
+            {
+                Page* slab = _slabs.SlabOf((void*)obj);
+                Bug.On(slab == null || _slabs.CacheOf(slab) != this, "a sheaf with something that is no object");
+            }
+        }
+    }
+
+    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    internal void BreakLocks()
+    {
+        foreach (KmemCacheNode node in _nodes)
+        {
+            node.Lock.Break();
+            node.Barn?.BreakLock();
+        }
+    }
+
+    /// <summary>
+    /// Makes a free object one in use, wherever it is: a request that found nothing should have got it.
+    /// </summary>
+    /// <returns>False if it is not a free object of this cache: nothing was changed.</returns>
+    internal unsafe bool Claim(void* wanted)
     {
         Page* slab = _slabs.SlabOf(wanted);
         if (slab == null || _slabs.CacheOf(slab) != this || IsLive(wanted) || !TryUnlink(slab, wanted))
             return false;
 
         MarkLive(wanted);
+        return true;
+    }
+
+    /// <summary>
+    /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that was
+    /// handed out goes back.
+    /// </summary>
+    /// <returns>False if the wanted object is not a free object of this cache: nothing was changed.</returns>
+    internal unsafe bool Exchange(void* taken, void* wanted)
+    {
+        if (!Claim(wanted))
+            return false;
+
         FreeCore(_slabs.SlabOf(taken), taken);
         return true;
     }

@@ -28,6 +28,7 @@ public sealed partial class KmemCache
     private readonly unsafe byte* _live;   // at address 0 >> _liveShift
     private readonly int _liveShift;
     private readonly int _freePointerOffset;
+    private readonly int _leftPad;
     private readonly ulong _slabMask;      // bits that two addresses of one slab have in common
     private readonly ulong _hardening;     // secret of the free pointers; 0 if they are stored plainly
     private readonly bool _hardened;
@@ -46,7 +47,9 @@ public sealed partial class KmemCache
         _objectSize = geometry.ObjectSize;
         _inuse = geometry.Inuse;
         _constructor = traits.Constructor;
-        _sheafCapacity = traits.SheafCapacity;
+        _debug = (geometry.Flags & SlabFlagMask.Debug) == 0 ? null : new SlabDebug(this, slabs);
+        _sheafCapacity = _debug == null ? traits.SheafCapacity : 0;
+        _route = _debug != null ? -1 : Math.Sign(_sheafCapacity);
         IsPrivate = traits.IsPrivate;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
@@ -54,6 +57,7 @@ public sealed partial class KmemCache
         CpuPartial = geometry.CpuPartial;
         CpuPartialSlabs = geometry.CpuPartialSlabs;
         _freePointerOffset = geometry.FreePointerOffset;
+        _leftPad = geometry.RedLeftPad;
         _slabMask = ~(((ulong)Pfn.PageSize << geometry.Order) - 1);
         _liveShift = LiveObjects.ShiftFor(geometry.Size);
         _live = slabs.Live.MapFor(geometry.Size) - ((ulong)_ram >> _liveShift);
@@ -66,8 +70,8 @@ public sealed partial class KmemCache
         _nodes = new KmemCacheNode[slabs.Pages.Nodes.Count];
         for (int node = 0; node < _nodes.Length; node++)
         {
-            int sheafBytes = slabs.Options.SheavesEverywhere ? traits.SheafCapacity * geometry.Size : 0;
-            _nodes[node] = new KmemCacheNode { Barn = traits.SheafCapacity > 0 ? new Barn(sheafBytes) : null };
+            int sheafBytes = slabs.Options.SheavesEverywhere ? _sheafCapacity * geometry.Size : 0;
+            _nodes[node] = new KmemCacheNode { Barn = _sheafCapacity > 0 ? new Barn(sheafBytes) : null };
         }
     }
 
@@ -223,7 +227,14 @@ public sealed partial class KmemCache
     {
         CpuTask* task = _cpus.Current;
         _slabs.Pages.CheckContext(gfp, task);
-        void* obj = _sheafCapacity == 0 ? null : AllocFromSheaf(task, gfp, node);
+        void* obj = null;
+        if (_route != 0)
+        {
+            if (_route < 0)
+                return AllocDebug(task, gfp, node, requested, traceAsKmalloc);
+            obj = AllocFromSheaf(task, gfp, node);
+        }
+
         if (obj == null)
             obj = AllocFromSlabs(task, gfp, node);
         if (obj == null)
@@ -245,8 +256,17 @@ public sealed partial class KmemCache
             _slabs.ThrowBadFree(this, slab, obj);
 
         CpuTask* task = _cpus.Current;
-        if (_sheafCapacity != 0 && FreeToSheaf(task, slab, obj))
-            return;
+        if (_route != 0)
+        {
+            if (_route < 0)
+            {
+                FreeDebug(slab, obj);
+                return;
+            }
+
+            if (FreeToSheaf(task, slab, obj))
+                return;
+        }
 
         int cpu = _cpus.Enter(task);
         KmemCacheCpu* c = CpuAt(cpu);

@@ -7,6 +7,7 @@ namespace Kmem;
 internal sealed class KmemCacheNode
 {
     private readonly unsafe ListHead* _partial;
+    private readonly unsafe ListHead* _full;
     private long _slabs;
     private long _objects;
 
@@ -17,12 +18,17 @@ internal sealed class KmemCacheNode
     {
         _partial = (ListHead*)NativeMemory.Alloc((nuint)sizeof(ListHead));
         ListHead.Init(_partial);
+        _full = (ListHead*)NativeMemory.Alloc((nuint)sizeof(ListHead));
+        ListHead.Init(_full);
     }
 
     /// <summary>Partial slabs in list order; the next one to be used is the first.</summary>
     public unsafe ListHead* Partial => _partial;
 
     public int NrPartial { get; private set; }
+
+    /// <summary>Slabs without a free object; kept only by debugged caches that remember their users.</summary>
+    public unsafe ListHead* Full => _full;
 
     public long NrSlabs => Volatile.Read(ref _slabs);
 
@@ -59,6 +65,38 @@ internal sealed class KmemCacheNode
         ListHead.Remove(&slab->SlabList);
     }
 
+    public unsafe void AddFullLocked(Page* slab)
+    {
+        Bug.OnVm((slab->Flags & PageFlags.SlabOnFullList) != 0, "slab is on the full list already");
+        slab->Flags |= PageFlags.SlabOnFullList;
+        ListHead.AddHead(_full, &slab->SlabList);
+    }
+
+    /// <summary>Takes a slab off whichever list it is on.</summary>
+    public unsafe void UnlistLocked(Page* slab)
+    {
+        if ((slab->Flags & PageFlags.SlabOnPartialList) != 0)
+        {
+            RemoveLocked(slab);
+        }
+        else if ((slab->Flags & PageFlags.SlabOnFullList) != 0)
+        {
+            slab->Flags &= ~PageFlags.SlabOnFullList;
+            ListHead.Remove(&slab->SlabList);
+        }
+    }
+
+    /// <summary>All slabs that are on a list, the partial ones first.</summary>
+    public unsafe List<nint> ListedLocked()
+    {
+        var slabs = new List<nint>();
+        for (ListHead* entry = _partial->Next; entry != _partial; entry = entry->Next)
+            slabs.Add((nint)Page.FromSlabList(entry));
+        for (ListHead* entry = _full->Next; entry != _full; entry = entry->Next)
+            slabs.Add((nint)Page.FromSlabList(entry));
+        return slabs;
+    }
+
     /// <summary>Free objects on the partial list; walks at most 10000 slabs, then extrapolates as the kernel does.</summary>
     public unsafe long CountPartialFree()
     {
@@ -83,7 +121,11 @@ internal sealed class KmemCacheNode
         return free;
     }
 
-    unsafe ~KmemCacheNode() => NativeMemory.Free(_partial);
+    unsafe ~KmemCacheNode()
+    {
+        NativeMemory.Free(_partial);
+        NativeMemory.Free(_full);
+    }
 }
 
 /// <summary>A cache's state on one CPU; touched only inside a section of that CPU.

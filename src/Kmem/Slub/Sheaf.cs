@@ -36,7 +36,7 @@ internal struct Sheaf
         _ => 124,
     };
 
-    public readonly bool IsFull => Size == Capacity;
+    public readonly bool IsFull => Size >= Capacity;
 
     public static unsafe void** ObjectsOf(Sheaf* sheaf) => (void**)((byte*)sheaf + HeaderBytes);
 
@@ -74,6 +74,8 @@ internal sealed class Barn
     public int FullCount { get; private set; }
 
     public int EmptyCount { get; private set; }
+
+    public void BreakLock() => _lock.Break();
 
     public unsafe void PutFull(Sheaf* sheaf)
     {

@@ -45,6 +45,9 @@ internal sealed partial class SlabAllocator
     [MethodImpl(MethodImplOptions.NoInlining)]
     public unsafe void ThrowBadFree(KmemCache cache, Page* slab, void* address)
     {
+        if (cache.Debug != null)
+            cache.ThrowBadFreeDebug(slab, address);
+
         byte* start = Map.AddressOf(slab);
         long offset = (byte*)address - start;
         long index = offset / cache.SlotSize;
@@ -80,7 +83,7 @@ internal sealed partial class SlabAllocator
     public unsafe void WarnWrongCache(KmemCache given, KmemCache owner, void* obj) =>
         Log.Write(
             $"WARNING: cache_from_obj: Wrong slab cache. {given.Name} but object is from {owner.Name} "
-            + $"(0x{KernelAddress(obj):x16})");
+            + $"(0x{KernelAddress(obj):x16})\n{owner.Debug?.TracksOf(obj)}");
 
     /// <summary>A stale pointer that the allocator itself uses meanwhile: freeing it would take its own arrays away.</summary>
     [DoesNotReturn]
@@ -127,6 +130,8 @@ internal sealed partial class SlabAllocator
             .Append(CultureInfo.InvariantCulture, $"  cache: {cache.Name}, object size: {cache.ObjectSize}, ")
             .Append(CultureInfo.InvariantCulture, $"buffer size: {cache.SlotSize}, default order: {cache.Geometry.Order}, ")
             .Append(CultureInfo.InvariantCulture, $"min order: {cache.Geometry.MinOrder}\n");
+        if (cache.Geometry.MinOrder > PageOrder.ForSize((nuint)cache.ObjectSize))
+            text.Append($"  {cache.Name} debugging increased min order, use slab_debug=O to disable.\n");
         for (int i = 0; i < cache.Nodes.Count; i++)
         {
             KmemCacheNode its = cache.Nodes[i];

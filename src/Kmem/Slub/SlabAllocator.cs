@@ -23,6 +23,9 @@ internal sealed record SlabOptions
 
     public ulong Seed { get; init; } = 1;
 
+    /// <summary>Which caches are debugged.</summary>
+    public SlubDebugSetting Debug { get; init; } = SlubDebugSetting.None;
+
     /// <summary>The addresses that reports and tracepoints show.</summary>
     public AddressMap Addresses { get; init; } = AddressMap.FourLevels;
 }
@@ -73,6 +76,8 @@ internal sealed partial class SlabAllocator : IDisposable
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
         PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
         Trace = null;
+        foreach (string complaint in options.Debug.Complaints)
+            log.Write(complaint);
     }
 
     public PageAllocator Pages { get; }
@@ -90,6 +95,12 @@ internal sealed partial class SlabAllocator : IDisposable
     public LiveObjects Live { get; }
 
     public Rcu Rcu { get; } = new();
+
+    /// <summary>Stacks of the users of debugged caches.</summary>
+    public StackDepot Stacks { get; } = new();
+
+    /// <summary>Whether slab debugging has found anything since boot.</summary>
+    public bool IsTainted { get; set; }
 
     public ITrace? Trace
     {
@@ -324,12 +335,6 @@ internal sealed partial class SlabAllocator : IDisposable
     public KmemCache Create(string name, int size, int align, SlabFlags flags, CacheTraits traits, int? freePointerOffset)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
-        if ((flags & SlabFlagMask.Debug) != 0)
-        {
-            throw new NotSupportedException(
-                $"cache {name}: slab debugging ({flags & SlabFlagMask.Debug}) is not built yet");
-        }
-
         if ((flags & ~SlabFlagMask.Permitted) != 0)
             throw new ArgumentException($"cache {name}: flags {flags & ~SlabFlagMask.Permitted} are not permitted", nameof(flags));
         if (traits.UserOffset < 0 || traits.UserSize < 0 || (long)traits.UserOffset + traits.UserSize > size)
@@ -338,6 +343,7 @@ internal sealed partial class SlabAllocator : IDisposable
                 $"cache {name}: user window {traits.UserOffset}+{traits.UserSize} is not within {size} bytes");
         }
 
+        flags = Options.Debug.FlagsFor(name, flags);
         lock (_mutex)
         {
             KmemCache? mergeable = freePointerOffset == null ? FindMergeable(size, align, flags, traits) : null;
@@ -511,15 +517,20 @@ internal sealed partial class SlabAllocator : IDisposable
     private KmemCache CreateBoot(
         string name, int size, int align, SlabFlags flags, CacheTraits traits, int? freePointerOffset = null)
     {
+        flags = traits.IsPrivate ? flags : Options.Debug.FlagsFor(name, flags);
         var request = new SlabGeometryRequest(size, align, flags, Cpus.Count)
         {
             HasConstructor = traits.Constructor != null,
             FreePointerOffset = freePointerOffset,
             CacheLineSize = Options.CacheLineSize,
+            NoHigherOrderDebug = Options.Debug.NoHigherOrders,
         };
         SlabGeometry geometry = SlabGeometry.Compute(request);
         int id = FreeId();
-        if (Options.SheavesEverywhere && traits is { SheafCapacity: 0, IsPlain: false })
+        bool isDebugged = (geometry.Flags & SlabFlagMask.Debug) != 0;
+        if (isDebugged)
+            traits = traits with { SheafCapacity = 0 };
+        else if (Options.SheavesEverywhere && traits is { SheafCapacity: 0, IsPlain: false })
             traits = traits with { SheafCapacity = Sheaf.DefaultCapacity(geometry.Size) };
         var cache = new KmemCache(this, id, name, geometry, traits);
         cache.FastId = FastId;

@@ -187,7 +187,11 @@ internal static class StateWriter
     {
         var frames = new List<ulong>();
         for (ListHead* node = list->Next; node != list; node = node->Next)
+        {
             frames.Add(machine.Map.PfnOf(Page.FromLru(node)));
+            Bug.On((ulong)frames.Count > machine.Map.EndPfn, "a list of frames goes in a circle");
+        }
+
         return [.. frames];
     }
 
@@ -246,7 +250,11 @@ internal static class StateWriter
         KmemCacheCpu* c = cache.StateOf(cpu);
         var partial = new List<ulong>();
         for (Page* slab = c->Partial; slab != null; slab = slab->CpuPartialNext)
+        {
             partial.Add(machine.Map.PfnOf(slab));
+            Bug.On((ulong)partial.Count > machine.Map.EndPfn, "a chain of partial slabs goes in a circle");
+        }
+
         return new CacheCpuState
         {
             Slab = c->Slab == null ? null : machine.Map.PfnOf(c->Slab),
@@ -279,7 +287,11 @@ internal static class StateWriter
     {
         var slabs = new List<ulong>();
         for (ListHead* node = list->Next; node != list; node = node->Next)
+        {
             slabs.Add(machine.Map.PfnOf(Page.FromSlabList(node)));
+            Bug.On((ulong)slabs.Count > machine.Map.EndPfn, "a partial list goes in a circle");
+        }
+
         return slabs;
     }
 
@@ -288,7 +300,11 @@ internal static class StateWriter
         var indices = new List<int>();
         byte* start = machine.Map.AddressOf(slab);
         for (void* obj = first; obj != null; obj = cache.NextFree(obj))
+        {
             indices.Add((int)(((byte*)obj - start) / cache.SlotSize));
+            Bug.On(indices.Count > SlabState.Read(slab).Objects, "the free list of a slab goes in a circle");
+        }
+
         return [.. indices];
     }
 

@@ -52,9 +52,9 @@ public sealed class AddressSpace : IDisposable
     }
 
     /// <summary>
-    /// Shows an area of the kernel, or a part of it, at addresses of the process (remap_vmalloc_range). The pages get one
-    /// more reference each: the area may be freed while they are shown. The mapping cannot grow and is in no core dump
-    /// (VM_DONTEXPAND, VM_DONTDUMP).
+    /// Shows an area of the kernel, or a part of it, at addresses of the process (remap_vmalloc_range). The pages get
+    /// one more reference each: the area may be freed while they are shown. The mapping cannot grow and is in no core
+    /// dump (VM_DONTEXPAND, VM_DONTDUMP).
     /// </summary>
     /// <param name="start">Where, a multiple of 4096 in the lower half.</param>
     /// <param name="bytes">How much, whole pages.</param>
@@ -64,8 +64,8 @@ public sealed class AddressSpace : IDisposable
     /// <param name="firstPage">The first page of the area to be shown (pgoff).</param>
     /// <returns>
     /// <see cref="VmapError.Invalid"/> if something is not aligned, not all of it is in the area, or the area is of
-    /// another kind; <see cref="VmapError.Busy"/> if addresses are in use; <see cref="VmapError.NoMemory"/>. Then nothing
-    /// is shown.
+    /// another kind; <see cref="VmapError.Busy"/> if addresses are in use; <see cref="VmapError.NoMemory"/>. Then
+    /// nothing is shown.
     /// </returns>
     /// <exception cref="ObjectDisposedException">The process has ended.</exception>
     public unsafe VmapError RemapVmallocRange(VirtAddr start, nuint bytes, void* area, ulong firstPage = 0)
@@ -106,7 +106,9 @@ public sealed class AddressSpace : IDisposable
         }
     }
 
-    /// <summary>Goes through this process's page tables as a processor would: its own addresses, and the kernel's.</summary>
+    /// <summary>
+    /// Goes through this process's page tables as a processor would: its own addresses, and the kernel's.
+    /// </summary>
     /// <param name="address">Any address.</param>
     /// <returns>Each entry on the way.</returns>
     /// <exception cref="ObjectDisposedException">The process has ended.</exception>
@@ -136,6 +138,8 @@ public sealed class AddressSpace : IDisposable
         _onClose(this);
     }
 
-    /// <summary>One past the last address of the lower half, less the page that the kernel keeps free (TASK_SIZE).</summary>
+    /// <summary>
+    /// One past the last address of the lower half, less the page that the kernel keeps free (TASK_SIZE).
+    /// </summary>
     private ulong UserEnd => (1UL << (_mm.Levels == 5 ? 56 : 47)) - Pfn.PageSize;
 }

@@ -21,13 +21,17 @@ public sealed class DmaDevice
     /// <summary>The highest address that it can use (coherent_dma_mask); usually 4 GiB less 1.</summary>
     public ulong CoherentMask { get; init; } = uint.MaxValue;
 
-    /// <summary>Whether it sees what is in the CPU's caches; PCs do. Else its memory is mapped a second time, uncached.</summary>
+    /// <summary>
+    /// Whether it sees what is in the CPU's caches; PCs do. Else its memory is mapped a second time, uncached.
+    /// </summary>
     public bool IsCoherent { get; init; } = true;
 
     /// <summary>Whether an IOMMU translates its addresses: then frames need not be contiguous nor low.</summary>
     public bool HasIommu { get; init; }
 
-    /// <summary>Map memory for writing in bursts, if it is mapped a second time at all (DMA_ATTR_WRITE_COMBINE).</summary>
+    /// <summary>
+    /// Map memory for writing in bursts, if it is mapped a second time at all (DMA_ATTR_WRITE_COMBINE).
+    /// </summary>
     public bool WriteCombine { get; init; }
 
     /// <summary>Its NUMA node, or -1.</summary>
@@ -43,7 +47,9 @@ public sealed class DmaDevice
         }
     }
 
-    /// <summary>The frame that the device reaches through an address; <see cref="Pfn.None"/> if it may not use it.</summary>
+    /// <summary>
+    /// The frame that the device reaches through an address; <see cref="Pfn.None"/> if it may not use it.
+    /// </summary>
     /// <param name="address">An address within one of its buffers.</param>
     /// <returns>The frame.</returns>
     public Pfn Translate(DmaAddress address)
@@ -61,7 +67,9 @@ public sealed class DmaDevice
         return Pfn.None;
     }
 
-    /// <summary>Takes addresses for the frames of a buffer: the highest free ones below the mask, or the frames' own.</summary>
+    /// <summary>
+    /// Takes addresses for the frames of a buffer: the highest free ones below the mask, or the frames' own.
+    /// </summary>
     /// <returns>False if there are none.</returns>
     internal bool Add(nint pointer, DmaBuffer buffer, out DmaAddress address)
     {

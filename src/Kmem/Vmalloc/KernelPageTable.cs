@@ -1,7 +1,7 @@
 namespace Kmem;
 
 /// <summary>How address spaces learn of new top-level entries of the kernel's tables.</summary>
-internal enum KernelTableSync
+public enum KernelTableSync
 {
     /// <summary>
     /// Before 5.8: the first access through a stale root faults, and the fault handler copies the entry.
@@ -149,6 +149,28 @@ internal sealed class KernelPageTable : PageTable
             return false;
         Tlb?.FlushRange(va, va + (pages << Pfn.PageShift));
         return true;
+    }
+
+    /// <summary>
+    /// Takes frames out of the direct map: their entries stay and are not present, and nobody is told
+    /// (set_direct_map_invalid_noflush).
+    /// </summary>
+    /// <returns>False if there was no memory to split a large leaf: nothing has changed.</returns>
+    public bool InvalidateDirect(ulong pfn, ulong pages)
+    {
+        Bug.On(_addresses == null, "there is no direct map");
+        ulong va = _addresses.DirectMap + (pfn << Pfn.PageShift);
+        if (!SplitAt(va, Gfp.Kernel) || !SplitAt(va + (pages << Pfn.PageShift), Gfp.Kernel))
+            return false;
+        SetLeafFlags(va, pages, set: 0, clear: PageTableEntry.Present | PageTableEntry.Writable);
+        return true;
+    }
+
+    /// <summary>Puts frames back (set_direct_map_default_noflush); nobody may write there yet.</summary>
+    public void RestoreDirect(ulong pfn, ulong pages)
+    {
+        Bug.On(_addresses == null, "there is no direct map");
+        SetLeafFlags(_addresses.DirectMap + (pfn << Pfn.PageShift), pages, set: PageTableEntry.Present, clear: 0);
     }
 
     /// <summary>

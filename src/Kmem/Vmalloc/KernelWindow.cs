@@ -107,17 +107,21 @@ internal sealed class KernelWindow : IDisposable
         return null;
     }
 
-    /// <summary>Shows a run of frames, of the machine's RAM or of <paramref name="source"/>.</summary>
+    /// <summary>
+    /// Shows a run of frames, of the machine's RAM or of <paramref name="source"/>; see
+    /// <see cref="AddressWindow.Map"/>.
+    /// </summary>
     /// <returns>
     /// <see cref="WindowResult.HostLimit"/> also if this process has no pointers for these addresses.
     /// </returns>
-    public WindowResult Map(ulong va, ulong pfn, ulong pages, WindowProtection protection, Ram? source = null)
+    public WindowResult Map(
+        ulong va, ulong pfn, ulong pages, WindowProtection protection, Ram? source = null, bool populate = false)
     {
         ulong bytes = pages << Pfn.PageShift;
         foreach ((ulong start, AddressWindow window) in _parts)
         {
             if (va - start < window.Bytes && bytes <= window.Bytes - (va - start))
-                return window.Map(va - start, pfn << Pfn.PageShift, bytes, protection, source);
+                return window.Map(va - start, pfn << Pfn.PageShift, bytes, protection, source, populate);
         }
 
         return WindowResult.HostLimit;

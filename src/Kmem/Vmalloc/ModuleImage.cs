@@ -266,7 +266,8 @@ public sealed class ModuleImage
             length == 0 || (offset >= (ulong)tables && offset <= (ulong)image.Length
             && length <= (ulong)image.Length - offset),
             "KMOD-05",
-            string.Create(CultureInfo.InvariantCulture, $"section {i}: content 0x{offset:x} + 0x{length:x} is not there"));
+            string.Create(
+                CultureInfo.InvariantCulture, $"section {i}: content 0x{offset:x} + 0x{length:x} is not there"));
         Require(kind <= int.MaxValue, "KMOD-06", $"section {i}: kind {kind} is unknown");
         Require(align <= int.MaxValue, "KMOD-07", $"section {i}: alignment {align}");
         Require(size <= MaxSize, "KMOD-08", $"section {i}: {size} bytes, at most {MaxSize}");

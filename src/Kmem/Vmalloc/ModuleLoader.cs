@@ -5,8 +5,7 @@ namespace Kmem;
 
 /// <summary>
 /// Puts modules into memory (kernel/module/main.c, Linux 6.18): sections of a kind lie together, text in the ROX cache
-/// of
-/// <see cref="Execmem"/>, constants and variables in areas of their own.
+/// of <see cref="Execmem"/>, constants and variables in areas of their own.
 /// <code>
 ///   Load:  room ─▶ contents ─▶ relocations ─▶ rights           text r-x    constants r--    variables rw-
 /// </code>

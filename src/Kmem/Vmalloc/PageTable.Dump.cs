@@ -43,7 +43,9 @@ internal abstract partial class PageTable
     /// </summary>
     public IEnumerable<PageTableRow> Rows() => RowsUnder(RootPfn, Levels, 0);
 
-    /// <summary>Every table: its frame, then pairs of index and entry where an entry is not 0. Nobody may be at work.</summary>
+    /// <summary>
+    /// Every table: its frame, then pairs of index and entry where an entry is not 0. Nobody may be at work.
+    /// </summary>
     public List<ulong[]> Capture()
     {
         var tables = new List<ulong[]>();
@@ -52,7 +54,8 @@ internal abstract partial class PageTable
     }
 
     /// <summary>Whether the leaf that maps an address allows writing.</summary>
-    public bool IsWritable(ulong va) => Walk(va).Steps is [.., { Leaf: true } leaf] && (leaf.Entry & PageTableEntry.Writable) != 0;
+    public bool IsWritable(ulong va) =>
+        Walk(va).Steps is [.., { Leaf: true } leaf] && (leaf.Entry & PageTableEntry.Writable) != 0;
 
     private void Capture(ulong table, int level, List<ulong[]> tables)
     {
@@ -65,7 +68,8 @@ internal abstract partial class PageTable
 
             row.Add((ulong)index);
             row.Add(entry);
-            bool isTable = level > PteLevel && (entry & PageTableEntry.Present) != 0 && !PageTableEntry.IsLeaf(entry, level);
+            bool isTable = level > PteLevel && (entry & PageTableEntry.Present) != 0
+                && !PageTableEntry.IsLeaf(entry, level);
             if (isTable)
                 Capture(PageTableEntry.PfnOf(entry, level), level - 1, tables);
         }

@@ -75,6 +75,33 @@ internal abstract partial class PageTable
         return false;
     }
 
+    /// <summary>
+    /// Sets and clears flags of a range's leaves, present or not. The range cuts through none of them, and all exist.
+    /// </summary>
+    protected void SetLeafFlags(ulong va, ulong pages, ulong set, ulong clear)
+    {
+        ulong last = va + ((pages << Pfn.PageShift) - 1);
+        while (true)
+        {
+            ulong table = RootPfn;
+            int level = Levels;
+            ulong entry = Read(table, PageTableEntry.IndexOf(level, va));
+            while (level > PteLevel && (level > PageTableEntry.PudLevel || (entry & PageTableEntry.PageSize) == 0))
+            {
+                Bug.On(entry == 0, "a leaf is not there");
+                table = PageTableEntry.PfnOf(entry, level);
+                level--;
+                entry = Read(table, PageTableEntry.IndexOf(level, va));
+            }
+
+            Write(table, PageTableEntry.IndexOf(level, va), (entry | set) & ~clear);
+            ulong end = va | ((1UL << PageTableEntry.ShiftOf(level)) - 1);
+            if (end >= last)
+                return;
+            va = end + 1;
+        }
+    }
+
     /// <summary>Where a leaf is, and an address that it maps.</summary>
     private readonly record struct Leaf(ulong Table, int Index, int Level, ulong Va)
     {

@@ -3,8 +3,8 @@ using System.Globalization;
 namespace Kmem;
 
 /// <summary>
-/// Memory of which each CPU has its own copy (mm/percpu.c, Linux 6.18). A chunk has a unit for each CPU; an object is at
-/// the same offset in all of them, so its address for one CPU is its address for another plus a constant:
+/// Memory of which each CPU has its own copy (mm/percpu.c, Linux 6.18). A chunk has a unit for each CPU; an object is
+/// at the same offset in all of them, so its address for one CPU is its address for another plus a constant:
 /// <code>
 ///   chunk 1   base  ├ unit of CPU 0 ┤├ unit of CPU 1 ┤ … ├ other node: unit of CPU 2 ┤
 ///   chunk 0   base' ├───────────────┤├───────────────┤ … ├───────────────────────────┤     highest addresses first
@@ -122,7 +122,9 @@ internal sealed class PercpuAllocator
         return 0;
     }
 
-    /// <summary>Frees an object of all CPUs (free_percpu). Where sleeping is forbidden its frames stay for the next.</summary>
+    /// <summary>
+    /// Frees an object of all CPUs (free_percpu). Where sleeping is forbidden its frames stay for the next.
+    /// </summary>
     /// <exception cref="KernelBugException">No object starts there.</exception>
     public unsafe void Free(ulong address)
     {

@@ -1,7 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// Address space for one unit per CPU, and which parts of a unit are given out. What is true for one unit is true for all:
+/// Address space for one unit per CPU, and which parts of a unit are given out. What is true for one unit is true for
+/// all:
 /// <code>
 ///   unit of CPU 0   | a a a |   | b |  free         |      page 0 populated in every unit, page 1 in none
 ///   unit of CPU 1   | a a a |   | b |  free         |

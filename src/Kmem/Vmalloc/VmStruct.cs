@@ -101,6 +101,12 @@ internal enum VmFlags : ulong
     /// </summary>
     Owned = 1UL << 61,
 
+    /// <summary>Not the kernel's: freed, and kept with all it has for the next request of its size.</summary>
+    Kept = 1UL << 60,
+
+    /// <summary>Not the kernel's: the rights of its pages were changed.</summary>
+    RightsChanged = 1UL << 59,
+
     /// <summary>
     /// Not the kernel's: handed to vfree where sleeping is forbidden, and waiting. Found again, it is a double free.
     /// </summary>

@@ -7,9 +7,18 @@ internal sealed partial class VmallocAllocator
     private const int BulkPages = 100;              // at most so many pages per call of the bulk allocator
     private const ulong LargestKmallocArray = PageSize;
 
+    private long _flushes;
+    private long _areasPurged;
+
+    /// <summary>Flushes of addresses on all CPUs, and the freed areas that they were for.</summary>
+    public (long Flushes, long Areas) Purged => (Volatile.Read(ref _flushes), Volatile.Read(ref _areasPurged));
+
     /// <inheritdoc/>
     public void Flush(ulong start, ulong end, IReadOnlyList<VmapRange> areas)
     {
+        Interlocked.Increment(ref _flushes);
+        Interlocked.Add(ref _areasPurged, areas.Count);
+
         // Areas that touch are unmapped by one call: that is what purging late is good for.
         var sorted = new List<VmapRange>(areas);
         sorted.Sort((a, b) => a.Start.CompareTo(b.Start));
@@ -26,8 +35,11 @@ internal sealed partial class VmallocAllocator
     }
 
     /// <inheritdoc/>
-    public bool PurgeFragmentedBlocks(bool force, ref ulong start, ref ulong end) =>
-        Blocks.PurgeFragmented(force, ref start, ref end);
+    public bool PurgeFragmentedBlocks(bool force, ref ulong start, ref ulong end)
+    {
+        DropKept();
+        return Blocks.PurgeFragmented(force, ref start, ref end);
+    }
 
     /// <summary>Pages for an area, and the window over them (__vmalloc_area_node).</summary>
     /// <returns>Null if all went well; else what failed. What has been done stays for <see cref="Undo"/>.</returns>
@@ -77,6 +89,8 @@ internal sealed partial class VmallocAllocator
             gfp |= Gfp.HighMem;
         Span<Pfn> batch = stackalloc Pfn[BulkPages];
         MemMap map = _slabs.Map;
+        if (_kept != null && vm->PageOrder == 0)
+            TakeLargeBlocks(vm, count, gfp, request.Node);
         while (vm->PageOrder == 0 && vm->PageCount < count)
         {
             Span<Pfn> wanted = batch[..(int)Math.Min(BulkPages, count - vm->PageCount)];
@@ -126,7 +140,7 @@ internal sealed partial class VmallocAllocator
             ulong va = vm->Address + (i * PageSize);
             ulong pfn = _slabs.Map.PfnOf(vm->Pages[i]);
             if (!Tables.Map(va, pfn, run, prot, CacheMode.WriteBack, maxShift, tableGfp)
-                || !ShowRun(va, pfn, run, prot))
+                || !ShowRun(va, pfn, run, prot, populate: _kept != null && count <= LargestPopulated))
             {
                 Tables.Unmap(vm->Address, count);
                 Unshow(new VmapRange(vm->Address, vm->Address + bytes));
@@ -143,15 +157,16 @@ internal sealed partial class VmallocAllocator
     /// One mapping of the window. When the budget of mappings is used up, those of freed areas are given back first.
     /// A source other than the machine's RAM is a device's memory, with frames numbered from 0.
     /// </summary>
-    private bool ShowRun(ulong va, ulong pfn, ulong pages, PageProt prot, Ram? source = null)
+    private bool ShowRun(
+        ulong va, ulong pfn, ulong pages, PageProt prot, Ram? source = null, bool populate = false)
     {
         KernelWindow window = WindowAt(va);
         WindowProtection access = HostRights(prot);
-        if (window.Map(va, pfn, pages, access, source) == WindowResult.Done)
+        if (window.Map(va, pfn, pages, access, source, populate) == WindowResult.Done)
             return true;
 
         Vmap.UnmapAliases();
-        return window.Map(va, pfn, pages, access, source) == WindowResult.Done;
+        return window.Map(va, pfn, pages, access, source, populate) == WindowResult.Done;
     }
 
     /// <summary>

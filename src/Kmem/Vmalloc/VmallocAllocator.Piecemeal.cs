@@ -41,7 +41,9 @@ internal sealed partial class VmallocAllocator
     }
 
     /// <summary>Areas at a common base for per-CPU chunks (pcpu_get_vm_areas).</summary>
-    /// <returns>The vm_structs (VmStruct*), in the order of the offsets; null if there is no room or no memory.</returns>
+    /// <returns>
+    /// The vm_structs (VmStruct*), in the order of the offsets; null if there is no room or no memory.
+    /// </returns>
     internal unsafe VmStruct*[]? ReserveCongruent(ReadOnlySpan<ulong> offsets, ReadOnlySpan<ulong> sizes, ulong align)
     {
         nint NewVm()

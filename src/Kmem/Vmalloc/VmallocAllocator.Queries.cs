@@ -19,7 +19,8 @@ internal sealed partial class VmallocAllocator
             : null;
 
     /// <summary>The frame behind a pointer into an area (vmalloc_to_page); none where nothing is mapped.</summary>
-    public unsafe Pfn PfnAt(void* pointer) => WindowOf(pointer) != null ? Tables.Translate(AddressOf(pointer)) : Pfn.None;
+    public unsafe Pfn PfnAt(void* pointer) =>
+        WindowOf(pointer) != null ? Tables.Translate(AddressOf(pointer)) : Pfn.None;
 
     /// <summary>The area of vmalloc that starts at a pointer; it may be used as long as its owner does not free
     /// it.</summary>
@@ -54,7 +55,8 @@ internal sealed partial class VmallocAllocator
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void ThrowNoArea(void* pointer, string operation) => _pages.ThrowBug(string.Create(
         CultureInfo.InvariantCulture,
-        $"WARNING: Trying to {operation}() nonexistent vm area (0x{Shown(pointer):x16}): {WhyNoArea(pointer, operation)}"));
+        $"WARNING: Trying to {operation}() nonexistent vm area (0x{Shown(pointer):x16}): "
+        + $"{WhyNoArea(pointer, operation)}"));
 
     private unsafe string WhyNoArea(void* pointer, string operation)
     {
@@ -74,6 +76,7 @@ internal sealed partial class VmallocAllocator
 
         VmFlags flags = area->Vm->Flags;
         return (flags & VmFlags.Deferred) != 0 ? "it is being freed already"
+            : (flags & VmFlags.Kept) != 0 ? "it is free already"
             : (flags & VmFlags.Owned) != 0 && operation == "vfree" ? "a stack or memory of modules: its owner frees it"
             : (flags & VmFlags.FlushResetPerms) != 0 && operation is "vfree" or "execmem_free"
                 ? "its rights have to be reset (VM_FLUSH_RESET_PERMS), which sleeps, and this context may not"

@@ -8,7 +8,7 @@ namespace Kmem;
 ///                        set_memory_ro                       vfree with VM_FLUSH_RESET_PERMS
 ///   PTEs of the area     rw ──▶ r-                           cleared
 ///   the window           rw ──▶ r-  (mprotect)               faults
-///   the direct map       rw ──▶ r-  (PTEs and mprotect)      r- ──▶ -- ──▶ [flush] ──▶ rw, then the frames are free
+///   the direct map       rw ──▶ r-  (PTEs and mprotect)      r- ──▶ absent ──▶ [flush] ──▶ rw, then the frames are free
 /// </code>
 /// </content>
 internal sealed partial class VmallocAllocator
@@ -41,6 +41,7 @@ internal sealed partial class VmallocAllocator
         if (!Tables.SplitAt(va, Gfp.Kernel) || !Tables.SplitAt(end, Gfp.Kernel))
             return false;
 
+        Interlocked.Or(ref *(long*)&vm->Flags, (long)VmFlags.RightsChanged);
         int done = 0;
         while (done < runs.Count && ChangeRun(runs[done], (runs[done].Prot | set) & ~clear, isRam))
             done++;
@@ -72,7 +73,7 @@ internal sealed partial class VmallocAllocator
                 $"WARNING: {operation}() at 0x{va:x16}: the rights of stacks and per-CPU memory do not change"));
         }
 
-        if (vm == null || (vm->Flags & (VmFlags.Uninitialized | VmFlags.Deferred)) != 0
+        if (vm == null || (vm->Flags & (VmFlags.Uninitialized | VmFlags.Deferred | VmFlags.Kept)) != 0
             || pages > (area->Start + MappedSize(vm) - va) >> Pfn.PageShift)
         {
             _pages.ThrowBug(string.Create(
@@ -182,7 +183,11 @@ internal sealed partial class VmallocAllocator
 
         // Refused, they stay as they are, which also lets nobody write.
         foreach (FrameRun run in changed)
+        {
             DirectMap.Set(run.Pfn, run.Count, WindowProtection.None);
+            Tables.InvalidateDirect(run.Pfn, run.Count);
+        }
+
         Vmap.UnmapAliases(start, end);
         GiveBack(changed);
     }
@@ -207,6 +212,7 @@ internal sealed partial class VmallocAllocator
         foreach (FrameRun run in changed)
         {
             // The tables were split when the rights were taken, so this needs none.
+            Tables.RestoreDirect(run.Pfn, run.Count);
             if (!Retried(() => DirectMap.Set(run.Pfn, run.Count, WindowProtection.ReadWrite))
                 || !Tables.ProtectDirect(run.Pfn, run.Count, PageProt.Kernel))
             {
@@ -254,7 +260,8 @@ internal sealed partial class VmallocAllocator
         if (pfn.IsValid && DirectMap.RightsOf(pfn.Value) != WindowProtection.ReadWrite)
         {
             _pages.ThrowBug(
-                $"WARNING: Trying to vfree() read-only memory (0x{AddressOf(pointer):x16}) where sleeping is forbidden");
+                $"WARNING: Trying to vfree() read-only memory (0x{AddressOf(pointer):x16}) "
+                + "where sleeping is forbidden");
         }
     }
 }

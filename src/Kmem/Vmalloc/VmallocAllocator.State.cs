@@ -1,6 +1,7 @@
 namespace Kmem;
 
-/// <content>The areas as plain data: what their vm_structs and page arrays say, which lie in the machine's RAM.</content>
+/// <content>The areas as plain data: what their vm_structs and page arrays say, which lie in the machine's
+/// RAM.</content>
 internal sealed partial class VmallocAllocator
 {
     /// <summary>The state of the addresses, each area with what lies behind it. Nobody may be at work.</summary>
@@ -52,7 +53,8 @@ internal sealed partial class VmallocAllocator
     private unsafe void RestoreAreas(VmapState state)
     {
         // Every window first: the array of a large area lies in another area.
-        List<VmapAreaState> areas = state.Nodes.SelectMany(node => node.Busy).Where(area => area.Struct != null).ToList();
+        List<VmapAreaState> areas = state.Nodes
+            .SelectMany(node => node.Busy).Where(area => area.Struct != null).ToList();
         foreach (VmapAreaState area in areas)
             ShowRestored(area.Struct!);
         foreach (VmapAreaState area in areas)

@@ -4,13 +4,15 @@ namespace Kmem;
 internal sealed partial class VmallocAllocator
 {
     /// <summary>
-    /// Maps a part of an area into a process, page by page, each with a reference of its own (remap_vmalloc_range_partial,
-    /// mm/vmalloc.c, Linux 6.18).
+    /// Maps a part of an area into a process, page by page, each with a reference of its own
+    /// (remap_vmalloc_range_partial, mm/vmalloc.c, Linux 6.18).
     /// </summary>
     /// <param name="process">Whose tables.</param>
     /// <param name="userAddress">Where; a multiple of a page.</param>
     /// <param name="bytes">How much; whole pages.</param>
-    /// <param name="pointer">The area's start; it must be one of those made for this (VM_USERMAP, VM_DMA_COHERENT).</param>
+    /// <param name="pointer">
+    /// The area's start; it must be one of those made for this (VM_USERMAP, VM_DMA_COHERENT).
+    /// </param>
     /// <param name="offset">First byte of the area to show; a multiple of a page.</param>
     /// <returns>Why not; then nothing is mapped that was not before.</returns>
     public unsafe VmapError RemapToUser(Mm process, ulong userAddress, ulong bytes, void* pointer, ulong offset)

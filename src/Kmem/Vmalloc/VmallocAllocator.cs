@@ -33,10 +33,8 @@ internal readonly record struct VmallocRequest(nuint Size, Gfp Gfp, VmCaller Cal
 ///   frames (page allocator)       0x1a3     0x2070 0x2071     0x88
 /// </code>
 /// An area is described by a vm_struct (kzalloc) with an array of its pages: from kmalloc, or above 512 pages itself
-/// from
-/// vmalloc. Freeing gives the frames back at once; the addresses, and the window's mappings with them, follow in bulk
-/// at
-/// the next purge.
+/// from vmalloc. Freeing gives the frames back at once; the addresses, and the window's mappings with them, follow in
+/// bulk at the next purge.
 /// </summary>
 /// <remarks>Thread-safe. Everything but <see cref="Free"/> may sleep, and is refused where sleeping is
 /// forbidden.</remarks>
@@ -46,7 +44,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     private const int HugeShift = 21;
     private const ulong HugeSize = 1UL << HugeShift;
     private const VmFlags NotFreeable = VmFlags.Uninitialized | VmFlags.IoRemap | VmFlags.Sparse
-        | VmFlags.Percpu | VmFlags.DmaCoherent | VmFlags.Owned;
+        | VmFlags.Percpu | VmFlags.DmaCoherent | VmFlags.Owned | VmFlags.Kept;
 
     private readonly SlabAllocator _slabs;
     private readonly PageAllocator _pages;
@@ -65,7 +63,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     /// addresses.</exception>
     /// <exception cref="PlatformException">The host has no address space left.</exception>
     public VmallocAllocator(SlabAllocator slabs, KmallocAllocator kmalloc, Ram ram, MapBudget? budget = null)
-        : this(slabs, kmalloc, ram, budget, null, 0, null)
+        : this(slabs, kmalloc, ram, new VmallocOptions { Budget = budget })
+    {
+    }
+
+    /// <inheritdoc cref="VmallocAllocator(SlabAllocator, KmallocAllocator, Ram, MapBudget)"/>
+    public VmallocAllocator(SlabAllocator slabs, KmallocAllocator kmalloc, Ram ram, VmallocOptions options)
+        : this(slabs, kmalloc, ram, options, null, 0, null)
     {
     }
 
@@ -76,8 +80,9 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         Ram ram,
         VmapState state,
         ulong root,
-        IReadOnlyList<ulong[]> tables)
-        : this(slabs, kmalloc, ram, null, state, root, tables)
+        IReadOnlyList<ulong[]> tables,
+        VmallocOptions? options = null)
+        : this(slabs, kmalloc, ram, options ?? new VmallocOptions(), state, root, tables)
     {
     }
 
@@ -85,7 +90,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         SlabAllocator slabs,
         KmallocAllocator kmalloc,
         Ram ram,
-        MapBudget? budget,
+        VmallocOptions options,
         VmapState? state,
         ulong root,
         IReadOnlyList<ulong[]>? tables)
@@ -100,25 +105,27 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         foreach (ZonePages zone in _pages.Zones)
             _totalRam += zone.Zone.Managed;
         _ram = ram;
-        _budget = budget ?? MapBudget.Process;
+        _budget = options.Budget ?? MapBudget.Process;
+        if (options.KeepFreedAreas)
+            _kept = new KeptAreas(Math.Min(_totalRam / KeptShareOfRam, MostKeptBytes >> Pfn.PageShift));
         DirectMap = new DirectMap(ram, _budget);
         AddressMap addresses = slabs.Addresses;
-        _window = new KernelWindow(ram, addresses.VmallocStart, addresses.VmallocEnd, budget);
+        _window = new KernelWindow(ram, addresses.VmallocStart, addresses.VmallocEnd, options.Budget);
         try
         {
             // A host with less room has a smaller vmalloc space; where it starts stays.
-            var options = new VmapOptions { Start = _window.Start, End = _window.Last, State = state };
+            var vmap = new VmapOptions { Start = _window.Start, End = _window.Last, State = state };
             if (state == null)
             {
-                Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels);
+                Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels, options.Sync);
                 if (!Tables.MapDirect(addresses, _pages.IsPresent, slabs.Map.EndPfn))
                     _pages.ThrowBug("Kernel panic: no memory for the tables of the direct map");
-                Vmap = new VmapAllocator(slabs, options);
+                Vmap = new VmapAllocator(slabs, vmap);
             }
             else
             {
                 Tables = new KernelPageTable(_pages, slabs.Map, addresses.Levels, root, tables!);
-                Vmap = new VmapAllocator(slabs, options);
+                Vmap = new VmapAllocator(slabs, vmap);
                 RestoreAreas(state);
             }
         }
@@ -206,6 +213,8 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
             FreeDeferred();
         else
             RefuseUnwritable(pointer);
+        if (!defer && _kept != null && TryKeep(va))
+            return;
 
         // Where sleeping is forbidden the memory itself becomes a list entry, which must be writable.
         VmFlags refuse = (NotFreeable & ~need) | VmFlags.Deferred | (defer ? VmFlags.FlushResetPerms : VmFlags.None);
@@ -347,6 +356,13 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         {
             Warn(request, "exceeds total pages");
             return null;
+        }
+
+        if (_kept != null)
+        {
+            void* kept = TakeKept(request);
+            if (kept != null)
+                return kept;
         }
 
         if ((request.Flags & VmFlags.AllowHugeVmap) != 0 && request.Size >= HugeSize)

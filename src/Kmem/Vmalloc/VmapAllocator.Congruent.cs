@@ -15,7 +15,9 @@ internal sealed partial class VmapAllocator
     /// <summary>
     /// Allocates areas at a common base, as high as there is room for all of them (pcpu_get_vm_areas). No guard pages.
     /// </summary>
-    /// <param name="offsets">Of each area from the base; multiples of <paramref name="align"/>, without overlap.</param>
+    /// <param name="offsets">
+    /// Of each area from the base; multiples of <paramref name="align"/>, without overlap.
+    /// </param>
     /// <param name="sizes">Bytes of each area; multiples of <paramref name="align"/>, not 0.</param>
     /// <param name="align">Of the base; a power of two, at least a page.</param>
     /// <param name="newVm">Makes a vm_struct (a VmStruct*); 0 if it cannot.</param>

@@ -129,7 +129,8 @@ internal sealed partial class VmapAllocator
     {
         void* obj = _slabs.PointerOf(address);
         Page* slab = _slabs.SlabOf(obj);
-        Require(slab != null && _slabs.CacheOf(slab).IsLive(obj), address, "(an address of an object) is no object in use");
+        Require(
+            slab != null && _slabs.CacheOf(slab).IsLive(obj), address, "(an address of an object) is no object in use");
     }
 
     /// <summary>Gives all objects back to the slab.</summary>

@@ -72,6 +72,14 @@ internal sealed partial class VmapAllocator : IDisposable
     private readonly Lock _purgeLock = new();
     private readonly RateLimit _failures = new("alloc_vmap_area", TimeSpan.FromSeconds(5), 10);
     private SpinLock _freeLock = new(LockRank.VmapFree);
+
+    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    public void BreakLocks()
+    {
+        _freeLock.Break();
+        foreach (VmapNode node in Nodes)
+            node.BreakLocks();
+    }
     private long _lazyPages;
     private int _drainPending;
 
@@ -84,7 +92,8 @@ internal sealed partial class VmapAllocator : IDisposable
         End = options.End;
         int nodes = Math.Clamp(options.State?.Nodes.Length ?? options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
-        _objects = new VmapObjects(slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
+        _objects = new VmapObjects(
+            slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);

@@ -87,7 +87,9 @@ public enum VmapError
     /// <summary>More pages than the machine has (−E2BIG).</summary>
     TooBig = -7,
 
-    /// <summary>No memory for what describes the area, for page tables, or no mappings of the host left (−ENOMEM).</summary>
+    /// <summary>
+    /// No memory for what describes the area, for page tables, or no mappings of the host left (−ENOMEM).
+    /// </summary>
     NoMemory = -12,
 
     /// <summary>No room, also after purging; or something is mapped there already (−EBUSY).</summary>

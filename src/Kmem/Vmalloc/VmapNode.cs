@@ -21,6 +21,14 @@ internal sealed class VmapNode : IDisposable
     private SpinLock _busyLock = new(LockRank.VmapBusy);
     private SpinLock _lazyLock = new(LockRank.VmapLazy);
 
+    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    public void BreakLocks()
+    {
+        _poolLock.Break();
+        _busyLock.Break();
+        _lazyLock.Break();
+    }
+
     public unsafe VmapNode(int id)
     {
         Id = id;

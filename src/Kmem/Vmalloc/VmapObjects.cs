@@ -3,9 +3,9 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Where the objects that describe areas come from and go to: the slab cache <c>vmap_area</c>. In a replay those requests
-/// are in the recording themselves; then the trees consist of copies outside the machine's RAM, each of which knows the
-/// address of the object that it stands for, and a mistake about slabs cannot tear a tree.
+/// Where the objects that describe areas come from and go to: the slab cache <c>vmap_area</c>. In a replay those
+/// requests are in the recording themselves; then the trees consist of copies outside the machine's RAM, each of which
+/// knows the address of the object that it stands for, and a mistake about slabs cannot tear a tree.
 /// </summary>
 internal sealed class VmapObjects : IDisposable
 {
@@ -30,8 +30,19 @@ internal sealed class VmapObjects : IDisposable
     /// <summary>With copies: told which object is not used any more; it goes back to the cache later.</summary>
     public Action<ulong>? Sink { get; set; }
 
-    public unsafe VmapArea* Alloc(Gfp gfp, int node = -1) =>
-        _copies == null ? (VmapArea*)Cache.Alloc(gfp, node) : CopyOf(Source?.Invoke() ?? 0);
+    /// <summary>Told when the cache has no object: the machine's own trace does not show that.</summary>
+    public Action<Gfp>? Refused { get; set; }
+
+    public unsafe VmapArea* Alloc(Gfp gfp, int node = -1)
+    {
+        if (_copies != null)
+            return CopyOf(Source?.Invoke() ?? 0);
+
+        var area = (VmapArea*)Cache.Alloc(gfp, node);
+        if (area == null)
+            Refused?.Invoke(gfp);
+        return area;
+    }
 
     /// <summary>Null is allowed.</summary>
     public unsafe void Free(VmapArea* area)

@@ -42,6 +42,11 @@ public sealed class BrokenVmallocRuleTests
         patch.Set((ulong*)(machine.Map.RamBase + tables.Walk(guard).Steps[^1].EntryAddress.Value), last.Entry);
     });
 
+    [Fact]
+    [Trait("rule", "VMALLOC-07")]
+    public unsafe void Area_of_an_owner_that_is_marked_as_kept() => Breaks("VMALLOC-07", static (_, vm, patch) =>
+        patch.Set(&vm->Flags, vm->Flags | VmFlags.Kept));
+
     private static unsafe void Breaks(string rule, Damage damage)
     {
         Assert.SkipUnless(OperatingSystem.IsLinux(), "vmalloc needs frames mapped at a second address");

@@ -78,7 +78,6 @@ public sealed unsafe class MachineStateTests
     [InlineData("1\t1.0\t0\t.....\t1\tPA\t1\t0", "PA has 2 fields, expected 5")]
     [InlineData("1\t1.0\t0\t.....\t1\tPA\tx\t0\t1\tcca\tpcp", "expected a number")]
     [InlineData("1\t1.0\t9\t.....\t1\tPF\t5\t0\tpcp", "no CPU 9")]
-    [InlineData("1\t1.0\t0\t.....\t1\tKA\tnobody\t0\t8\tcc0", "no cache nobody")]
     [InlineData("+\tffff888000000000", "did not begin")]
     public void A_wrong_line_is_named(string line, string rule)
     {
@@ -89,6 +88,89 @@ public sealed unsafe class MachineStateTests
 
         Assert.Contains("line 2", error.Message, StringComparison.Ordinal);
         Assert.Contains(rule, error.Message, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("1\t1.0\t0\t.....\t1\tKA\tnobody\tffff888000100000\t8\tcc0", "no cache nobody")]
+    [InlineData("1\t1.0\t0\t.....\t1\tPF\t99999999\t0\tpcp", "no such frame")]
+    public void What_the_state_does_not_have_counts_as_a_difference(string line, string reason)
+    {
+        using var folder = new PhaseCopy("00-slab");
+        folder.WriteEvents(line);
+
+        StatePrediction prediction = StatePrediction.Run(folder.Path);
+
+        Assert.Contains(reason, prediction.First, StringComparison.Ordinal);
+        Assert.Equal(0, prediction.SlabAllocsExact);
+    }
+
+    [Theory]
+    [InlineData("grace period")]
+    [InlineData("random order")]
+    [InlineData("5 levels")]
+    [InlineData("changed rights")]
+    [InlineData("devices")]
+    [InlineData("vm_map_ram")]
+    [InlineData("sparse")]
+    [InlineData("per-CPU")]
+    [InlineData("stacks")]
+    [InlineData("address spaces")]
+    public void What_a_state_has_no_place_for_is_refused_by_name(string what)
+    {
+        string path = Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}.json");
+        using Machine machine = Machine.Boot(new MachineOptions
+        {
+            RamBytes = 256UL << 20,
+            SlabFreelistRandom = what == "random order",
+            PageTableLevels = what == "5 levels" ? 5 : 4,
+        });
+        Assert.SkipWhen(AddressWindow.WhyUnsupported(machine.Ram) != null, "no address window on this host");
+        machine.CpuSet.Pin(0);
+        int reader = machine.Slabs.Rcu.ReadLock();
+        using IDisposable? kept = Use(machine, what);
+
+        string message = Assert.Throws<InvalidOperationException>(() => machine.SaveState(path)).Message;
+
+        machine.Slabs.Rcu.ReadUnlock(reader);
+        Assert.Contains(what, message, StringComparison.Ordinal);
+        Assert.False(File.Exists(path));
+    }
+
+    private static IDisposable? Use(Machine machine, string what)
+    {
+        switch (what)
+        {
+            case "grace period":
+                machine.Slabs.Rcu.Call(() => { });
+                break;
+            case "5 levels":
+                machine.Vmalloc(5000);
+                break;
+            case "changed rights":
+                machine.SetMemoryRo(machine.Vmalloc(4096), 1);
+                break;
+            case "devices":
+                machine.AddDevice(new PhysAddr(0xfd00_0000), 1 << 20, "card");
+                machine.Ioremap(new PhysAddr(0xfd00_0000), 8192);
+                break;
+            case "vm_map_ram":
+                Span<Pfn> frames = [new Pfn(machine.Map.PfnOf(machine.Pages.Alloc(Gfp.Kernel, 0, -1)))];
+                Assert.False(machine.VmMapRam(frames) == null);
+                break;
+            case "sparse":
+                machine.GetVmArea(1 << 20);
+                break;
+            case "per-CPU":
+                machine.AllocPercpu(64, 8);
+                break;
+            case "stacks":
+                machine.AllocThreadStack();
+                break;
+            case "address spaces":
+                return machine.CreateAddressSpace();
+        }
+
+        return null;
     }
 
     [Fact]

@@ -72,11 +72,23 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
         Save(Path.Combine(folder, "state-t0.json.gz"));
         _machine.Trace = this;
         if (_vmap != null)
+        {
             _vmap.Trace = this;
+            _vmap.Objects.Refused = gfp =>
+                Emit($"KA\t{_vmap.Objects.Cache.Name}\t0\t{_vmap.Objects.Cache.ObjectSize}\t{Hex(gfp)}\t{_site}");
+        }
+
         _machine.Slabs.PageSource = TakeSlabPage;
         Func<nuint, Gfp, nint> source = _machine.Slabs.AllocMetadata;
         Action<nint> sink = _machine.Slabs.FreeMetadata;
-        _machine.Slabs.AllocMetadata = (size, gfp) => At("alloc_empty_sheaf+0x23/0x40", () => source(size, gfp));
+        _machine.Slabs.AllocMetadata = (size, gfp) => At("alloc_empty_sheaf+0x23/0x40", () =>
+        {
+            // As for every request, the kernel's event comes also if there was nothing.
+            nint block = source(size, gfp);
+            if (block == 0)
+                Emit($"KM\t0\t{size}\t{size}\t{Hex(gfp)}\t{_site}");
+            return block;
+        });
         _machine.Slabs.FreeMetadata = block => At("free_empty_sheaf+0x1/0x2", () =>
         {
             sink(block);
@@ -356,8 +368,8 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
     private void Vmap(Random random)
     {
-        // An object that could not be had is an event in the kernel, and none here.
-        if (_vmap == null || _machine.Pages.Zones.Sum(zone => zone.Zone.FreePages) < 1000)
+        // A request that gets no object is in no event, but it has looked at the pools.
+        if (_vmap == null || _machine.Pages.Zones.Sum(zone => zone.Zone.FreePages) < 3000)
             return;
 
         if (_areas.Count > 0 && random.Next(5) < 2)

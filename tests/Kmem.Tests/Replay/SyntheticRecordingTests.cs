@@ -22,6 +22,24 @@ public sealed class SyntheticRecordingTests
         StatePrediction prediction = Predict(options, seed, operations, mayPause, out SyntheticRecording recording);
 
         AssertExact(prediction);
+        Assert.True(prediction.VmapAllocs == 0 || prediction.VmapAllocs > 10);
+        Assert.True(mayPause == 0 || recording.Pauses > 10, $"{recording.Pauses} pauses");
+    }
+
+    [Theory]
+    [InlineData(8, 1, 48, 5000, 0)]
+    [InlineData(2, 1, 64, 6000, 0)]
+    [InlineData(6, 2, 48, 6000, 3)]
+    [InlineData(11, 2, 64, 4000, 0)]
+    [InlineData(7, 4, 64, 5000, 2)]
+    public void Every_result_is_exact_where_requests_fail(int seed, int cpus, int mib, int operations, int mayPause)
+    {
+        var options = new MachineOptions { Cpus = cpus, RamBytes = (ulong)mib * MiB };
+
+        StatePrediction prediction = Predict(options, seed, operations, mayPause, out SyntheticRecording recording);
+
+        AssertExact(prediction);
+        Assert.True(recording.Failures > 50, $"{recording.Failures} requests failed");
         Assert.True(mayPause == 0 || recording.Pauses > 10, $"{recording.Pauses} pauses");
     }
 
@@ -31,7 +49,6 @@ public sealed class SyntheticRecordingTests
         Assert.Empty(prediction.Differences);
         Assert.Equal(0, prediction.UnknownEvents);
         Assert.True(prediction.IsExact);
-        Assert.True(prediction.VmapAllocs == 0 || prediction.VmapAllocs > 10);
         Assert.True(prediction.PageAllocs > 100 && prediction.SlabAllocs > 1000 && prediction.ZoneEvents > 100);
     }
 

@@ -6,16 +6,23 @@ namespace Kmem.Tests;
 /// What must not be done, at all kinds of sizes: each time a <see cref="KernelBugException"/> whose first line says what
 /// happened, the same in the log, nothing broken, and the machine goes on.
 /// </summary>
-public sealed class MisuseTests : IDisposable
+public abstract class MisuseChecks : IDisposable
 {
     private static readonly byte[] s_static = GC.AllocateArray<byte>(64, pinned: true);
     private readonly Machine _machine;
 
-    public MisuseTests() => _machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 128 << 20, Cpus = 2 });
+    protected MisuseChecks(KernelProfile profile, string? debug = null) => _machine = Machine.Boot(
+        new MachineOptions { Profile = profile, RamBytes = 128 << 20, Cpus = 2, SlubDebug = debug });
+
+    protected Machine Booted => _machine;
 
     public static TheoryData<int> Sizes => [8, 64, 96, 192, 1024, 4096, 8192, 3 * 4096, 1 << 20];
 
-    public void Dispose() => _machine.Dispose();
+    public void Dispose()
+    {
+        _machine.Dispose();
+        GC.SuppressFinalize(this);
+    }
 
     [Theory]
     [MemberData(nameof(Sizes))]
@@ -200,26 +207,82 @@ public sealed class MisuseTests : IDisposable
         _machine.FreePages(compound, order);
 
         nint small = Alloc(8192);
-        Refused(() => _machine.FreePages(_machine.PfnOf((void*)small), 3), "Slab");
+        var slab = new Pfn(_machine.PfnOf((void*)small).Value & ~7UL);
+        Refused(() => _machine.FreePages(slab, 3), "Slab");
         nint large = Alloc(8 * 4096);
         Refused(() => _machine.FreePages(_machine.PfnOf((void*)large), 3), "LargeKmalloc");
         Free(small);
         Free(large);
     }
 
+    protected static string Twice(int size) =>
+        size > 8192 ? "BUG" : "Object already free"; // the pages of a large block may be a slab by now
+
+    protected unsafe nint Alloc(int size)
+    {
+        var p = (nint)_machine.Kmalloc((nuint)size, Gfp.Kernel);
+        Assert.NotEqual(0, p);
+        return p;
+    }
+
+    protected unsafe void Free(nint p) => _machine.Kfree((void*)p);
+
+    protected unsafe void FreeAs(string way, nint p)
+    {
+        switch (way)
+        {
+            case "bulk": _machine.KfreeBulk([p]); break;
+            case "sensitive": _machine.KfreeSensitive((void*)p); break;
+            case "rcu": _machine.KfreeRcu((void*)p); break;
+            default: _machine.Caches[0].Free((void*)p); break;
+        }
+    }
+
+    protected unsafe nuint Ksize(nint p) => _machine.Ksize((void*)p);
+
+    protected unsafe bool IsLive(nint p)
+    {
+        Page* slab = _machine.Slabs.SlabOf((void*)p);
+        return slab != null
+            ? _machine.Slabs.CacheOf(slab) is { IsPrivate: false } cache && cache.IsLive((void*)p)
+            : _machine.Slabs.LargeBlockAt((void*)p) != null;
+    }
+
+    protected void Refused(Action misuse, string what)
+    {
+        _machine.Dmesg.Clear();
+        var error = Assert.Throws<KernelBugException>(misuse);
+        string report = error.Message;
+        Assert.Contains(what, report);
+        string[] lines = report.Split('\n');
+        Assert.Equal(lines, _machine.Dmesg.Lines.TakeLast(lines.Length).ToArray());
+        string summary = report.Split('\n').First(line => !line.StartsWith('='));
+        Assert.StartsWith("BUG", summary);
+        Assert.True(summary.Length > 20, summary);
+        Assert.Empty(_machine.Validate());
+        nint[] live = [Alloc(8), Alloc(64), Alloc(1024), Alloc(8192), Alloc(3 * 4096)];
+        Assert.Equal(5, live.Distinct().Count());
+        foreach (nint p in live)
+            Free(p);
+    }
+}
+
+/// <summary>The same with the kernel's rules and without debugging: reports of a few lines.</summary>
+public sealed class MisuseTests() : MisuseChecks(KernelProfile.Linux618)
+{
     [Fact]
     public unsafe void An_object_of_another_cache_goes_home_with_a_warning()
     {
-        KmemCache a = _machine.CreateCache("cache-a", 100, 0, SlabFlags.NoMerge);
-        KmemCache b = _machine.CreateCache("cache-b", 300, 0, SlabFlags.NoMerge);
+        KmemCache a = Booted.CreateCache("cache-a", 100, 0, SlabFlags.NoMerge);
+        KmemCache b = Booted.CreateCache("cache-b", 300, 0, SlabFlags.NoMerge);
         var obj = (nint)b.Alloc(Gfp.Kernel);
         nint general = Alloc(100);
         a.Free((void*)obj);
-        string warning = Assert.Single(_machine.Dmesg.Lines);
+        string warning = Assert.Single(Booted.Dmesg.Lines);
         Assert.Contains("Wrong slab cache. cache-a but object is from cache-b", warning);
         Assert.Equal(0, b.LiveCount);
         a.FreeBulk([general]);
-        Assert.Contains("cache-a but object is from kmalloc-128", _machine.Dmesg.Lines[1]);
+        Assert.Contains("cache-a but object is from kmalloc-128", Booted.Dmesg.Lines[1]);
         Assert.False(IsLive(general));
         Refused(() => a.Free((void*)obj), "Object already free");
         Refused(() => b.Free((void*)(obj + 8)), "Invalid object pointer");
@@ -234,16 +297,16 @@ public sealed class MisuseTests : IDisposable
     [Fact]
     public unsafe void The_report_names_cache_object_and_place()
     {
-        KmemCache cache = _machine.CreateCache("named", 100, 0, SlabFlags.NoMerge);
+        KmemCache cache = Booted.CreateCache("named", 100, 0, SlabFlags.NoMerge);
         cache.Alloc(Gfp.Kernel);
         var obj = (nint)cache.Alloc(Gfp.Kernel);
         var error = Assert.Throws<KernelBugException>(() => cache.Free((void*)(obj + 12)));
         string[] lines = error.Message.Split('\n');
         Assert.Equal("BUG named (Not tainted): Invalid object pointer: 12 bytes into the allocated object "
-            + $"0x{_machine.KernelAddressOf((void*)obj).Value:x16}", lines[1]);
+            + $"0x{Booted.KernelAddressOf((void*)obj).Value:x16}", lines[1]);
         Assert.Contains("objects=39 used=2", lines[3]); // 39 slots of 104 bytes in a page
         Assert.Contains("@offset=116", lines[4]);
-        Assert.Equal(lines, _machine.Dmesg.Lines);
+        Assert.Equal(lines, Booted.Dmesg.Lines);
         nint behind = (obj & ~4095) + (39 * 104);
         Refused(() => cache.Free((void*)behind), "behind the last object");
     }
@@ -273,55 +336,13 @@ public sealed class MisuseTests : IDisposable
             Assert.Empty(machine.Validate());
         }
     }
-
-    private static string Twice(int size) =>
-        size > 8192 ? "BUG" : "Object already free"; // the pages of a large block may be a slab by now
-
-    private unsafe nint Alloc(int size)
-    {
-        var p = (nint)_machine.Kmalloc((nuint)size, Gfp.Kernel);
-        Assert.NotEqual(0, p);
-        return p;
-    }
-
-    private unsafe void Free(nint p) => _machine.Kfree((void*)p);
-
-    private unsafe void FreeAs(string way, nint p)
-    {
-        switch (way)
-        {
-            case "bulk": _machine.KfreeBulk([p]); break;
-            case "sensitive": _machine.KfreeSensitive((void*)p); break;
-            case "rcu": _machine.KfreeRcu((void*)p); break;
-            default: _machine.Caches[0].Free((void*)p); break;
-        }
-    }
-
-    private unsafe nuint Ksize(nint p) => _machine.Ksize((void*)p);
-
-    private unsafe bool IsLive(nint p)
-    {
-        Page* slab = _machine.Slabs.SlabOf((void*)p);
-        return slab != null
-            ? _machine.Slabs.CacheOf(slab).IsLive((void*)p)
-            : _machine.Slabs.LargeBlockAt((void*)p) != null;
-    }
-
-    private void Refused(Action misuse, string what)
-    {
-        _machine.Dmesg.Clear();
-        var error = Assert.Throws<KernelBugException>(misuse);
-        string report = error.Message;
-        Assert.Contains(what, report);
-        string[] lines = report.Split('\n');
-        Assert.Equal(lines, _machine.Dmesg.Lines.TakeLast(lines.Length).ToArray());
-        string summary = report.Split('\n').First(line => !line.StartsWith('='));
-        Assert.StartsWith("BUG", summary);
-        Assert.True(summary.Length > 20, summary);
-        Assert.Empty(_machine.Validate());
-        nint[] live = [Alloc(8), Alloc(64), Alloc(1024), Alloc(8192), Alloc(3 * 4096)];
-        Assert.Equal(5, live.Distinct().Count());
-        foreach (nint p in live)
-            Free(p);
-    }
 }
+
+/// <summary>The same in the default setting, where every cache has sheaves.</summary>
+public sealed class NativeMisuseTests() : MisuseChecks(KernelProfile.Native);
+
+/// <summary>The same with slab debugging on all caches.</summary>
+public sealed class DebuggedMisuseTests() : MisuseChecks(KernelProfile.Linux618, "FZPU");
+
+/// <summary>The same with slab debugging on all caches of the default setting, and no record of users.</summary>
+public sealed class DebuggedNativeMisuseTests() : MisuseChecks(KernelProfile.Native, "FZP");

@@ -271,7 +271,13 @@ public sealed class AddressSpaceTests
     }
 
     private static Machine Boot(ulong ramBytes = 64 << 20) =>
-        Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = ramBytes, WatermarkBoostFactor = 0 });
+        Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            Cpus = 2,
+            RamBytes = ramBytes,
+            WatermarkBoostFactor = 0,
+        });
 
     private static long FreePages(Machine machine)
     {

@@ -11,7 +11,13 @@ public sealed class DirectMapTests
     private static Machine Boot(ulong ram, int levels = 4)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == 4096, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = ram, Cpus = 1, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            RamBytes = ram,
+            Cpus = 1,
+            PageTableLevels = levels,
+        });
     }
 
     private static unsafe KernelPageTable TablesOf(Machine machine)

@@ -8,8 +8,10 @@ public sealed class FiveLevelVmallocTests : VmallocTests
     [Fact]
     public void OnlyFourAndFiveLevelsExist()
     {
-        Assert.Throws<ArgumentException>(() => Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, PageTableLevels = 3 }));
-        Assert.Throws<ArgumentException>(() => Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, PageTableLevels = 6 }));
+        Assert.Throws<ArgumentException>(() => Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, PageTableLevels = 3 }));
+        Assert.Throws<ArgumentException>(() => Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, PageTableLevels = 6 }));
     }
 
     /// <summary>12.5 PiB less a byte, rounded down, and the direct map at its own place.</summary>
@@ -17,7 +19,8 @@ public sealed class FiveLevelVmallocTests : VmallocTests
     public unsafe void TheAddressMapIsThatOfFiveLevels()
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == 4096, "vmalloc needs Linux with 4 KiB pages");
-        using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PageTableLevels = 5 });
+        using Machine machine = Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PageTableLevels = 5 });
         Assert.Equal((12800UL << 30) - 1, machine.Proc.ReadMemInfo().Find("VmallocTotal")!.Value);
         void* area = machine.Vmalloc(4096);
         Assert.Equal((12800UL << 30) - 1, machine.Proc.ReadMemInfo().Find("VmallocTotal")!.Value);
@@ -27,12 +30,15 @@ public sealed class FiveLevelVmallocTests : VmallocTests
         Assert.Equal(0xff11_0000_0000_0000 + (frame.Value << 12), machine.KernelAddressOf(direct).Value);
     }
 
-    /// <summary>What fits nowhere in the process fails without a trace, whatever the address space could hold.</summary>
+    /// <summary>
+    /// What fits nowhere in the process fails without a trace, whatever the address space could hold.
+    /// </summary>
     [Fact]
     public unsafe void AnAddressWithoutAPointerIsNoMemory()
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == 4096, "vmalloc needs Linux with 4 KiB pages");
-        using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PageTableLevels = 5 });
+        using Machine machine = Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PageTableLevels = 5 });
         machine.Vfree(machine.Vmalloc(4096));
         VmallocAllocator vmalloc = machine.VmallocIfUsed!;
         var far = new VmallocRequest(4096, Gfp.Kernel | Gfp.NoWarn, VmCaller.Vmalloc) { Align = 1UL << 50 };

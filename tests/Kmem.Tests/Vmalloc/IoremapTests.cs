@@ -162,7 +162,8 @@ public sealed class IoremapTests
         Assert.True(machine.Ioremap(new PhysAddr(ulong.MaxValue - 100), 4096) == null);
         Assert.True(machine.Ioremap(new PhysAddr(1UL << 46), 4096) == null);
         Assert.True(machine.Ioremap(new PhysAddr((1UL << 46) - 4096), 4097) == null);
-        Assert.Contains(machine.Dmesg.Lines, line => line.Contains("invalid physical address", StringComparison.Ordinal));
+        Assert.Contains(
+            machine.Dmesg.Lines, line => line.Contains("invalid physical address", StringComparison.Ordinal));
         Assert.Throws<ArgumentException>(() => machine.AddDevice(new PhysAddr(2 * MiB), MiB, "in RAM"));
         Assert.Throws<ArgumentException>(() => machine.AddDevice(new PhysAddr(s_bar.Value + 1), MiB, "crooked"));
         Assert.Throws<ArgumentException>(() => machine.AddDevice(new PhysAddr(1UL << 46), MiB, "too high"));
@@ -188,7 +189,8 @@ public sealed class IoremapTests
 
         void* other = machine.IoremapUc(new PhysAddr(s_bar.Value + (4 * Page)), Page);
         Assert.True(machine.Ioremap(s_bar, 8 * Page) == null);
-        Assert.Contains(machine.Dmesg.Lines, line => line.Contains("conflicting memory types", StringComparison.Ordinal));
+        Assert.Contains(
+            machine.Dmesg.Lines, line => line.Contains("conflicting memory types", StringComparison.Ordinal));
         machine.Iounmap(first);
         machine.Iounmap(second);
         machine.Iounmap(other);

@@ -19,7 +19,8 @@ internal enum GuestEnd
 internal readonly record struct GuestProbe(GuestEnd End, ulong Address, byte Value);
 
 /// <summary>
-/// A virtual processor (KVM) whose physical memory is the RAM of a machine, and whose CR3 is the root of its page tables:
+/// A virtual processor (KVM) whose physical memory is the RAM of a machine, and whose CR3 is the root of its page
+/// tables:
 /// <code>
 ///   guest physical   0 ─────────────── RAM ───────────────┐ ... ┌ hole: leaving user mode
 ///                    same bytes as the machine's direct map

@@ -26,13 +26,20 @@ public sealed class KvmPageTableTests
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
         if (KvmGuest.WhyUnsupported is { } reason)
             Assert.Skip(reason);
-        Assert.SkipUnless(levels == 4 || KvmGuest.HasFiveLevels, "this processor has no page tables of five levels (LA57)");
-        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 1, RamBytes = ram, PageTableLevels = levels });
+        Assert.SkipUnless(
+            levels == 4 || KvmGuest.HasFiveLevels, "this processor has no page tables of five levels (LA57)");
+        return Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            Cpus = 1,
+            RamBytes = ram,
+            PageTableLevels = levels,
+        });
     }
 
     /// <summary>
-    /// Thousands of addresses: small and large areas, read-only ones, freed ones, guard pages, per-CPU memory, the direct
-    /// map with its leaves of 1 GiB, 2 MiB and, where one was split, 4 KiB.
+    /// Thousands of addresses: small and large areas, read-only ones, freed ones, guard pages, per-CPU memory, the
+    /// direct map with its leaves of 1 GiB, 2 MiB and, where one was split, 4 KiB.
     /// </summary>
     [Theory]
     [InlineData(4)]
@@ -118,7 +125,8 @@ public sealed class KvmPageTableTests
             return guest.Execute(KernelCode + (ulong)what, address, al: value);
         }
 
-        void Faults(int what, ulong address) => Assert.Equal(new GuestProbe(GuestEnd.Fault, address, 0), Do(what, address));
+        void Faults(int what, ulong address) =>
+            Assert.Equal(new GuestProbe(GuestEnd.Fault, address, 0), Do(what, address));
 
         for (int i = 0; i < 40; i++)
         {
@@ -209,7 +217,9 @@ public sealed class KvmPageTableTests
         process.Unmap(UserCode, 1);
     }
 
-    /// <summary>Asked with tables made by hand, so that a mistake in ours does not pass for a missing feature.</summary>
+    /// <summary>
+    /// Asked with tables made by hand, so that a mistake in ours does not pass for a missing feature.
+    /// </summary>
     private static unsafe bool KnowsGiantLeaves(Machine machine, KvmGuest guest, int levels)
     {
         Pfn[] byHand = [.. Enumerable.Range(0, levels - 2).Select(_ => machine.AllocPage(Gfp.Kernel | Gfp.Zero))];

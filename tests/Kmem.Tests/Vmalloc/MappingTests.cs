@@ -9,7 +9,13 @@ public sealed class MappingTests
     private static Machine Boot(ulong ram = 64UL << 20, int levels = 4)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = ram, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            Cpus = 2,
+            RamBytes = ram,
+            PageTableLevels = levels,
+        });
     }
 
     [Theory]
@@ -79,7 +85,8 @@ public sealed class MappingTests
         Assert.Equal(0UL, address.Value % (8 * Page));
         Assert.Equal(-1, new Span<byte>(memory, 6 * Page).IndexOfAnyExcept((byte)0));
         for (ulong page = 0; page < 6; page++)
-            Assert.Equal(machine.PfnOf(memory) + page, device.Translate(new DmaAddress(address.Value + (page * Page) + 9)));
+            Assert.Equal(
+                machine.PfnOf(memory) + page, device.Translate(new DmaAddress(address.Value + (page * Page) + 9)));
         Assert.Equal(Pfn.None, device.Translate(new DmaAddress(address.Value + (6 * Page))));
         Assert.DoesNotContain("dma-coherent", machine.Proc.VmallocInfo(), StringComparison.Ordinal);
         machine.DmaFreeCoherent(device, memory);
@@ -163,7 +170,9 @@ public sealed class MappingTests
         Assert.Empty(machine.Validate());
     }
 
-    /// <summary>A process sees the frames of an area in its own tables, and keeps them when the area is freed.</summary>
+    /// <summary>
+    /// A process sees the frames of an area in its own tables, and keeps them when the area is freed.
+    /// </summary>
     [Theory]
     [InlineData(4)]
     [InlineData(5)]

@@ -55,7 +55,8 @@ public sealed class MemoryRightsTests
                 Flags = reset ? VmFlags.FlushResetPerms : VmFlags.None,
             };
             var area = (byte*)vmalloc.Alloc(request);
-            Pfn[] frames = Enumerable.Range(0, 10).Select(i => machine.VmallocToPage(area + ((long)i * Page))).ToArray();
+            Pfn[] frames = Enumerable.Range(
+                0, 10).Select(i => machine.VmallocToPage(area + ((long)i * Page))).ToArray();
             Assert.True(machine.SetMemoryRox(area + Page, 7));
             long warnings = machine.Dmesg.TotalLines;
             machine.Vfree(area);
@@ -171,7 +172,8 @@ public sealed class MemoryRightsTests
         using Machine machine = Boot();
         var area = (byte*)machine.Vmalloc(4 * Page);
         void* direct = machine.AddressOf(machine.AllocPage(Gfp.Kernel));
-        AssertRefused(machine, () => machine.SetMemoryRo(area, 5), "set_memory_ro() of 5 pages", "not pages of one area");
+        AssertRefused(
+            machine, () => machine.SetMemoryRo(area, 5), "set_memory_ro() of 5 pages", "not pages of one area");
         AssertRefused(machine, () => machine.SetMemoryRo(area + (4 * Page), 1), "not pages of one area");
         AssertRefused(machine, () => machine.SetMemoryX(area + 8, 1), "set_memory_x() bad address");
         AssertRefused(machine, () => machine.SetMemoryRw(direct, 1), "direct map");
@@ -198,7 +200,8 @@ public sealed class MemoryRightsTests
         using (machine.HardIrq())
         {
             Assert.Contains(
-                "read-only memory", Assert.Throws<KernelBugException>(() => machine.Vfree(plain)).Message, StringComparison.Ordinal);
+                "read-only memory", Assert.Throws<KernelBugException>(
+                    () => machine.Vfree(plain)).Message, StringComparison.Ordinal);
             Assert.Contains(
                 "VM_FLUSH_RESET_PERMS",
                 Assert.Throws<KernelBugException>(() => machine.Vfree(flagged)).Message,

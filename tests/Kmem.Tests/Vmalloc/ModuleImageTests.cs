@@ -47,7 +47,8 @@ public sealed class ModuleImageTests
             image.Sections.Select(section => (section.Kind, section.Alignment, section.Size)),
             read.Sections.Select(section => (section.Kind, section.Alignment, section.Size)));
         Assert.All(
-            image.Sections.Zip(read.Sections), pair => Assert.Equal(pair.First.Content.ToArray(), pair.Second.Content.ToArray()));
+            image.Sections.Zip(
+                read.Sections), pair => Assert.Equal(pair.First.Content.ToArray(), pair.Second.Content.ToArray()));
         Assert.Equal(image.ToArray(), read.ToArray());
     });
 
@@ -135,8 +136,10 @@ public sealed class ModuleImageTests
         byte[] image = Sample().ToArray();
         image.AsSpan(16, 32).Fill((byte)'n');
         Assert.Equal("KMOD-14", Assert.Throws<ModuleFormatException>(() => ModuleImage.Parse(image)).Rule);
-        Assert.Equal("KMOD-01", Assert.Throws<ModuleFormatException>(() => ModuleImage.Parse(image.AsSpan(0, 55))).Rule);
-        Assert.Equal("KMOD-14", Assert.Throws<ModuleFormatException>(() => new ModuleImage(new string('n', 32)).ToArray()).Rule);
+        Assert.Equal(
+            "KMOD-01", Assert.Throws<ModuleFormatException>(() => ModuleImage.Parse(image.AsSpan(0, 55))).Rule);
+        Assert.Equal(
+            "KMOD-14", Assert.Throws<ModuleFormatException>(() => new ModuleImage(new string('n', 32)).ToArray()).Rule);
         Assert.Equal("KMOD-01", Assert.Throws<ModuleFormatException>(() => ModuleImage.Parse([])).Rule);
     }
 

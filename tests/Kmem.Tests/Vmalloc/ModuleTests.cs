@@ -92,7 +92,8 @@ public sealed class ModuleTests
         image.Relocations.Add(new ModuleRelocation(2, 0, ModuleRelocationType.Relative32, 0, 1L << 32));
 
         ModuleFormatException broken = Assert.Throws<ModuleFormatException>(() => machine.LoadModule(image));
-        Assert.StartsWith("KMOD-15: relocation 3: overflow in relocation type 2 val ", broken.Message, StringComparison.Ordinal);
+        Assert.StartsWith(
+            "KMOD-15: relocation 3: overflow in relocation type 2 val ", broken.Message, StringComparison.Ordinal);
         Assert.Empty(machine.Modules);
         Assert.Equal(before, machine.ModuleLoader.Execmem.CachedFree);
         Assert.Equal(pages, vmalloc.PageCount);

@@ -316,7 +316,8 @@ public sealed class PageTableTests
     [InlineData(5)]
     public void DisposeGivesEveryTableBack(int levels)
     {
-        using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = 64 << 20 });
+        using Machine machine = Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = 64 << 20 });
         long Free()
         {
             machine.DrainAllPages();
@@ -492,7 +493,8 @@ public sealed class PageTableTests
     {
         public Space(int levels = 4, ulong ramBytes = 64 << 20)
         {
-            Machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = ramBytes });
+            Machine = Machine.Boot(
+                new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 2, RamBytes = ramBytes });
             Tables = new KernelPageTable(Machine.Pages, Machine.Map, levels);
         }
 

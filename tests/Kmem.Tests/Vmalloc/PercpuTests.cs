@@ -10,7 +10,14 @@ public sealed class PercpuTests
     private static Machine Boot(int cpus, int nodes = 1, ulong ram = 256UL << 20, int levels = 4)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, Nodes = nodes, RamBytes = ram, PageTableLevels = levels });
+        return Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            Cpus = cpus,
+            Nodes = nodes,
+            RamBytes = ram,
+            PageTableLevels = levels,
+        });
     }
 
     /// <summary>The example of vmalloc.md, section 8.4: the last 2 MiB of the space stay unused.</summary>
@@ -32,7 +39,9 @@ public sealed class PercpuTests
         Assert.Empty(machine.Validate());
     }
 
-    /// <summary>Each CPU's copy is memory of its own, cleared, on its node, equally far from the others' in all chunks.</summary>
+    /// <summary>
+    /// Each CPU's copy is memory of its own, cleared, on its node, equally far from the others' in all chunks.
+    /// </summary>
     [Fact]
     public unsafe void CopiesAreApartAndCongruent()
     {
@@ -105,7 +114,8 @@ public sealed class PercpuTests
             (PercpuPointer gone, int length, byte mark) = live[at];
             live.RemoveAt(at);
             for (int cpu = 0; cpu < 3; cpu++)
-                Assert.Equal(-1, new Span<byte>(machine.PerCpuPtr(gone, cpu), length).IndexOfAnyExcept((byte)(mark + cpu)));
+                Assert.Equal(
+                    -1, new Span<byte>(machine.PerCpuPtr(gone, cpu), length).IndexOfAnyExcept((byte)(mark + cpu)));
             machine.FreePercpu(gone);
         }
 
@@ -228,7 +238,8 @@ public sealed class PercpuTests
             Gen.Int[0, 2]).Sample((busy, shape, alignShift) =>
         {
             const ulong Start = 0xffff_c900_0000_0000;
-            using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 1, RamBytes = 32UL << 20 });
+            using Machine machine = Machine.Boot(
+                new MachineOptions { Profile = KernelProfile.Linux618, Cpus = 1, RamBytes = 32UL << 20 });
             ulong align = (ulong)Page << alignShift;
             ulong last = Start + (256 * Page) - 1;
             var taken = new bool[256];
@@ -256,7 +267,8 @@ public sealed class PercpuTests
             // The last page is outside: the end is rounded down.
             ulong end = last & ~(align - 1);
             bool Free(ulong from, ulong to) =>
-                from >= Start && to <= end && !taken.AsSpan((int)((from - Start) / Page), (int)((to - from) / Page)).Contains(true);
+                from >= Start && to <= end && !taken.AsSpan(
+                    (int)((from - Start) / Page), (int)((to - from) / Page)).Contains(true);
             ulong expected = 0;
             for (ulong candidate = end; candidate >= Start && expected == 0; candidate -= align)
             {

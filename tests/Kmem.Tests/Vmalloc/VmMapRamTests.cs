@@ -29,7 +29,9 @@ public sealed class VmMapRamTests
         AssertWhole(machine);
     }
 
-    /// <summary>The block that the recording of a real kernel has: flag word 3, aligned to its 4 MiB, no guard.</summary>
+    /// <summary>
+    /// The block that the recording of a real kernel has: flag word 3, aligned to its 4 MiB, no guard.
+    /// </summary>
     [Fact]
     public unsafe void Small_mappings_are_cut_from_a_block_and_never_reused()
     {
@@ -129,7 +131,9 @@ public sealed class VmMapRamTests
         AssertWhole(machine);
     }
 
-    /// <summary>Less than a quarter left and nothing in use: vm_unmap_aliases retires the block; else it waits.</summary>
+    /// <summary>
+    /// Less than a quarter left and nothing in use: vm_unmap_aliases retires the block; else it waits.
+    /// </summary>
     [Theory]
     [InlineData(12, false)]
     [InlineData(13, true)]

@@ -21,7 +21,9 @@ public sealed class VmallocBadInputTests
     private static readonly string[] s_calls =
         ["Vfree", "Vunmap", "Iounmap", "VmUnmapRam", "FreeThreadStack", "ExecmemFree", "Kfree", "Vrealloc", "FreeVmArea"];
 
-    /// <summary>Pairs that the kernel accepts; all others are refused, or ignored by iounmap for direct addresses.</summary>
+    /// <summary>
+    /// Pairs that the kernel accepts; all others are refused, or ignored by iounmap for direct addresses.
+    /// </summary>
     private static readonly HashSet<(string Kind, string Call)> s_fit =
     [
         ("vmalloc", "Vfree"), ("user", "Vfree"), ("huge", "Vfree"), ("vmap", "Vfree"), ("vmapPut", "Vfree"),

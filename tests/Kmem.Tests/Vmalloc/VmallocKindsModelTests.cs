@@ -4,8 +4,8 @@ using static Kmem.Tests.VmallocMachine;
 namespace Kmem.Tests;
 
 /// <summary>
-/// All kinds of areas at once, by random operations, beside a model that knows what each page holds. Patterns are written
-/// through one address and read through the other.
+/// All kinds of areas at once, by random operations, beside a model that knows what each page holds. Patterns are
+/// written through one address and read through the other.
 /// </summary>
 public sealed class VmallocKindsModelTests
 {
@@ -148,9 +148,11 @@ public sealed class VmallocKindsModelTests
             switch (kind)
             {
                 case Kind.Vmalloc:
-                    return Described(kind, machine.Vmalloc((nuint)(count * Page)), count, $"Vmalloc pages={count} vmalloc");
+                    return Described(
+                        kind, machine.Vmalloc((nuint)(count * Page)), count, $"Vmalloc pages={count} vmalloc");
                 case Kind.Huge:
-                    return Described(kind, machine.VmallocHuge(2 << 20, Gfp.Kernel), 512, "VmallocHuge pages=512 vmalloc");
+                    return Described(
+                        kind, machine.VmallocHuge(2 << 20, Gfp.Kernel), 512, "VmallocHuge pages=512 vmalloc");
                 case Kind.Vmap:
                     return Described(kind, machine.Vmap(frames), count, "Vmap vmap") with { Frames = frames };
                 case Kind.VmapPut:

@@ -7,7 +7,8 @@ internal static class VmallocMachine
     public static Machine Boot(
         int cpus = 2, ulong ramBytes = 64UL << 20, Func<MachineOptions, MachineOptions>? change = null)
     {
-        Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Pfn.PageSize, "vmalloc needs Linux with 4 KiB pages");
+        Assert.SkipUnless(
+            HostMemory.IsLinux && HostInfo.PageBytes == Pfn.PageSize, "vmalloc needs Linux with 4 KiB pages");
         var options = new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, RamBytes = ramBytes };
         return Machine.Boot(change == null ? options : change(options));
     }

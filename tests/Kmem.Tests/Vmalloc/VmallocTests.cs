@@ -12,7 +12,14 @@ public class VmallocTests
     private Machine Boot(int cpus = 2, ulong ramBytes = 64UL << 20, int nodes = 1)
     {
         Assert.SkipUnless(HostMemory.IsLinux && HostInfo.PageBytes == Page, "vmalloc needs Linux with 4 KiB pages");
-        return Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, RamBytes = ramBytes, Nodes = nodes, PageTableLevels = Levels });
+        return Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618,
+            Cpus = cpus,
+            RamBytes = ramBytes,
+            Nodes = nodes,
+            PageTableLevels = Levels,
+        });
     }
 
     private static void AssertWhole(Machine machine) => Assert.Empty(machine.Validate());
@@ -360,7 +367,8 @@ public class VmallocTests
     [Fact]
     public unsafe void PortableMemorySaysThatItCannot()
     {
-        using Machine machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PortableMemory = true });
+        using Machine machine = Machine.Boot(
+            new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64UL << 20, PortableMemory = true });
         NotSupportedException refused = Assert.Throws<NotSupportedException>(() => machine.Vmalloc(Page));
         Assert.Contains("mapped", refused.Message, StringComparison.Ordinal);
         Assert.True(machine.Kvmalloc(8 << 20, Gfp.Kernel) == null);

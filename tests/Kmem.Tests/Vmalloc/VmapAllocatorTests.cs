@@ -326,7 +326,8 @@ public sealed class VmapAllocatorTests
     {
         public Space(int cpus, ulong ramBytes = 64 << 20)
         {
-            Machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, RamBytes = ramBytes });
+            Machine = Machine.Boot(
+                new MachineOptions { Profile = KernelProfile.Linux618, Cpus = cpus, RamBytes = ramBytes });
             Vmap = new VmapAllocator(Machine.Slabs, new VmapOptions());
         }
 

@@ -16,6 +16,7 @@ public sealed class VmapPredictionTests
         Assert.Equal((3716, 3716), (result.PageAligned, result.PageAlignedExact));
         Assert.Empty(result.Mismatches);
         Assert.Equal((0, 1, 3716), (result.UnknownFrees, result.ShapesTried, result.ExactWithFirstShape));
+        Assert.Equal(3716, result.ExactInAdvance);
     }
 
     [Fact]
@@ -25,6 +26,8 @@ public sealed class VmapPredictionTests
         Assert.Equal((7517, 5477, 0), (result.Allocs, result.PageAligned, result.UnknownFrees));
         Assert.True(result.PageAlignedExact >= 5476, $"{result.PageAlignedExact} of 5477 page-aligned ones");
         Assert.True(result.Exact >= 7510, $"{result.Exact} of 7517");
+        Assert.InRange(result.ExactInAdvance, 7490, result.Exact);
+        Assert.True(result.PageAlignedExactInAdvance >= 5470, $"{result.PageAlignedExactInAdvance} in advance");
         Assert.True(result.ExactWithFirstShape >= 7450, $"{result.ExactWithFirstShape} with the first shape");
         Assert.Equal(result.Allocs - result.Exact, result.Mismatches.Count);
     }

@@ -1,0 +1,20 @@
+namespace Kmem;
+
+/// <content>Debugging.</content>
+public sealed partial record MachineOptions
+{
+    /// <summary>
+    /// Slab debugging, in the syntax of the kernel's boot parameter slab_debug (mm/slub.c, Linux 6.18): letters
+    /// F (consistency checks), Z (red zones), P (poison), U (last users), T (trace), A (fault injection), O (not where
+    /// it
+    /// would raise the smallest order of a slab), - (none); after a comma
+    /// names of caches, <c>*</c> at the end for any; blocks with semicolons between them. Examples: <c>FZPU</c>;
+    /// <c>FZ,kmalloc-*;P,dentry</c>. Empty: F Z P U for all caches. Null, the default: only caches created with such
+    /// flags.
+    /// </summary>
+    /// <remarks>
+    /// A debugged cache has no per-CPU state: every operation takes a lock, and with U walks the stack. The others are
+    /// as fast as ever.
+    /// </remarks>
+    public string? SlubDebug { get; init; }
+}
