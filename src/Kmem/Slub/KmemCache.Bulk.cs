@@ -268,7 +268,8 @@ public sealed partial class KmemCache
             return true;
         }
 
-        Sheaf* empty = c->Spare == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Settle(), out _);
+        Sheaf* empty = c->Spare == null || c->Main == null
+            ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Settle(), out _);
         if (empty == null)
             return false;
         if (c->Spare == null)

@@ -435,7 +435,8 @@ public sealed partial class KmemCache
         }
         else
         {
-            Sheaf* empty = barn.ExchangeForEmpty(c->Settle(), out bool noRoom);
+            bool noRoom = false;
+            Sheaf* empty = c->Main == null ? barn.TakeEmpty() : barn.ExchangeForEmpty(c->Settle(), out noRoom);
             if (empty != null)
             {
                 c->Install(empty);
@@ -482,7 +483,8 @@ public sealed partial class KmemCache
         }
         else
         {
-            barn.PutFull(c->Settle());
+            if (c->Main != null)
+                barn.PutFull(c->Settle());
             c->Install(empty);
         }
     }

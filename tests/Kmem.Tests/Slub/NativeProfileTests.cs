@@ -194,6 +194,27 @@ public sealed class NativeProfileTests : IDisposable
     }
 
     [Fact]
+    public unsafe void A_sheaf_that_a_scope_left_behind_does_for_a_cpu_that_has_no_other()
+    {
+        KmemCache cache = _machine.CreateCache("own", 64);
+        var objects = new nint[3 * cache.SheafCapacity];
+        Assert.Equal(objects.Length, cache.AllocBulk(Gfp.Kernel, objects));
+        using (CacheScope scope = cache.Enter(Gfp.Kernel))
+        {
+            cache.Shrink();
+            foreach (nint obj in objects.AsSpan(0, cache.SheafCapacity))
+                scope.Free((void*)obj);
+        }
+
+        // Its full sheaf is this CPU's spare one now, and there is no main one.
+        cache.Free((void*)objects[^1]);
+        cache.FreeBulk(objects.AsSpan()[cache.SheafCapacity..^1]);
+        Assert.Equal(0, cache.LiveCount);
+        Assert.Empty(_machine.Validate());
+        cache.Destroy();
+    }
+
+    [Fact]
     public unsafe void A_scope_finds_mistakes()
     {
         KmemCache cache = _machine.CreateCache("own", 64);
