@@ -108,7 +108,8 @@ internal sealed class SoakRun : IDisposable
                 thread.Start();
                 thread.Join();
             }
-        })) { IsBackground = true };
+        }))
+        { IsBackground = true };
         host.Start();
         return host;
     }

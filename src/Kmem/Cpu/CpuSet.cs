@@ -245,7 +245,12 @@ internal sealed class CpuSet : IDisposable
             task = tasks.Add(this);
             *task = new CpuTask
             {
-                MachineId = _id, SleepId = _id, Cpu = -1, Pinned = -1, LastCpu = -1, Area = Nowhere.Area,
+                MachineId = _id,
+                SleepId = _id,
+                Cpu = -1,
+                Pinned = -1,
+                LastCpu = -1,
+                Area = Nowhere.Area,
             };
             _binding.Acquire();
             if (_tasks.Count >= _pruneAt)

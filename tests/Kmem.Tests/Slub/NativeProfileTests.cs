@@ -257,7 +257,9 @@ public sealed class NativeProfileTests : IDisposable
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            RamBytes = 64 << 20, Cpus = 1, Profile = KernelProfile.Linux618,
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            Profile = KernelProfile.Linux618,
         });
         KmemCache cache = machine.CreateCache("own", 64);
         using (CacheScope scope = cache.Enter(Gfp.Kernel))
