@@ -73,10 +73,12 @@ internal static class ChildProcess
     {
         string process = Environment.ProcessPath ?? "dotnet";
         string assembly = Path.Combine(AppContext.BaseDirectory, "Kmem.Tool.dll");
-        bool own = Path.GetFileNameWithoutExtension(process) is "kmem" or "Kmem.Tool" || !File.Exists(assembly);
+        string name = Path.GetFileName(process); // "Kmem.Tool.Tests" has no extension
+        if (name.EndsWith(".exe", StringComparison.OrdinalIgnoreCase)) name = name[..^4];
+        bool own = name is "kmem" or "Kmem.Tool" || !File.Exists(assembly);
         if (own) return new ProcessStartInfo(process);
 
-        bool isHost = Path.GetFileNameWithoutExtension(process) == "dotnet";
+        bool isHost = name == "dotnet";
         string host = isHost ? process : Environment.GetEnvironmentVariable("DOTNET_HOST_PATH") ?? "dotnet";
         return new ProcessStartInfo(host) { ArgumentList = { assembly } };
     }

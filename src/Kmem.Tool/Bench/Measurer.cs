@@ -190,7 +190,7 @@ internal static class Measurer
 
     private static string? Broken(KmemHost host)
     {
-        if (host.Outstanding is > 0 and var left) return $"{left} objects were not freed";
+        if (host.CountOutstanding() is > 0 and var left) return $"{left} objects were not freed";
         IReadOnlyList<BrokenRule> broken = host.Machine.Validate();
         return broken.Count == 0 ? null : $"broken rule: {broken[0]}";
     }
