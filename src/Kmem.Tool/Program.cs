@@ -25,8 +25,7 @@ internal static class Program
     /// <returns>The exit code, one of <see cref="ExitCode"/>.</returns>
     internal static async Task<int> RunAsync(string[] args, TextWriter output, TextWriter error)
     {
-        RootCommand root = CreateRoot();
-        ParseResult parsed = root.Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
+        ParseResult parsed = Parse(args);
         if (IsWrong(parsed))
         {
             await error.WriteLineAsync(ParseErrors.Describe(parsed));
@@ -59,6 +58,10 @@ internal static class Program
             return ExitCode.Interrupted;
         }
     }
+
+    /// <summary>What a command line means, before anything of it is done.</summary>
+    internal static ParseResult Parse(string[] args) =>
+        CreateRoot().Parse(args, new ParserConfiguration { ResponseFileTokenReplacer = null });
 
     private static RootCommand CreateRoot()
     {

@@ -33,19 +33,16 @@ public sealed class HelpTests
     [Fact]
     public async Task EveryExampleParses()
     {
+        // Parsed, not run: one of them is a soak of an hour.
         string help = (await Tool.Run("--help")).Output;
         string[] examples = [.. help.Split('\n').Select(line => line.Trim())
             .Where(line => line.StartsWith("kmem ", StringComparison.Ordinal) && !line.StartsWith("kmem [", StringComparison.Ordinal))];
         Assert.Equal(15, examples.Length);
-        foreach (string example in examples)
+        Assert.All(examples, example =>
         {
-            // The files need not be here: what is wrong then is the file, and no hint to --help is given.
             string line = example.Split(" < ")[0].Split(" > ")[0];
-            string[] args = [.. line.Split(' ').Skip(1).Select(word => word == "-" ? "no-such" : word)];
-            if (args[0] == "bench") args = [.. args, "--quick", "--no-c", "--only", "replay"]; // else it takes minutes
-            Outcome outcome = await Tool.Run(args);
-            Assert.DoesNotContain("--help", outcome.Error, StringComparison.Ordinal);
-        }
+            Assert.Empty(Program.Parse([.. line.Split(' ').Skip(1)]).Errors);
+        });
     }
 
     private sealed class FullDisk : StringWriter
