@@ -42,13 +42,15 @@ public sealed partial class Machine : IDisposable
         int[] nodeOfCpu = Enumerable.Range(0, options.Cpus)
             .Select(cpu => ZoneLayout.NodeOfCpu(cpu, options.Cpus, _nodes.Length)).ToArray();
         _pages = new PageAllocator(_cpus, _map, _blocks, _nodes, nodeOfCpu, Dmesg);
+        _pages.Harden(options.Profile.InitOnAlloc, options.Profile.InitOnFree);
         _slabs = new SlabAllocator(_pages, _map, _cpus, nodeOfCpu, Dmesg, new SlabOptions
         {
             Merge = options.Profile.SlabMerge,
             MemoryCgroups = options.Profile.MemoryCgroups,
             SheavesEverywhere = options.Profile.SheavesEverywhere,
-            FreelistRandom = options.SlabFreelistRandom,
-            FreelistHardened = options.SlabFreelistHardened,
+            FreelistRandom = options.SlabFreelistRandom || options.Profile.SlabFreelistRandom,
+            FreelistHardened = options.SlabFreelistHardened || options.Profile.SlabFreelistHardened,
+            Hardening = Hardening.Of(options.Profile),
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
             Debug = SlubDebugSetting.Parse(options.SlubDebug),
@@ -227,6 +229,8 @@ public sealed partial class Machine : IDisposable
             Options.WatermarkScaleFactor,
             Options.Profile.TransparentHugePages);
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
+        if (Options.Profile.ShufflePages)
+            _pages.Shuffle(_slabs.NextRandom);
         _slabs.Start();
         _kmalloc.Start();
         StartUpkeep();

@@ -24,7 +24,7 @@ public sealed partial class KmemCache
         if (_route != 0)
         {
             if (_route < 0)
-                return AllocBulkDebug(task, gfp, objects);
+                return AllocBulkChecked(gfp, objects);
             filled = AllocBulkFromSheaves(task, objects);
         }
 
@@ -178,7 +178,7 @@ public sealed partial class KmemCache
     /// </exception>
     public unsafe void FreeBulk(Span<nint> objects)
     {
-        if (_sheafCapacity == 0)
+        if (_sheafCapacity == 0 || _route < 0)
             _slabs.FreeBulk(this, objects);
         else
             FreeBulkToSheaves(objects);
@@ -287,13 +287,14 @@ public sealed partial class KmemCache
     {
         int left = objects.Length - 1;
         void* head = (void*)objects[left];
-        if (!TryMarkFree(head))
-            _slabs.ThrowBadFree(this, slab, head);
         if (_route < 0)
         {
-            FreeDebug(slab, head);
+            FreeChecked(slab, head);
             return left;
         }
+
+        if (!TryMarkFree(head))
+            _slabs.ThrowBadFree(this, slab, head);
 
         void* tail = head;
         int count = 1;

@@ -17,6 +17,7 @@ public sealed partial class KmemCache
     /// <returns>Whether any slab remains.</returns>
     public bool Shrink()
     {
+        _slabs.Quarantine?.Flush(this);
         FlushAll();
         foreach (KmemCacheNode node in _nodes)
         {

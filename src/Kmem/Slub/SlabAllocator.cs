@@ -14,6 +14,9 @@ internal sealed record SlabOptions
 
     public bool FreelistHardened { get; init; }
 
+    /// <summary>What is done for every object besides; null for nothing.</summary>
+    public Hardening? Hardening { get; init; }
+
     public bool MemoryCgroups { get; init; } = true;
 
     public int CacheLineSize { get; init; } = 64;
@@ -75,6 +78,8 @@ internal sealed partial class SlabAllocator : IDisposable
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
         PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
+        if (options.Hardening is { QuarantineBytes: > 0 } hardening)
+            Quarantine = new Quarantine(this, hardening.QuarantineBytes);
         Trace = null;
         foreach (string complaint in options.Debug.Complaints)
             log.Write(complaint);
@@ -96,6 +101,9 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public Rcu Rcu { get; } = new();
 
+    /// <summary>Freed objects that are kept back; null where none are.</summary>
+    public Quarantine? Quarantine { get; }
+
     /// <summary>Stacks of the users of debugged caches.</summary>
     public StackDepot Stacks { get; } = new();
 
@@ -108,7 +116,8 @@ internal sealed partial class SlabAllocator : IDisposable
         set
         {
             _trace = value;
-            FastId = value == null && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+            bool isFast = value == null && Options is { SheavesEverywhere: true, Hardening: null };
+            FastId = isFast && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
             foreach (KmemCache cache in Caches)
                 cache.FastId = FastId;
         }
@@ -429,6 +438,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
     public void ShrinkAll()
     {
+        Quarantine?.Flush(null);
         lock (_mutex)
         {
             foreach (KmemCache cache in Enumerable.Reverse(_caches))
@@ -510,6 +520,7 @@ internal sealed partial class SlabAllocator : IDisposable
         foreach (KmemCache cache in _caches)
             cache.Abandon();
         _caches.Clear();
+        Quarantine?.Dispose();
         Live.Dispose();
         _places.Dispose();
     }
