@@ -121,8 +121,10 @@ public sealed record KernelProfile
     /// </summary>
     public bool AtomicFree { get; init; }
 
-    /// <summary>Any of what sends every request to the checked paths.</summary>
-    internal bool ChecksObjects => InitOnAlloc || InitOnFree || QuarantineBytes > 0 || AtomicFree;
+    /// <summary>Null if the profile asks for nothing of this, and objects take the ordinary ways.</summary>
+    internal Hardening? Hardening => InitOnAlloc || InitOnFree || QuarantineBytes > 0 || AtomicFree
+        ? new Hardening(InitOnAlloc, InitOnFree, QuarantineBytes)
+        : null;
 
     /// <summary>Finds a profile by name, whatever the case; "linux618" and "Linux618" do as well.</summary>
     /// <param name="name">A name.</param>

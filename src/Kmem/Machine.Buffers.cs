@@ -97,6 +97,7 @@ public sealed partial class Machine
         _account.ThrowIfClosed();
         int size = stamps ? KmemCache<T>.StampOffset + sizeof(ulong) : sizeof(T);
         KmemCache cache = CreateCache(name, size, align: 0, flags | SlabFlags.NoMerge);
+        cache.SkipsKfence = true; // a handle looks for its stamp in the object, alive or not
         return new KmemCache<T>(_account, cache, _map, stamps ? KmemCache<T>.StampOffset : 0);
     }
 

@@ -115,6 +115,8 @@ public sealed partial class Machine
             yield return "frees that wait for the end of a grace period";
         if (_slabs.Options.FreelistRandom)
             yield return "free lists in random order";
+        if (Kfence != null)
+            yield return "objects between guard pages";
         if (VmallocIfUsed is not { } vmalloc)
             yield break;
 

@@ -50,7 +50,7 @@ public sealed partial class Machine : IDisposable
             SheavesEverywhere = options.Profile.SheavesEverywhere,
             FreelistRandom = options.SlabFreelistRandom || options.Profile.SlabFreelistRandom,
             FreelistHardened = options.SlabFreelistHardened || options.Profile.SlabFreelistHardened,
-            Hardening = Hardening.Of(options.Profile),
+            Hardening = options.Profile.Hardening,
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
             Debug = SlubDebugSetting.Parse(options.SlubDebug),
@@ -210,6 +210,7 @@ public sealed partial class Machine : IDisposable
         _physical?.Dispose();
         _recordedVmap?.Dispose();
         _cpus.Dispose();
+        Kfence?.Close();
         _slabs.Dispose();
         _pages.Dispose();
         _blocks.Dispose();
@@ -231,6 +232,7 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         if (Options.Profile.ShufflePages)
             _pages.Shuffle(_slabs.NextRandom);
+        StartKfence();
         _slabs.Start();
         _kmalloc.Start();
         StartUpkeep();

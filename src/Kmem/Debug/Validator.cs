@@ -32,6 +32,8 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         CollectQuarantine();
         foreach (KmemCache cache in slabs.Caches)
             CheckCache(cache);
+        foreach (string damaged in slabs.Kfence?.Damaged() ?? [])
+            Expect(false, "KFENCE-01", $"{damaged}: a byte beside it was changed");
         return _broken;
     }
 

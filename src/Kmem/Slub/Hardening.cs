@@ -4,10 +4,4 @@ namespace Kmem;
 /// <param name="InitOnAlloc">It is cleared when it is allocated.</param>
 /// <param name="InitOnFree">It is cleared when it is freed, and must still be clear when it is allocated again.</param>
 /// <param name="QuarantineBytes">Bytes of freed objects that are kept back on all CPUs together.</param>
-internal sealed record Hardening(bool InitOnAlloc, bool InitOnFree, long QuarantineBytes)
-{
-    /// <summary>Null if the profile asks for nothing, and its objects take the ordinary ways.</summary>
-    public static Hardening? Of(KernelProfile profile) => profile.ChecksObjects
-        ? new Hardening(profile.InitOnAlloc, profile.InitOnFree, profile.QuarantineBytes)
-        : null;
-}
+internal sealed record Hardening(bool InitOnAlloc, bool InitOnFree, long QuarantineBytes);

@@ -198,7 +198,12 @@ public sealed partial class KmemCache
             var other = (void*)objects[good];
             Page* slab = _slabs.SlabOf(other);
             if (slab == null)
-                _slabs.ThrowNotASlab(other, $"kmem_cache_free_bulk({Name})");
+            {
+                Free(other);
+                objects = objects[(good + 1)..];
+                continue;
+            }
+
             KmemCache owner = _slabs.CacheOf(slab);
             if (owner == this || !owner.IsLive(other))
                 _slabs.ThrowBadFree(owner, slab, other);

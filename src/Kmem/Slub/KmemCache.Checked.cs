@@ -17,9 +17,23 @@ public sealed partial class KmemCache
     // Objects may be cleared: nobody expects to find anything in them.
     private readonly bool _clears;
 
+    /// <summary>Its objects are clear whenever they are allocated.</summary>
+    internal bool ClearsOnAlloc => _clears && _hardening is { InitOnAlloc: true };
+
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocChecked(CpuTask* task, Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
     {
+        if (_slabs.Kfence is { IsOpen: true } kfence)
+        {
+            void* guarded = kfence.TryAlloc(this, requested, gfp, node, _constructor);
+            if (guarded != null)
+            {
+                if (_slabs.Trace != null)
+                    TraceAlloc(guarded, requested, gfp, node, traceAsKmalloc);
+                return guarded;
+            }
+        }
+
         if (_debug != null)
             return AllocDebug(task, gfp, node, requested, traceAsKmalloc);
 
@@ -27,9 +41,9 @@ public sealed partial class KmemCache
         if (obj == null)
             return null;
 
-        if (_clears && _hardening!.InitOnFree)
+        if (_clears && _hardening is { InitOnFree: true })
             CheckUntouched(obj);
-        if ((gfp & Gfp.Zero) != 0 || (_clears && _hardening!.InitOnAlloc))
+        if ((gfp & Gfp.Zero) != 0 || (_clears && _hardening is { InitOnAlloc: true }))
             new Span<byte>(obj, _objectSize).Clear();
         MarkLive(obj);
         if (_slabs.Trace != null)
@@ -86,10 +100,10 @@ public sealed partial class KmemCache
             return;
         }
 
-        if (_clears && _hardening!.InitOnFree)
+        if (_clears && _hardening is { InitOnFree: true })
             new Span<byte>(obj, _objectSize).Clear();
         CpuTask* task = _cpus.Current;
-        if (_slabs.Quarantine is not { } quarantine || SlotSize > quarantine.Share / 4)
+        if (_hardening == null || _slabs.Quarantine is not { } quarantine || SlotSize > quarantine.Share / 4)
         {
             GiveBack(task, slab, obj);
             return;

@@ -14,7 +14,16 @@ public sealed partial class KmemCache
     private readonly SlabDebug? _debug;
 
     // Which way an object takes: through sheaves (1), from this CPU's slab (0), or with checks on the way (-1).
-    private readonly int _route;
+    private int _route;
+
+    // The same, while nobody watches the machine's allocations.
+    private readonly int _plainRoute;
+
+    /// <summary>Its freed objects are looked at, so they must stay readable.</summary>
+    internal bool SkipsKfence { get; set; }
+
+    /// <summary>Sends everything the ways with checks, or not any longer.</summary>
+    internal void Watch(bool on) => _route = on && !IsPrivate ? -1 : _plainRoute;
 
     /// <summary>The cache's slab debugging; null in an ordinary cache.</summary>
     internal SlabDebug? Debug => _debug;

@@ -51,7 +51,8 @@ public sealed partial class KmemCache
         _sheafCapacity = _debug == null ? traits.SheafCapacity : 0;
         _hardening = _debug == null && !traits.IsPrivate ? slabs.Options.Hardening : null;
         _clears = traits.Constructor == null && (geometry.Flags & SlabFlags.TypesafeByRcu) == 0;
-        _route = _debug != null || _hardening != null ? -1 : Math.Sign(_sheafCapacity);
+        _plainRoute = _debug != null || _hardening != null ? -1 : Math.Sign(_sheafCapacity);
+        _route = slabs.IsWatched && !traits.IsPrivate ? -1 : _plainRoute;
         IsPrivate = traits.IsPrivate;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
@@ -209,7 +210,12 @@ public sealed partial class KmemCache
 
         Page* slab = _slabs.SlabOf(obj);
         if (slab == null)
+        {
+            if (_slabs.Kfence is { } kfence && kfence.TryFree(obj, this))
+                return;
             _slabs.ThrowNotASlab(obj, $"kmem_cache_free({Name})");
+        }
+
         KmemCache owner = _slabs.CacheOf(slab);
         if (owner.IsPrivate)
             _slabs.ThrowPrivate(owner, obj);

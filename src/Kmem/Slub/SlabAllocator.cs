@@ -116,11 +116,34 @@ internal sealed partial class SlabAllocator : IDisposable
         set
         {
             _trace = value;
-            bool isFast = value == null && Options is { SheavesEverywhere: true, Hardening: null };
-            FastId = isFast && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
-            foreach (KmemCache cache in Caches)
-                cache.FastId = FastId;
+            Reroute();
         }
+    }
+
+    /// <summary>Puts some objects between guard pages; null if the machine does not.</summary>
+    public Kfence? Kfence { get; set; }
+
+    /// <summary>Every object takes the ways with checks, because somebody wants to see it.</summary>
+    public bool IsWatched => Kfence is { IsOpen: true };
+
+    /// <summary>Told when <see cref="FastId"/> has changed.</summary>
+    public Action FastIdChanged { get; set; } = () => { };
+
+    /// <summary>Opens or closes the fast paths, for all caches, as those who watch want it. Takes no lock.</summary>
+    public void Reroute()
+    {
+        bool isFast = _trace == null && Options is { SheavesEverywhere: true, Hardening: null } && !IsWatched;
+        FastId = isFast && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+        foreach (KmemCache? cache in Volatile.Read(ref _byId))
+        {
+            if (cache == null)
+                continue;
+
+            cache.FastId = FastId;
+            cache.Watch(IsWatched);
+        }
+
+        FastIdChanged();
     }
 
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
@@ -158,6 +181,7 @@ internal sealed partial class SlabAllocator : IDisposable
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
         _bootNode.RefCount = _bootCache.RefCount = BootRefCount; // nobody joins them, nobody destroys them
+        _bootNode.SkipsKfence = _bootCache.SkipsKfence = true; // the machine reads none of these: nothing to catch
         Describe(_bootNode);
         Describe(_bootCache);
         if (Options.SheavesEverywhere)
@@ -411,7 +435,7 @@ internal sealed partial class SlabAllocator : IDisposable
             cache.Shrink();
             if (cache.SheafCapacity > 0)
                 cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
-            if (cache.SlabCount > 0)
+            if (cache.SlabCount > 0 || Kfence?.LiveOf(cache).Count > 0)
             {
                 cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
@@ -499,6 +523,12 @@ internal sealed partial class SlabAllocator : IDisposable
             Page* slab = SlabOf(last);
             if (slab == null)
             {
+                if (Kfence is { } kfence && kfence.TryFree(last, cache))
+                {
+                    objects = objects[..^1];
+                    continue;
+                }
+
                 if (cache != null)
                     ThrowNotASlab(last, $"kmem_cache_free_bulk({cache.Name})");
                 LargeFree(last);

@@ -136,6 +136,25 @@ public sealed class BrokenSlabRuleTests
         Assert.Empty(machine.Validate());
     }
 
+    [Fact]
+    [Trait("rule", "KFENCE-01")]
+    public unsafe void Changed_byte_beside_a_guarded_object()
+    {
+        using var machine = Machine.Boot(new MachineOptions
+        {
+            RamBytes = 64 << 20, Cpus = 1, Kfence = new KfenceOptions { EveryNth = 1 },
+        });
+        var p = (byte*)machine.Kmalloc(60, Gfp.Kernel);
+        byte* beside = (nint)p % 4096 == 0 ? p + 60 : p - 1;
+        Assert.Empty(machine.Validate());
+        var patch = new LivePatch();
+        patch.Set(beside, (byte)~*beside);
+        string[] broken = [.. machine.Validate().Select(rule => rule.Id)];
+        patch.Undo();
+        Assert.Equal(["KFENCE-01"], broken);
+        Assert.Empty(machine.Validate());
+    }
+
     private static void Breaks(string[] rules, Action<Scene, LivePatch> damage)
     {
         using var scene = new Scene();
