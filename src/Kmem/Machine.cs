@@ -233,6 +233,7 @@ public sealed partial class Machine : IDisposable
         if (Options.Profile.ShufflePages)
             _pages.Shuffle(_slabs.NextRandom);
         StartKfence();
+        StartTracking();
         _slabs.Start();
         _kmalloc.Start();
         StartUpkeep();

@@ -175,6 +175,15 @@ internal sealed class KmallocAllocator
             ? CacheFor(size, gfp).AllocCore(gfp, node, size, traceAsKmalloc: true)
             : AllocSlow(size, gfp, node);
 
+    /// <summary>For the use of other allocators: nobody is to look for whoever holds it.</summary>
+    public unsafe void* AllocOwn(nuint size, Gfp gfp, int node = -1)
+    {
+        void* block = Alloc(size, gfp, node);
+        if (block != null)
+            _slabs.Watch?.Disown((nint)block);
+        return block;
+    }
+
     /// <summary>Allocates n × size bytes; a product beyond the address space is refused with a report.</summary>
     public unsafe void* AllocArray(nuint count, nuint size, Gfp gfp) => Alloc(Product(count, size), gfp);
 
@@ -273,6 +282,7 @@ internal sealed class KmallocAllocator
             if ((gfp & Gfp.Zero) != 0)
                 NativeMemory.Clear((byte*)pointer + size, usable - size);
             debug?.Resize(pointer, size);
+            _slabs.Watch?.Resized((nint)pointer, size);
             if (_slabs.Kfence is { } kfence && kfence.Contains(pointer))
                 kfence.Shrink(pointer, size);
             return pointer;
@@ -338,7 +348,7 @@ internal sealed class KmallocAllocator
         }
 
         int order = PageOrder.ForSize(size);
-        void* block = _slabs.LargeAlloc(order, gfp, node);
+        void* block = _slabs.LargeAlloc(order, size, gfp, node);
         if (block != null && Trace != null)
             Trace.Kmalloc(_slabs.KernelAddress(block), size, (nuint)Pfn.PageSize << order, gfp, node);
         return block;

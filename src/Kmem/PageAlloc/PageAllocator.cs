@@ -115,6 +115,9 @@ internal sealed partial class PageAllocator : IDisposable
             pages.Buddy.Shuffle(random);
     }
 
+    /// <summary>Told of every block of frames; null if nobody wants to know.</summary>
+    public IAllocationWatch? Watch { get; set; }
+
     // Flags that every request has.
     private Gfp _always;
     private bool _clearsFreed;
@@ -443,6 +446,7 @@ internal sealed partial class PageAllocator : IDisposable
             new Span<byte>(_map.AddressOf(page), Pfn.PageSize << request.Order).Clear();
         if (request.Order > 0 && (request.Gfp & Gfp.Comp) != 0)
             PrepareCompound(page, request.Order);
+        Watch?.PagesAllocated(_map.PfnOf(page), request.Order, request.Gfp);
     }
 
     private static unsafe void PrepareCompound(Page* head, int order)

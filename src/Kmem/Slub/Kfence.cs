@@ -229,7 +229,10 @@ public sealed partial class Kfence
                 ? InvalidFreeReportLocked(slot, (nint)address)
                 : CanaryReportLocked(slot);
             if (report == null)
+            {
+                _slabs.Watch?.Freed((nint)address);
                 RetireLocked(slot!, stack);
+            }
         }
 
         if (report != null)

@@ -20,8 +20,24 @@ public sealed partial class KmemCache
     /// <summary>Its objects are clear whenever they are allocated.</summary>
     internal bool ClearsOnAlloc => _clears && _hardening is { InitOnAlloc: true };
 
+    /// <summary>The object just allocated is for the allocators' own use.</summary>
+    internal unsafe void Disown(void* obj) => _slabs.Watch?.Disown((nint)obj);
+
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocChecked(CpuTask* task, Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
+    {
+        void* obj = AllocSpecial(task, gfp, node, requested, traceAsKmalloc);
+        if (obj != null && _slabs.Watch is { } watch)
+        {
+            watch.Allocated((nint)obj, requested, AllocationKind.Object, Name);
+            if (SkipsKfence || (Flags & SlabFlags.NoLeakTrace) != 0)
+                watch.Disown((nint)obj);
+        }
+
+        return obj;
+    }
+
+    private unsafe void* AllocSpecial(CpuTask* task, Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
     {
         if (_slabs.Kfence is { IsOpen: true } kfence)
         {
@@ -94,6 +110,7 @@ public sealed partial class KmemCache
     {
         if (!TryMarkFreeOnce(obj))
             _slabs.ThrowBadFree(this, slab, obj);
+        _slabs.Watch?.Freed((nint)obj);
         if (_debug != null)
         {
             FreeDebug(slab, obj);

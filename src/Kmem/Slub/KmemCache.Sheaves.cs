@@ -219,7 +219,7 @@ public sealed partial class KmemCache
     /// <returns>False if there is no sheaf for it: the object is as before, and the caller finds another way.</returns>
     internal unsafe bool FreeRcu(Page* slab, void* obj)
     {
-        if (_hardening != null || (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(_cpus.CurrentCpu)))
+        if (_route < 0 || (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(_cpus.CurrentCpu)))
             return false;
         if (!TryMarkFree(obj))
             _slabs.ThrowBadFree(this, slab, obj);
@@ -608,8 +608,11 @@ public sealed partial class KmemCache
     {
         Gfp plain = gfp & ~(Gfp.Dma | Gfp.Reclaimable | Gfp.Account | Gfp.NoFail);
         var sheaf = (Sheaf*)_slabs.AllocMetadata((nuint)(Sheaf.HeaderBytes + (capacity * sizeof(nint))), plain | Gfp.Zero);
-        if (sheaf != null)
-            *sheaf = new Sheaf { Capacity = capacity };
+        if (sheaf == null)
+            return null;
+
+        _slabs.Watch?.Disown((nint)sheaf);
+        *sheaf = new Sheaf { Capacity = capacity };
         return sheaf;
     }
 

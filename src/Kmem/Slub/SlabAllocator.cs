@@ -124,7 +124,10 @@ internal sealed partial class SlabAllocator : IDisposable
     public Kfence? Kfence { get; set; }
 
     /// <summary>Every object takes the ways with checks, because somebody wants to see it.</summary>
-    public bool IsWatched => Kfence is { IsOpen: true };
+    public bool IsWatched => Watch != null || Kfence is { IsOpen: true };
+
+    /// <summary>Told of every object; null if nobody wants to know. Set before there are caches.</summary>
+    public IAllocationWatch? Watch { get; set; }
 
     /// <summary>Told when <see cref="FastId"/> has changed.</summary>
     public Action FastIdChanged { get; set; } = () => { };
