@@ -36,7 +36,7 @@ public sealed record KernelProfile
         ShufflePages = true,
         InitOnAlloc = true,
         InitOnFree = true,
-        QuarantineBytes = 16 << 20,
+        QuarantineBytes = 8 << 20,
         AtomicFree = true,
     };
 

@@ -10,7 +10,7 @@ namespace Kmem;
 ///        |/////|/////| object 0 |/////| object 1 |/////|  …  | object N−1 |/////|       / faults
 ///                      ▲ at the left or the right edge, by chance; canary bytes beside it
 /// </code>
-/// What faults ends the process, with the stack of who touched it: the runtime makes a fatal error of a fault outside
+/// So are as many pages again on both sides of the pool, with up to 255 objects. What faults ends the process, with the stack of who touched it: the runtime makes a fatal error of a fault outside
 /// its own memory, and no handler is asked. <see cref="Explain"/> says then what was at the address. What does not
 /// fault (a byte written between object and page edge, a second free) is reported when the object is freed.
 /// </summary>
@@ -52,17 +52,9 @@ public sealed partial class Kfence
         for (int i = 0; i < _slots.Length; i++)
         {
             _slots[i] = new Slot(i);
+            _unused.Enqueue(i);
             if (!guarded)
                 FillCanary(PageOf(i), PageBytes);
-        }
-
-        // Which place comes when is not to be guessed: what is beyond a neighbour's guard page is nobody's, mostly.
-        int[] order = [.. Enumerable.Range(0, _slots.Length)];
-        for (int i = order.Length - 1; i >= 0; i--)
-        {
-            int other = (int)(NextRandom() % (ulong)(i + 1));
-            (order[i], order[other]) = (order[other], order[i]);
-            _unused.Enqueue(order[i]);
         }
 
         _isOpen = options.EveryNth > 0;
@@ -107,17 +99,20 @@ public sealed partial class Kfence
         if (options.SampleInterval < 0 || options.EveryNth < 0)
             throw new ArgumentException("Kfence.SampleInterval or Kfence.EveryNth is negative", nameof(options));
 
-        int order = PageOrder.ForSize((nuint)(2 * (options.Objects + 1) * PageBytes));
+        // In the middle of a block twice as large, if there are such: what is far beyond an object faults, too.
+        int bytes = 2 * (options.Objects + 1) * PageBytes;
+        int order = Math.Min(PageOrder.ForSize((nuint)bytes) + 1, PageOrder.Max);
         Page* head = slabs.Pages.AllocFrozen(Gfp.Kernel | Gfp.Zero, order, -1);
         if (head == null)
             throw new OutOfMemoryException($"Kfence: the machine has no free block of order {order}");
 
         // Its type tells everybody else that this is no slab and no block of kmalloc.
         head->Type = PageType.Guard;
-        byte* pool = slabs.Map.AddressOf(head);
+        byte* block = slabs.Map.AddressOf(head);
+        byte* pool = block + ((((PageBytes << order) - bytes) / 2) & ~(PageBytes - 1));
         bool guarded = HostMemory.IsLinux && HostInfo.PageBytes == PageBytes
             && MapBudget.Process.TryTake(MappingsFor(options.Objects));
-        if (guarded && !HostMemory.TryProtect(pool, (ulong)PageBytes << order, WindowProtection.None, Purpose))
+        if (guarded && !HostMemory.TryProtect(block, (ulong)PageBytes << order, WindowProtection.None, Purpose))
         {
             MapBudget.Process.Take(-MappingsFor(options.Objects));
             guarded = false;
@@ -167,7 +162,7 @@ public sealed partial class Kfence
 
     /// <summary>Guards an object, if it is the turn of this allocation.</summary>
     /// <returns>The object, not clear unless asked for; null: allocate it as always.</returns>
-    internal unsafe void* TryAlloc(KmemCache cache, nuint size, Gfp gfp, int node, SlabConstructor? constructor)
+    internal unsafe void* TryAlloc(KmemCache cache, nuint size, Gfp gfp, int node)
     {
         if (_options.EveryNth > 1 && Interlocked.Increment(ref _allocations) % _options.EveryNth != 0)
             return null;
@@ -204,8 +199,8 @@ public sealed partial class Kfence
 
         if ((gfp & Gfp.Zero) != 0 || cache.ClearsOnAlloc)
             new Span<byte>(obj, (int)size).Clear();
-        if (constructor != null)
-            constructor(obj);
+        if (cache.HasConstructor && !TryConstruct(cache, obj))
+            return null;
         return obj;
     }
 
@@ -296,7 +291,29 @@ public sealed partial class Kfence
         size > 0 && size <= (nuint)PageBytes && cache.SlotSize > 0
         && (gfp & GfpMask.Zone) == 0 && (cache.Flags & (SlabFlags.CacheDma | SlabFlags.CacheDma32)) == 0
         && (node < 0 || (gfp & Gfp.ThisNode) == 0)
-        && (cache.Flags & SlabFlags.TypesafeByRcu) == 0 && !cache.SkipsKfence && !cache.IsClosed;
+        && (cache.Flags & SlabFlags.TypesafeByRcu) == 0 && !cache.SkipsKfence && !cache.IsClosed
+        && !(cache.HasConstructor && cache.IsConstructing);
+
+    /// <summary>A constructor that throws gets its object's place back to the pool.</summary>
+    private unsafe bool TryConstruct(KmemCache cache, byte* obj)
+    {
+        bool done = false;
+        try
+        {
+            cache.ConstructOne(obj);
+            done = true;
+        }
+        finally
+        {
+            if (!done)
+            {
+                lock (_gate)
+                    RetireLocked(SlotAt((nint)obj)!, _slabs.Stacks.Capture());
+            }
+        }
+
+        return done;
+    }
 
     /// <summary>Opens the gate or closes it; false if it was so before. Whoever closes it guards his allocation.</summary>
     private bool SetGate(bool open)

@@ -3,12 +3,13 @@ namespace Kmem;
 /// <summary>How many objects are guarded, and which (kfence.* boot parameters, mm/kfence/core.c, Linux 6.18).</summary>
 public sealed record KfenceOptions
 {
-    /// <summary>Most objects that there can be in the pool; each has 8 KiB of RAM.</summary>
+    /// <summary>Most objects that there can be in the pool; each has 8 KiB of RAM, or 16.</summary>
     public const int MostObjects = 511;
 
     /// <summary>
     /// Objects that can be guarded at the same time, 1 to <see cref="MostObjects"/> (CONFIG_KFENCE_NUM_OBJECTS). A freed
-    /// one stays untouchable until all the others were used.
+    /// one stays untouchable until all the others were used. Up to 255 there is a MiB and more of guard pages on both
+    /// sides of the pool.
     /// </summary>
     public int Objects { get; init; } = 255;
 

@@ -41,7 +41,7 @@ public sealed partial class KmemCache
     {
         if (_slabs.Kfence is { IsOpen: true } kfence)
         {
-            void* guarded = kfence.TryAlloc(this, requested, gfp, node, _constructor);
+            void* guarded = kfence.TryAlloc(this, requested, gfp, node);
             if (guarded != null)
             {
                 if (_slabs.Trace != null)
@@ -158,6 +158,13 @@ public sealed partial class KmemCache
         }
 
         FreeSlow(task, cpu, slab, obj, obj, 1);
+    }
+
+    /// <summary>Looks at an object that leaves the quarantine before its time.</summary>
+    internal unsafe void CheckKeptBack(void* obj)
+    {
+        if (_clears && _hardening is { InitOnFree: true })
+            CheckUntouched(obj);
     }
 
     /// <summary>As <see cref="TryMarkFree(void*)"/>, but of two threads with one object only one succeeds.</summary>

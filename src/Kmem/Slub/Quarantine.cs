@@ -105,6 +105,7 @@ internal sealed class Quarantine : IDisposable
 
         foreach (nint obj in leaving)
         {
+            CacheOf(obj).CheckKeptBack((void*)obj); // its slab may go to the page allocator, and what was written with it
             CacheOf(obj).GiveBack(_slabs.Cpus.Current, _slabs.SlabOf((void*)obj), (void*)obj);
             flushed++;
         }
