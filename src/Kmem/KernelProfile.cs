@@ -22,9 +22,10 @@ public sealed record KernelProfile
     };
 
     /// <summary>
-    /// As <see cref="Native"/>, but bugs are found and contained rather than served fast: random and encoded free lists,
+    /// As <see cref="Native"/>, but bugs are found and contained rather than served fast: random and encoded free
+    /// lists,
     /// random free pages, memory cleared when it is allocated and when it is freed, freed objects kept back for a while
-    /// and looked at before they are given out again, and each free decided by one interlocked instruction. Costs ten
+    /// and looked at before they are given out again, and each free decided by one interlocked instruction. Costs eight
     /// times as much as the native profile; see docs/misuse.md.
     /// </summary>
     public static KernelProfile Hardened { get; } = Native with
@@ -111,7 +112,8 @@ public sealed record KernelProfile
 
     /// <summary>
     /// Bytes of freed objects that are kept back, divided among the CPUs, at most 1/32 of the RAM: an address is not
-    /// used again soon, so that stale pointers hit memory that belongs to nobody (KASAN's quarantine, mm/kasan). 0: none.
+    /// used again soon, so that stale pointers hit memory that belongs to nobody (KASAN's quarantine, mm/kasan). 0:
+    /// none.
     /// </summary>
     public long QuarantineBytes { get; init; }
 

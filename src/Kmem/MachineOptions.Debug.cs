@@ -27,7 +27,8 @@ public sealed partial record MachineOptions
 
     /// <summary>
     /// Puts some of the objects that are allocated on pages of their own, between pages that nobody may touch
-    /// (CONFIG_KFENCE, mm/kfence, Linux 6.18), so that a use after free or past an end ends the process where it happens,
+    /// (CONFIG_KFENCE, mm/kfence, Linux 6.18), so that a use after free or past an end ends the process where it
+    /// happens,
     /// in production, too. Null: none.
     /// </summary>
     public KfenceOptions? Kfence { get; init; }

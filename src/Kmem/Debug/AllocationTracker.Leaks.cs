@@ -14,7 +14,8 @@ public sealed partial class AllocationTracker
     private readonly SortedDictionary<nint, nuint> _roots = [];
 
     /// <summary>
-    /// Declares memory outside the machine as a place where pointers to its objects are kept: a pinned array, a block of
+    /// Declares memory outside the machine as a place where pointers to its objects are kept: a pinned array, a block
+    /// of
     /// native memory, a static that is pinned. It is read at each scan and must stay valid until
     /// <see cref="RemoveRoot"/>.
     /// </summary>
@@ -35,7 +36,9 @@ public sealed partial class AllocationTracker
             return _roots.Remove((nint)start);
     }
 
-    /// <summary>The object is in use, whoever refers to it, and what it refers to is, too (kmemleak_not_leak).</summary>
+    /// <summary>
+    /// The object is in use, whoever refers to it, and what it refers to is, too (kmemleak_not_leak).
+    /// </summary>
     /// <param name="obj">Where it begins.</param>
     /// <exception cref="ArgumentException">No tracked object begins there.</exception>
     public unsafe void NotALeak(void* obj) => Find(obj).Colour = LeakColour.Grey;
@@ -46,8 +49,10 @@ public sealed partial class AllocationTracker
     public unsafe void Ignore(void* obj) => Find(obj).Colour = LeakColour.Black;
 
     /// <summary>
-    /// Finds the objects that cannot be reached from the roots (kmemleak_scan). Conservative: any word with the value of
-    /// an address inside an object counts, so a leak may be missed; and an object whose only pointer is on a stack, in a
+    /// Finds the objects that cannot be reached from the roots (kmemleak_scan). Conservative: any word with the value
+    /// of
+    /// an address inside an object counts, so a leak may be missed; and an object whose only pointer is on a stack, in
+    /// a
     /// register, or in a managed field is taken for one, until <see cref="NotALeak"/> or a root says otherwise.
     /// </summary>
     /// <param name="minAge">Younger objects are not reported; null for the kernel's 5 s.</param>

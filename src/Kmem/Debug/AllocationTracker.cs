@@ -7,7 +7,8 @@ namespace Kmem;
 
 /// <summary>
 /// Who holds what: every allocation of a machine with the stack that made it, by
-/// <see cref="MachineOptions.TrackAllocations"/>. From it come the texts of /proc/allocinfo and page_owner, and the leak
+/// <see cref="MachineOptions.TrackAllocations"/>. From it come the texts of /proc/allocinfo and page_owner, and the
+/// leak
 /// scan (<see cref="ScanForLeaks"/>).
 /// <code>
 ///   allocation ──▶ address → size, stack number, when ──┬─▶ by source line:  bytes, calls       AllocInfo
@@ -33,7 +34,9 @@ public sealed partial class AllocationTracker : IAllocationWatch
         _blocks = blocks;
     }
 
-    /// <summary>Objects, large blocks and areas that are allocated now, those of the allocators themselves too.</summary>
+    /// <summary>
+    /// Objects, large blocks and areas that are allocated now, those of the allocators themselves too.
+    /// </summary>
     public int Count => _live.Count;
 
     /// <summary>What is allocated now, by the source line that asked for it, most bytes first.</summary>
@@ -59,7 +62,8 @@ public sealed partial class AllocationTracker : IAllocationWatch
         var text = new StringBuilder("allocinfo - version: 1.0\n#     <size>  <calls> <tag info>\n");
         foreach (var site in Tags().GroupBy(tag => tag.Site, StringComparer.Ordinal))
         {
-            text.Append(CultureInfo.InvariantCulture, $"{site.Sum(tag => tag.Bytes),12} {site.Sum(tag => tag.Count),8} ")
+            long bytes = site.Sum(tag => tag.Bytes);
+            text.Append(CultureInfo.InvariantCulture, $"{bytes,12} {site.Sum(tag => tag.Count),8} ")
                 .Append(site.Key).Append('\n');
         }
 
@@ -83,9 +87,11 @@ public sealed partial class AllocationTracker : IAllocationWatch
 
             text.Append(CultureInfo.InvariantCulture, $"Page allocated via order {pages.Order}, ")
                 .Append(CultureInfo.InvariantCulture, $"mask 0x{(uint)pages.Gfp:x}({pages.Gfp.ToKernelString()}), ")
-                .Append(CultureInfo.InvariantCulture, $"pid {pages.Thread}, tgid {process} (dotnet), ts {pages.At} ns\n")
+                .Append(CultureInfo.InvariantCulture, $"pid {pages.Thread}, tgid {process} (dotnet), ")
+                .Append(CultureInfo.InvariantCulture, $"ts {pages.At} ns\n")
                 .Append(CultureInfo.InvariantCulture, $"PFN 0x{pfn:x} type {pages.Gfp.ToMigratetype()} ")
-                .Append(CultureInfo.InvariantCulture, $"Block {pfn / PageOrder.PageblockPages} type {block} Flags 0x{flags:x}\n");
+                .Append(CultureInfo.InvariantCulture, $"Block {pfn / PageOrder.PageblockPages} type {block} ")
+                .Append(CultureInfo.InvariantCulture, $"Flags 0x{flags:x}\n");
             foreach (string frame in _slabs.Stacks.Find(pages.Stack) ?? [])
                 text.Append(' ').Append(frame).Append('\n');
             text.Append('\n');

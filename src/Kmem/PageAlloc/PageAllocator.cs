@@ -108,7 +108,9 @@ internal sealed partial class PageAllocator : IDisposable
         _clearsFreed = initOnFree;
     }
 
-    /// <summary>Puts the free blocks in random order, and from now on freed ones to either end of their lists.</summary>
+    /// <summary>
+    /// Puts the free blocks in random order, and from now on freed ones to either end of their lists.
+    /// </summary>
     public void Shuffle(Func<ulong> random)
     {
         foreach (ZonePages pages in Zones)

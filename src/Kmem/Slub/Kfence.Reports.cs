@@ -205,9 +205,10 @@ public sealed partial class Kfence
     {
         TotalBugs++;
         string[] stack = StackOf(_slabs.Stacks.Capture());
+        string kind = char.ToLowerInvariant(title[0]) + title[1..];
         var text = new StringBuilder();
         text.Append(s_line).Append('\n')
-            .Append(CultureInfo.InvariantCulture, $"BUG: KFENCE: {char.ToLowerInvariant(title[0])}{title[1..]} in {stack[0]}\n\n")
+            .Append(CultureInfo.InvariantCulture, $"BUG: KFENCE: {kind} in {stack[0]}\n\n")
             .Append(line).Append('\n');
         AppendStack(text, stack);
         text.Append('\n');

@@ -10,12 +10,14 @@ namespace Kmem;
 ///        |/////|/////| object 0 |/////| object 1 |/////|  …  | object N−1 |/////|       / faults
 ///                      ▲ at the left or the right edge, by chance; canary bytes beside it
 /// </code>
-/// So are as many pages again on both sides of the pool, with up to 255 objects. What faults ends the process, with the stack of who touched it: the runtime makes a fatal error of a fault outside
-/// its own memory, and no handler is asked. <see cref="Explain"/> says then what was at the address. What does not
-/// fault (a byte written between object and page edge, a second free) is reported when the object is freed.
+/// So are as many pages again on both sides of the pool, with up to 255 objects. What faults ends the process, with
+/// the stack of who touched it: the runtime makes a fatal error of a fault outside its own memory, and no handler
+/// is asked. <see cref="Explain"/> says then what was at the address. What does not fault (a byte written between
+/// object and page edge, a second free) is reported when the object is freed.
 /// </summary>
 /// <remarks>
-/// mm/kfence/core.c, Linux 6.18. Thread-safe. The pages are frames of the machine's RAM, inaccessible in the direct map.
+/// mm/kfence/core.c, Linux 6.18. Thread-safe. The pages are frames of the machine's RAM, inaccessible in the direct
+/// map.
 /// Hosts without 4 KiB pages or without Linux have no guard pages, only canaries.
 /// </remarks>
 public sealed partial class Kfence
@@ -95,7 +97,12 @@ public sealed partial class Kfence
     internal static unsafe Kfence Create(SlabAllocator slabs, KfenceOptions options, ulong seed)
     {
         if (options.Objects is < 1 or > KfenceOptions.MostObjects)
-            throw new ArgumentException($"Kfence.Objects is not between 1 and {KfenceOptions.MostObjects}", nameof(options));
+        {
+            throw new ArgumentException(
+                $"Kfence.Objects is not between 1 and {KfenceOptions.MostObjects}", nameof(options));
+        }
+
+
         if (options.SampleInterval < 0 || options.EveryNth < 0)
             throw new ArgumentException("Kfence.SampleInterval or Kfence.EveryNth is negative", nameof(options));
 
@@ -251,7 +258,9 @@ public sealed partial class Kfence
         return 0;
     }
 
-    /// <summary>A live object becomes smaller without moving: what it loses is nobody's (the end of krealloc).</summary>
+    /// <summary>
+    /// A live object becomes smaller without moving: what it loses is nobody's (the end of krealloc).
+    /// </summary>
     internal unsafe void Shrink(void* address, nuint size)
     {
         lock (_gate)
@@ -315,7 +324,9 @@ public sealed partial class Kfence
         return done;
     }
 
-    /// <summary>Opens the gate or closes it; false if it was so before. Whoever closes it guards his allocation.</summary>
+    /// <summary>
+    /// Opens the gate or closes it; false if it was so before. Whoever closes it guards his allocation.
+    /// </summary>
     private bool SetGate(bool open)
     {
         lock (_gate)
@@ -419,7 +430,9 @@ public sealed partial class Kfence
     private unsafe int CpuHere()
     {
         CpuTask* task = CpuSet.Here;
-        return task == null || task->MachineId != _slabs.Cpus.Id ? 0 : Math.Max(task->Cpu >= 0 ? task->Cpu : task->LastCpu, 0);
+        return task == null || task->MachineId != _slabs.Cpus.Id
+            ? 0
+            : Math.Max(task->Cpu >= 0 ? task->Cpu : task->LastCpu, 0);
     }
 
     /// <summary>Who did something to an object.</summary>

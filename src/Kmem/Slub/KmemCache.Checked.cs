@@ -11,7 +11,8 @@ public sealed partial class KmemCache
     /// <summary>Objects that leave the quarantine at a time.</summary>
     private const int LeaveBatch = 32;
 
-    // What is done for each object besides; null for nothing, or if the cache is debugged, which does all that and more.
+    // What is done for each object besides; null for nothing, or if the cache is debugged, which does all that and
+    // more.
     private readonly Hardening? _hardening;
 
     // Objects may be cleared: nobody expects to find anything in them.

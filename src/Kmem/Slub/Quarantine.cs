@@ -52,7 +52,8 @@ internal sealed class Quarantine : IDisposable
     /// <param name="bytes">Size of its slot.</param>
     /// <param name="leaving">Gets those that leave.</param>
     /// <returns>
-    /// How many leave. If any, <see cref="Left"/> must be called when they are where they belong; if as many as there is
+    /// How many leave. If any, <see cref="Left"/> must be called when they are where they belong; if as many as there
+    /// is
     /// room for, perhaps there are more.
     /// </returns>
     public unsafe int Exchange(CpuTask* task, void* obj, int bytes, Span<nint> leaving)
@@ -105,7 +106,8 @@ internal sealed class Quarantine : IDisposable
 
         foreach (nint obj in leaving)
         {
-            CacheOf(obj).CheckKeptBack((void*)obj); // its slab may go to the page allocator, and what was written with it
+            // Its slab may go to the page allocator, and what was written to it would be cleared.
+            CacheOf(obj).CheckKeptBack((void*)obj);
             CacheOf(obj).GiveBack(_slabs.Cpus.Current, _slabs.SlabOf((void*)obj), (void*)obj);
             flushed++;
         }

@@ -176,7 +176,9 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         return AllocWatched(request);
     }
 
-    /// <summary>Who watches wants to know of the areas of users, not of those that hold other areas' page arrays.</summary>
+    /// <summary>
+    /// Who watches wants to know of the areas of users, not of those that hold other areas' page arrays.
+    /// </summary>
     private unsafe void* AllocWatched(in VmallocRequest request)
     {
         void* area = AllocCore(request);

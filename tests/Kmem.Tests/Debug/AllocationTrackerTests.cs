@@ -206,9 +206,11 @@ public sealed class AllocationTrackerTests : IDisposable
     public unsafe void Who_holds_what_is_told_by_source_line()
     {
         nint[] mine = [Here(100), Here(100), Here(50_000)];
-        AllocationTag[] tags = [.. _machine.Allocations!.Tags().Where(tag => tag.Site.EndsWith("func:Here", StringComparison.Ordinal))];
+        AllocationTag[] tags = [.. _machine.Allocations!.Tags().Where(
+            tag => tag.Site.EndsWith("func:Here", StringComparison.Ordinal))];
         Assert.Equal(
-            [("kmalloc", 1L, 50_000L), ("kmalloc-112", 2, 200)], tags.Select(tag => (tag.Source, tag.Count, tag.Bytes)));
+            [("kmalloc", 1L, 50_000L), ("kmalloc-112", 2, 200)],
+            tags.Select(tag => (tag.Source, tag.Count, tag.Bytes)));
         Assert.All(tags, tag => Assert.Matches(@"^AllocationTrackerTests\.cs:\d+ func:Here$", tag.Site));
         string text = _machine.Allocations.AllocInfo();
         Assert.StartsWith("allocinfo - version: 1.0\n#     <size>  <calls> <tag info>\n", text);
@@ -228,7 +230,8 @@ public sealed class AllocationTrackerTests : IDisposable
         string text = _machine.Allocations.PageOwner();
         Match entry = Regex.Match(
             text,
-            @"Page allocated via order 3, mask 0xdc0\(GFP_KERNEL\|__GFP_ZERO\), pid \d+, tgid \d+ \(dotnet\), ts \d+ ns\n"
+            @"Page allocated via order 3, mask 0xdc0\(GFP_KERNEL\|__GFP_ZERO\), "
+            + @"pid \d+, tgid \d+ \(dotnet\), ts \d+ ns\n"
             + $@"PFN 0x{block.Value:x} type Unmovable Block {block.Value / 512} type \w+ Flags 0x[0-9a-f]+\n"
             + @" Kmem\.Machine\.AllocPages\+0x[0-9a-f]+\n Kmem\.Tests\.AllocationTrackerTests\.Each_block");
         Assert.True(entry.Success, text[..Math.Min(text.Length, 2000)]);

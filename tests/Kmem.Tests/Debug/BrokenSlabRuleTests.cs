@@ -118,7 +118,10 @@ public sealed class BrokenSlabRuleTests
     [Trait("rule", "SHEAF-02")]
     public unsafe void Allocated_object_in_quarantine()
     {
-        using var machine = Machine.Boot(new MachineOptions { Profile = KernelProfile.Hardened, RamBytes = 64 << 20, Cpus = 1 });
+        using var machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Hardened, RamBytes = 64 << 20, Cpus = 1,
+        });
         KmemCache cache = machine.CreateCache("kept", 64);
         void* kept = cache.Alloc(Gfp.Kernel);
         void* allocated = cache.Alloc(Gfp.Kernel);

@@ -42,7 +42,11 @@ internal static class FaultPrograms
         ["1 byte"] = Overruns(1),
         ["32 bytes"] = Overruns(32),
         ["1 MiB"] = Overruns(MiB),
-        ["write after free"] = [(m, size) => WriteAfterFree(m, size, reuse: false), (m, size) => WriteAfterFree(m, size, reuse: true)],
+        ["write after free"] =
+        [
+            (m, size) => WriteAfterFree(m, size, reuse: false),
+            (m, size) => WriteAfterFree(m, size, reuse: true),
+        ],
         ["zero size"] =
         [
             (m, _) => Zero(m, at: 0, write: true),
@@ -87,7 +91,9 @@ internal static class FaultPrograms
     }
 
     /// <summary>Runs all programs with a setting, in child processes: as many as die, and one.</summary>
-    /// <returns>What each said, in the order of <see cref="Runs"/>; what ended the process for those that did.</returns>
+    /// <returns>
+    /// What each said, in the order of <see cref="Runs"/>; what ended the process for those that did.
+    /// </returns>
     public static List<string> RunAllInChildren(string setting)
     {
         var all = new List<string>();
@@ -144,7 +150,8 @@ internal static class FaultPrograms
     }
 
     /// <summary>
-    /// The options of a setting; <c>debug</c> is everything that finds faults: slab debugging, and every object guarded.
+    /// The options of a setting; <c>debug</c> is everything that finds faults: slab debugging, and every object
+    /// guarded.
     /// </summary>
     public static MachineOptions OptionsOf(string setting)
     {
@@ -347,7 +354,9 @@ public sealed class FaultProgramTests
 
         foreach ((string group, (int runs, int caught)) in seen)
             TestContext.Current.TestOutputHelper?.WriteLine($"counted {setting}|{group}|{runs}|{caught}");
-        Assert.Equal(seen.OrderBy(it => it.Key, StringComparer.Ordinal), promised.OrderBy(it => it.Key, StringComparer.Ordinal));
+        Assert.Equal(
+            seen.OrderBy(it => it.Key, StringComparer.Ordinal),
+            promised.OrderBy(it => it.Key, StringComparer.Ordinal));
         if (setting == "debug")
             Assert.Contains(said, it => it.StartsWith("fault: Fatal error", StringComparison.Ordinal));
     }

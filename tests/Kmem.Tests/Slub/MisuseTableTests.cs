@@ -247,7 +247,9 @@ public sealed class MisuseTableTests
         return Try(() => cache.Free(cache.Alloc(Gfp.Kernel)));
     }
 
-    /// <summary>What would fault is asked for instead; <see cref="FaultProgramTests"/> do it, in child processes.</summary>
+    /// <summary>
+    /// What would fault is asked for instead; <see cref="FaultProgramTests"/> do it, in child processes.
+    /// </summary>
     private static unsafe string WriteGuarded(int row, Machine machine, Kfence kfence, KmemCache cache)
     {
         byte* Object(bool left)
