@@ -138,6 +138,7 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("PageTableLevels is neither 4 nor 5", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
+        options.Kfence?.Check();
 
         BootMemoryMap map = options.MemoryMap ?? BootMemoryMap.ForRam(options.RamBytes, options.Nodes);
         Func<int, int, int> distance = options.NodeDistance ?? ((a, b) => a == b ? 10 : 20);
@@ -145,7 +146,16 @@ public sealed partial class Machine : IDisposable
             options,
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
-        machine.Start(map);
+        try
+        {
+            machine.Start(map);
+        }
+        catch
+        {
+            machine.DisposeParts();
+            throw;
+        }
+
         machine.StartMetrics();
         return machine;
     }

@@ -92,20 +92,9 @@ public sealed partial class Kfence
     internal bool IsOpen => _isOpen;
 
     /// <summary>Sets the pool up; from then on its frames belong to nobody else.</summary>
-    /// <exception cref="ArgumentException">An option is out of range.</exception>
     /// <exception cref="OutOfMemoryException">The RAM has no such block.</exception>
     internal static unsafe Kfence Create(SlabAllocator slabs, KfenceOptions options, ulong seed)
     {
-        if (options.Objects is < 1 or > KfenceOptions.MostObjects)
-        {
-            throw new ArgumentException(
-                $"Kfence.Objects is not between 1 and {KfenceOptions.MostObjects}", nameof(options));
-        }
-
-
-        if (options.SampleInterval < 0 || options.EveryNth < 0)
-            throw new ArgumentException("Kfence.SampleInterval or Kfence.EveryNth is negative", nameof(options));
-
         // In the middle of a block twice as large, if there are such: what is far beyond an object faults, too.
         int bytes = 2 * (options.Objects + 1) * PageBytes;
         int order = Math.Min(PageOrder.ForSize((nuint)bytes) + 1, PageOrder.Max);
@@ -117,7 +106,7 @@ public sealed partial class Kfence
         head->Type = PageType.Guard;
         byte* block = slabs.Map.AddressOf(head);
         byte* pool = block + ((((PageBytes << order) - bytes) / 2) & ~(PageBytes - 1));
-        bool guarded = HostMemory.IsLinux && HostInfo.PageBytes == PageBytes
+        bool guarded = !options.WithoutGuardPages && HostMemory.IsLinux && HostInfo.PageBytes == PageBytes
             && MapBudget.Process.TryTake(MappingsFor(options.Objects));
         if (guarded && !HostMemory.TryProtect(block, (ulong)PageBytes << order, WindowProtection.None, Purpose))
         {

@@ -26,9 +26,22 @@ public sealed record KfenceOptions
     /// </summary>
     public int EveryNth { get; init; }
 
+    /// <summary>For tests of what hosts without guard pages do.</summary>
+    internal bool WithoutGuardPages { get; init; }
+
     /// <summary>
     /// From so many percent of the objects in use on, an allocation from a call stack that has a guarded object already
     /// is left out, so that rare ones get their turn (kfence.skip_covered_thresh).
     /// </summary>
     public int SkipCoveredPercent { get; init; } = 75;
+
+    /// <summary>Refuses what cannot be.</summary>
+    /// <exception cref="ArgumentException">An option is out of range; the message names it.</exception>
+    internal void Check()
+    {
+        if (Objects is < 1 or > MostObjects)
+            throw new ArgumentException($"Kfence.Objects is not between 1 and {MostObjects}");
+        if (SampleInterval < 0 || EveryNth < 0)
+            throw new ArgumentException("Kfence.SampleInterval or Kfence.EveryNth is negative");
+    }
 }

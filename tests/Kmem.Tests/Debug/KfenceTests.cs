@@ -3,7 +3,7 @@ namespace Kmem.Tests;
 /// <summary>Guarded objects: where they lie, what is reported about them, and that all else is as ever.</summary>
 public sealed class KfenceTests
 {
-    private static Machine Boot(KfenceOptions? kfence = null, KernelProfile? profile = null, bool portable = false) =>
+    private static Machine Boot(KfenceOptions? kfence = null, KernelProfile? profile = null) =>
         Machine.Boot(new MachineOptions
         {
             RamBytes = 64 << 20,
@@ -11,7 +11,6 @@ public sealed class KfenceTests
             Profile = profile ?? KernelProfile.Native,
             Kfence = kfence ?? new KfenceOptions { EveryNth = 1 },
             DecaySeconds = 0,
-            PortableMemory = portable,
         });
 
     public static TheoryData<string> Profiles => [.. KernelProfile.All.Select(profile => profile.Name)];
@@ -221,7 +220,28 @@ public sealed class KfenceTests
     [Fact]
     public unsafe void Without_guard_pages_a_write_after_free_is_found_at_reuse()
     {
-        using Machine machine = Boot(new KfenceOptions { EveryNth = 1, Objects = 1, SkipCoveredPercent = 100 });
+        using Machine machine = Boot(new KfenceOptions
+        {
+            EveryNth = 1, Objects = 1, SkipCoveredPercent = 101, WithoutGuardPages = true,
+        });
+        Assert.False(machine.Kfence!.IsGuarded);
+        var p = (byte*)machine.Kmalloc(64, Gfp.Kernel);
+        machine.Kfree(p);
+        p[3] = 0x41;
+        Assert.Equal("", machine.Dmesg.ToString());
+        machine.Kfree(machine.Kmalloc(64, Gfp.Kernel));
+        string said = machine.Dmesg.ToString();
+        Assert.Contains("BUG: KFENCE: use-after-free write in Kmem.Tests.KfenceTests", said);
+        Assert.Contains(
+            $"\nUse-after-free write at 0x{machine.Slabs.KernelAddress(p + 3):x16} [ 0x41 ] (in kfence-#0):", said);
+        Assert.Contains("\nfreed by task ", said);
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    public void Options_that_cannot_be_are_refused()
+    {
+        using Machine machine = Boot();
         Assert.Equal(OperatingSystem.IsLinux(), machine.Kfence!.IsGuarded);
         Assert.Throws<ArgumentException>(() => Boot(new KfenceOptions { Objects = 0 }));
         Assert.Throws<ArgumentException>(() => Boot(new KfenceOptions { Objects = 512 }));
