@@ -25,7 +25,7 @@ public sealed record KernelProfile
     /// As <see cref="Native"/>, but bugs are found and contained rather than served fast: random and encoded free
     /// lists,
     /// random free pages, memory cleared when it is allocated and when it is freed, freed objects kept back for a while
-    /// and looked at before they are given out again, and each free decided by one interlocked instruction. Costs eight
+    /// and looked at before they are given out again, and each free decided by one interlocked instruction. Costs nine
     /// times as much as the native profile; see docs/misuse.md.
     /// </summary>
     public static KernelProfile Hardened { get; } = Native with
