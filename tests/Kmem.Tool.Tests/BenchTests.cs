@@ -29,6 +29,18 @@ public sealed class BenchTests
     }
 
     [Fact]
+    public async Task OtherProfilesTakePartWhenAsked()
+    {
+        Outcome outcome = await Tool.Run(
+            "bench", "--quick", "--no-c", "--only", "rsize", "--against", "NativeMemory", "--profile", "hardened", "--json");
+        Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
+        JsonObject ns = JsonNode.Parse(outcome.Output)!["workloads"]![0]!["ns"]!.AsObject();
+        Assert.Equal("kmem kmem-hardened NativeMemory", string.Join(' ', ns.Select(it => it.Key)));
+        Outcome wrong = await Tool.Run("bench", "--profile", "harder");
+        Assert.Equal(2, wrong.Exit);
+    }
+
+    [Fact]
     public async Task ResidentMemoryIsLookedAtInAProcessOfItsOwn()
     {
         Outcome outcome = await Tool.Run(

@@ -120,7 +120,9 @@ public sealed class BrokenSlabRuleTests
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            Profile = KernelProfile.Hardened, RamBytes = 64 << 20, Cpus = 1,
+            Profile = KernelProfile.Hardened,
+            RamBytes = 64 << 20,
+            Cpus = 1,
         });
         KmemCache cache = machine.CreateCache("kept", 64);
         void* kept = cache.Alloc(Gfp.Kernel);
@@ -145,7 +147,9 @@ public sealed class BrokenSlabRuleTests
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            RamBytes = 64 << 20, Cpus = 1, Kfence = new KfenceOptions { EveryNth = 1 },
+            RamBytes = 64 << 20,
+            Cpus = 1,
+            Kfence = new KfenceOptions { EveryNth = 1 },
         });
         var p = (byte*)machine.Kmalloc(60, Gfp.Kernel);
         byte* beside = (nint)p % 4096 == 0 ? p + 60 : p - 1;

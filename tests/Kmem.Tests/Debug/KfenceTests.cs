@@ -222,7 +222,10 @@ public sealed class KfenceTests
     {
         using Machine machine = Boot(new KfenceOptions
         {
-            EveryNth = 1, Objects = 1, SkipCoveredPercent = 101, WithoutGuardPages = true,
+            EveryNth = 1,
+            Objects = 1,
+            SkipCoveredPercent = 101,
+            WithoutGuardPages = true,
         });
         Assert.False(machine.Kfence!.IsGuarded);
         var p = (byte*)machine.Kmalloc(64, Gfp.Kernel);
