@@ -71,10 +71,21 @@ internal sealed partial class ReplayEngine
         _lastPage = new LastPage[machine.Cpus];
     }
 
+    /// <summary>So many events, and no more.</summary>
+    public long StopAfter { get; set; } = long.MaxValue;
+
+    /// <summary>End with the first allocation that finds no memory.</summary>
+    public bool StopAtFailure { get; init; }
+
+    /// <summary>Is told which event is carried out, or null.</summary>
+    public EventMemory? Memory { get; init; }
+
     /// <summary>Replays the events that were read already, then the rest of the trace.</summary>
     public void Run(IReadOnlyList<TraceEvent> first)
     {
         long start = Stopwatch.GetTimestamp();
+        if (Memory != null)
+            Memory.NameOfCallSite = site => _reader.CallSites[site];
         int before = _cpus.Pin(0);
         try
         {
@@ -96,11 +107,11 @@ internal sealed partial class ReplayEngine
     {
         try
         {
-            while (_events < first.Count)
+            while (_events < first.Count && _events < StopAfter)
                 Step(first[(int)_events]);
 
             TraceEvent e = default;
-            while (_reader.TryRead(ref e))
+            while (_events < StopAfter && _reader.TryRead(ref e))
                 Step(e);
             return true;
         }
@@ -126,6 +137,8 @@ internal sealed partial class ReplayEngine
             _folded++;
         }
 
+        if (Memory != null)
+            Remember(e, cpu);
         switch (e.Kind)
         {
             case TraceEventKind.Kmalloc:
@@ -153,6 +166,36 @@ internal sealed partial class ReplayEngine
                 _skipped++;
                 break;
         }
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void Remember(in TraceEvent e, int cpu) =>
+        Memory!.Moment = new RecordedMoment(_events, e.TimestampNs, cpu, e.CallSite, e.Ptr);
+
+    /// <summary>The address here of what the recording has at an address now; null for nothing.</summary>
+    public unsafe ulong? Find(ulong recorded)
+    {
+        ref LiveObject exact = ref _objects.Find(recorded);
+        if (!Unsafe.IsNullRef(ref exact) && exact.Ours != 0)
+            return _machine.KernelAddressOf((void*)exact.Ours).Value;
+        if (!DirectMap.IsAddress(recorded))
+            return null;
+
+        ref Block block = ref FindCovering(_directMap.PfnOf(recorded), out ulong head);
+        if (Unsafe.IsNullRef(ref block))
+            return null;
+
+        ulong inBlock = recorded - _directMap.AddressOf(head);
+        if (block.Ours.IsValid)
+            return _machine.KernelAddressOf(_machine.AddressOf(block.Ours)).Value + inBlock;
+        if (block.Slot == 0 || inBlock < block.FirstSlot)
+            return null;
+
+        ulong offset = (inBlock - block.FirstSlot) % block.Slot;
+        ref LiveObject inside = ref _objects.Find(recorded - offset);
+        return Unsafe.IsNullRef(ref inside) || inside.Ours == 0
+            ? null
+            : _machine.KernelAddressOf((void*)inside.Ours).Value + offset;
     }
 
     private unsafe void Kmalloc(in TraceEvent e, int cpu)
@@ -363,6 +406,8 @@ internal sealed partial class ReplayEngine
     {
         if (++_failedAllocs >= MaxFailureReports)
             _quiet = Gfp.NoWarn;
+        if (StopAtFailure)
+            StopAfter = _events;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

@@ -331,6 +331,7 @@ public sealed partial class KmemCache
 
         if (c->Spare != null && c->Spare->Size > 0)
         {
+            _slabs.Trace?.ObjectFrom(ObjectSource.SpareSheaf);
             SwapSheaves(c);
             return true;
         }
@@ -339,6 +340,7 @@ public sealed partial class KmemCache
         Sheaf* sheaf = c->Main == null ? barn.TakeFull() : barn.ExchangeForFull(c->Settle());
         if (sheaf != null)
         {
+            _slabs.Trace?.ObjectFrom(ObjectSource.Barn);
             c->Install(sheaf);
             return true;
         }
