@@ -167,12 +167,12 @@ internal static class ExplainText
 
     private static void WritePinned(IAnsiConsole console, RequestExplanation it)
     {
-        console.Heading(Line($"What keeps blocks of order {it.Order} from being free, fewest objects first"));
-        Table table = Screen.Table("block", "zone", "type", ">free", ">in use", ">objects", "freeing them");
+        console.Heading("What keeps blocks from being free, fewest objects first");
+        Table table = Screen.Table("block", ">order", "zone", "type", ">free", ">in use", ">objects", "freeing them");
         foreach (PinnedBlock block in it.Pinned)
         {
             table.Row(
-                $"{block.First}", Line($"{block.Node} {block.Zone}"), $"{block.Type}", Kib(block.FramesFree),
+                $"{block.First}", Line($"{block.Order}"), Line($"{block.Node} {block.Zone}"), $"{block.Type}", Kib(block.FramesFree),
                 Kib(block.FramesInUse), Line($"{block.Objects}"), $"gives back {Kib(block.FramesInUse)}");
         }
 

@@ -30,6 +30,13 @@ public sealed record ReplayOptions
     /// See <see cref="MachineOptions.RememberEvents"/>.
     /// </summary>
     public long RememberEvents { get; init; }
+
+    /// <summary>Called with the machine and the number of events so far, before the first event, after every
+    /// <see cref="SampleEvery"/>, and after the last. It may read the machine, not change it.</summary>
+    public Action<Machine, long>? Sample { get; init; }
+
+    /// <summary>Events between two calls of <see cref="Sample"/>.</summary>
+    public long SampleEvery { get; init; } = 1000;
 }
 
 /// <summary>
@@ -77,13 +84,38 @@ public static class Replay
                 StopAtFailure = options.StopAtFailure,
                 Memory = options.RememberEvents > 0 ? machine.Remember(options.RememberEvents) : null,
             };
-            engine.Run(start.Events);
+            Run(engine, start.Events, options);
             return new ReplayResult(machine, engine);
         }
         catch
         {
             machine.Dispose();
             throw;
+        }
+    }
+
+    /// <summary>In one go, or from sample to sample.</summary>
+    private static void Run(ReplayEngine engine, IReadOnlyList<TraceEvent> first, ReplayOptions options)
+    {
+        if (options.Sample is not { } sample)
+        {
+            engine.Run(first);
+            return;
+        }
+
+        long end = engine.StopAfter;
+        long before = -1;
+        sample(engine.Machine, 0);
+        while (engine.Events != before && engine.Events < end)
+        {
+            before = engine.Events;
+            long next = Math.Min(end, before + Math.Max(1, options.SampleEvery));
+            engine.StopAfter = next;
+            engine.Run(first);
+            if (engine.Events != before)
+                sample(engine.Machine, engine.Events);
+            if (engine.StopAfter < next)
+                return;     // a failure stopped it
         }
     }
 }

@@ -71,6 +71,12 @@ internal sealed partial class ReplayEngine
         _lastPage = new LastPage[machine.Cpus];
     }
 
+    /// <summary>What the events are carried out on.</summary>
+    public Machine Machine => _machine;
+
+    /// <summary>Events so far.</summary>
+    public long Events => _events;
+
     /// <summary>So many events, and no more.</summary>
     public long StopAfter { get; set; } = long.MaxValue;
 
@@ -99,7 +105,7 @@ internal sealed partial class ReplayEngine
             _cpus.Pin(before);
         }
 
-        _elapsed = Stopwatch.GetElapsedTime(start);
+        _elapsed += Stopwatch.GetElapsedTime(start);
     }
 
     /// <summary>Replays up to the end, or to an event that ends in a misuse report.</summary>

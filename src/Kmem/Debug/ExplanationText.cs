@@ -24,7 +24,7 @@ internal static class ExplanationText
             AddressKind.LargeKmalloc => Text(
                 $"is byte {it.Object!.Offset} of a kmalloc block of {it.Object.Size} bytes, whole pages of order {it.Page!.Order}"),
             AddressKind.VmallocPage => Text(
-                $"is in page {it.Area!.Page} of the area 0x{it.Area.Start} made by {it.Area.Caller}, frame {it.Page!.Frame}"),
+                $"is in page {it.Area!.Page} of the area 0x{it.Area.Start}{By(it.Area)}, frame {it.Page!.Frame}"),
             AddressKind.GuardPage => $"is in the guard page behind the area 0x{it.Area!.Start}: nothing is mapped there",
             _ => Text($"is in an allocated block of order {it.Page!.Order}, frame {it.Page.BlockFirst}")
                 + (it.Page.References > 0 ? Text($", {Count(it.Page.References, "reference")}") : ""),
@@ -67,8 +67,8 @@ internal static class ExplanationText
         PinnedBlock best = it.Pinned[0];
         return best.Objects == 0
             ? Text($"The block at {best.First} is free but for what CPUs keep on their lists.")
-            : Text($"Freeing {Count(best.Objects, "object")} gives back {Kib(best.FramesInUse)} and completes the block at ")
-                + Text($"{best.First} in zone {best.Zone}: {Names(best)}.");
+            : Text($"Freeing {Count(best.Objects, "object")} gives back {Kib(best.FramesInUse)} and completes the block of ")
+                + Text($"order {best.Order} at {best.First} in zone {best.Zone}: {Names(best)}.");
     }
 
     private static string Names(PinnedBlock block)
@@ -95,6 +95,8 @@ internal static class ExplanationText
         return Text($"is free: in the block of order {free.Order} at {free.First}, ")
             + Text($"{Place(free.Position)} on the {free.List} list of zone {it.Zone!.Name}{buddy}");
     }
+
+    private static string By(ExplainedArea area) => area.Caller == "unknown" ? "" : $" made by {area.Caller}";
 
     private static string Place(int position) => position switch
     {

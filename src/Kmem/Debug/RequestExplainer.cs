@@ -27,10 +27,10 @@ internal sealed class RequestExplainer(
         {
             Dictionary<ulong, int> onCpuLists = OnCpuLists(zones);
             var candidates = new List<Candidate>();
-            foreach (ZonePages zone in zones)
-                never += Collect(zone, order, onCpuLists, candidates);
-            pinned = [.. candidates.OrderBy(it => it.Objects).ThenBy(it => it.FramesInUse).ThenBy(it => it.First)
-                .Take(MostBlocks).Select(it => Detail(it, order))];
+            for (int i = 0; i < zones.Count; i++)
+                never += Collect(zones[i], OrderToFree(order, lacks[i]), lacks[i].MissingFrames, onCpuLists, candidates);
+            candidates.Sort();
+            pinned = [.. candidates.Take(MostBlocks).Select(Detail)];
         }
 
         var explanation = new RequestExplanation
@@ -47,6 +47,14 @@ internal sealed class RequestExplainer(
             Sentence = "",
         };
         return explanation with { Sentence = ExplanationText.Of(explanation) };
+    }
+
+    /// <summary>A block of this order, freed, is what is asked for, and is enough to stay above the watermark.</summary>
+    private static int OrderToFree(int order, ZoneLack zone)
+    {
+        while (order < PageOrder.Max && 1L << order < zone.MissingFrames)
+            order++;
+        return order;
     }
 
     private static unsafe ZoneLack LackOf(ZonePages pages, Gfp gfp, int order, Migratetype type)
@@ -107,20 +115,24 @@ internal sealed class RequestExplainer(
     }
 
     /// <summary>Counts each block of the order; those that can never be free are only counted.</summary>
-    private long Collect(ZonePages pages, int order, Dictionary<ulong, int> onCpuLists, List<Candidate> candidates)
+    private long Collect(
+        ZonePages pages, int order, long missing, Dictionary<ulong, int> onCpuLists, List<Candidate> candidates)
     {
         Zone zone = pages.Zone;
         ulong size = 1UL << order;
         long never = 0;
         for (ulong first = (zone.StartPfn + size - 1) & ~(size - 1); first + size <= zone.EndPfn; first += size)
         {
-            Candidate? candidate = CountBlock(zone, first, size, onCpuLists);
+            Candidate? candidate = CountBlock(zone, first, order, onCpuLists);
             if (candidate == null)
             {
                 never++;
                 continue;
             }
 
+            // What lacks is memory: a block that is free already gives back nothing.
+            if (missing > 0 && candidate.FramesInUse < Math.Min(missing, PageOrder.MaxBlockPages / 2))
+                continue;
             candidates.Add(candidate);
             if (candidates.Count > 4096)
             {
@@ -132,8 +144,9 @@ internal sealed class RequestExplainer(
         return never;
     }
 
-    private unsafe Candidate? CountBlock(Zone zone, ulong first, ulong size, Dictionary<ulong, int> onCpuLists)
+    private unsafe Candidate? CountBlock(Zone zone, ulong first, int blockOrder, Dictionary<ulong, int> onCpuLists)
     {
+        ulong size = 1UL << blockOrder;
         if (!pages.HasMemory(zone, first))
             return null;
 
@@ -154,7 +167,7 @@ internal sealed class RequestExplainer(
             pfn = until;
         }
 
-        return new Candidate(first, zone, free, (int)size - free, objects);
+        return new Candidate(first, blockOrder, zone, free, (int)size - free, objects);
     }
 
     /// <summary>What a frame is for, and the block that it is part of.</summary>
@@ -179,11 +192,11 @@ internal sealed class RequestExplainer(
     private unsafe long ObjectsOf(Page* head) =>
         head->Type == PageType.Slab ? Math.Max(1, slabs.CacheOf(head).CountLiveIn(head)) : 1;
 
-    private unsafe PinnedBlock Detail(Candidate candidate, int order)
+    private unsafe PinnedBlock Detail(Candidate candidate)
     {
         var pins = new List<Pin>();
         Dictionary<ulong, int> none = [];
-        ulong end = candidate.First + (1UL << order);
+        ulong end = candidate.First + (1UL << candidate.Order);
         for (ulong pfn = candidate.First; pfn < end && pins.Count < MostPins;)
         {
             (FrameUse use, ulong start, int size) = UseOf(pfn, none);
@@ -194,6 +207,7 @@ internal sealed class RequestExplainer(
 
         return new PinnedBlock(
             new Pfn(candidate.First),
+            candidate.Order,
             candidate.Zone.NodeId,
             candidate.Zone.Name,
             blocks.TypeOf(candidate.First),
@@ -245,7 +259,7 @@ internal sealed class RequestExplainer(
         Fixed,
     }
 
-    private sealed record Candidate(ulong First, Zone Zone, int FramesFree, int FramesInUse, long Objects)
+    private sealed record Candidate(ulong First, int Order, Zone Zone, int FramesFree, int FramesInUse, long Objects)
         : IComparable<Candidate>
     {
         public int CompareTo(Candidate? other) => other == null ? 1

@@ -26,8 +26,9 @@ public sealed record RequestExplanation
     public required IReadOnlyList<ZoneLack> Zones { get; init; }
 
     /// <summary>
-    /// The blocks of the order that the fewest objects keep from being free, best first. Empty if the request would
-    /// succeed, or if no block could ever be free.
+    /// The blocks that the fewest objects keep from being free, best first: of the order asked for, or of the larger one
+    /// that gives back what is missing to the watermark. Empty if the request would succeed, or if no block could ever be
+    /// free.
     /// </summary>
     public IReadOnlyList<PinnedBlock> Pinned { get; init; } = [];
 
@@ -68,6 +69,7 @@ public sealed record ZoneLack(
 
 /// <summary>A block that would be free if some objects were.</summary>
 /// <param name="First">Its first frame.</param>
+/// <param name="Order">Its order.</param>
 /// <param name="Node">Node of its zone.</param>
 /// <param name="Zone">Name of its zone.</param>
 /// <param name="Type">Migrate type of its pageblock.</param>
@@ -76,7 +78,7 @@ public sealed record ZoneLack(
 /// <param name="Objects">How many objects have to be freed.</param>
 /// <param name="Pins">The first of them, by address.</param>
 public sealed record PinnedBlock(
-    Pfn First, int Node, string Zone, Migratetype Type, int FramesFree, int FramesInUse, long Objects,
+    Pfn First, int Order, int Node, string Zone, Migratetype Type, int FramesFree, int FramesInUse, long Objects,
     IReadOnlyList<Pin> Pins);
 
 /// <summary>Something in use that keeps a block from being free.</summary>
