@@ -61,7 +61,7 @@ public sealed partial class Machine
     /// <summary>Begins to remember; from now on every request takes the slow way.</summary>
     internal EventMemory Remember(long events)
     {
-        var memory = new EventMemory(events, _slabs.Addresses, () => _cpus.CurrentCpu, _pages.PresentZoneOf);
+        var memory = new EventMemory(events, _slabs.Addresses, () => _cpus.LikelyCpu, _pages.PresentZoneOf);
         Volatile.Write(ref _memory, memory);
         Trace = memory;
         return memory;
