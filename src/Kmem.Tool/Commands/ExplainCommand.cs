@@ -75,7 +75,7 @@ internal sealed class ExplainCommand : Command, IHasExamples
         ("explain --order 9 --gfp GFP_KERNEL samples/traces/git/trace.txt.gz --ram 512M",
             "whether 2 MiB in one piece could be had at the end, and what is in the way"),
         ("explain --failure trace.txt --ram 256M", "the first request that fails with so little memory"),
-        ("explain ffff888006301040 --state tests/data/boot-1cpu/02-vm", "an address of a recorded kernel"),
+        ("explain ffff888002e0a080 --state tests/data/boot-1cpu/02-vm", "an address of a recorded kernel"),
     ];
 
     private bool AsksForAddress(ParseResult parsed) =>

@@ -8,7 +8,8 @@ namespace Kmem.Tool.Drawing;
 /// <code>
 ///   kmalloc 100 x 20; free 3-19/2; cpu 1; free 1; vmalloc 64K; free 21; purge; pages 0 x 300; movable 9
 /// </code>
-/// Allocations are numbered from 1, in order; <c>free</c> takes one number, or a range with a step.
+/// Allocations are numbered from 1, in order; <c>free</c> takes one number, or a range with a step; <c>keep</c> frees all
+/// the others of the range.
 /// </summary>
 internal sealed class Script : IDisposable
 {
@@ -82,6 +83,10 @@ internal sealed class Script : IDisposable
             case "free":
                 Free(machine, step, (int)step.Value + (index * step.Stride));
                 break;
+            case "keep":
+                if (index % step.Stride != 0)
+                    Free(machine, step, (int)step.Value + index);
+                break;
             case "kmalloc":
                 Keep(machine, step, (nint)machine.Kmalloc((nuint)step.Value, Gfp.Kernel));
                 break;
@@ -141,8 +146,8 @@ internal sealed class Script : IDisposable
             return new Step(text, "purge", 0, 1, 0);
         if (words.Length != 2)
             throw Wrong(text);
-        if (words[0] == "free" && count == 1)
-            return ParseFree(text, words[1]);
+        if (words[0] is "free" or "keep" && count == 1)
+            return ParseRange(text, words[0], words[1]);
 
         ulong most = words[0] switch { "cpu" => 8191, "pages" or "movable" => PageOrder.Max, _ => 1UL << 40 };
         bool known = words[0] is "cpu" or "kmalloc" or "vmalloc" or "pages" or "movable";
@@ -151,7 +156,7 @@ internal sealed class Script : IDisposable
             : throw Wrong(text);
     }
 
-    private static Step ParseFree(string text, string range)
+    private static Step ParseRange(string text, string verb, string range)
     {
         string[] parts = range.Split('/');
         string[] ends = parts[0].Split('-');
@@ -163,7 +168,9 @@ internal sealed class Script : IDisposable
                 || (int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out stride) && stride > 0))
             && first >= 1 && last >= first)
         {
-            return new Step(text, "free", first, ((last - first) / stride) + 1, stride);
+            return verb == "free"
+                ? new Step(text, verb, first, ((last - first) / stride) + 1, stride)
+                : new Step(text, verb, first, last - first + 1, stride);
         }
 
         throw Wrong(text);
@@ -171,7 +178,7 @@ internal sealed class Script : IDisposable
 
     private static ToolException Wrong(string text) => new(
         $"--do has the step '{text}', expected 'kmalloc SIZE', 'vmalloc SIZE', 'pages ORDER' or 'movable ORDER', each with"
-        + " 'x N' behind it if you like, 'free N', 'free FROM-TO' or 'free FROM-TO/STEP', 'cpu N', or 'purge'");
+        + " 'x N' behind it if you like, 'free N', 'free FROM-TO/STEP', 'keep FROM-TO/STEP', 'cpu N', or 'purge'");
 
     private sealed record Step(string Text, string Verb, long Value, int Count, int Stride);
 
