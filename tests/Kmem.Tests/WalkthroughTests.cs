@@ -63,7 +63,7 @@ public sealed partial class WalkthroughTests
         Assert.All(shown, path => Assert.True(File.Exists(path), path));
         Assert.All(
             Directory.EnumerateFiles(Repository.PathOf("docs/walkthroughs/images")),
-            path => Assert.Contains(Path.GetFullPath(path), shown));
+            path => Assert.Contains(Path.GetFullPath(path), shown, StringComparer.Ordinal));
     }
 
     private static string Read(string path) => File.ReadAllText(Repository.PathOf(path)).ReplaceLineEndings("\n");

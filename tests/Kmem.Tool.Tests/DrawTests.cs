@@ -36,8 +36,10 @@ public sealed partial class DrawTests
 
     [Fact]
     public void EveryPictureHasALine() => Assert.Equal(
-        Directory.EnumerateFiles(Path.Combine(Tool.Repository, "docs/walkthroughs/images")).Select(Path.GetFileName).Order(),
-        Pictures().Select(row => Path.GetFileName(row.Data.Item2)).Order());
+        Directory.EnumerateFiles(Path.Combine(Tool.Repository, "docs/walkthroughs/images")).Select(Path.GetFileName)
+            .Order(StringComparer.Ordinal),
+        Pictures().Select(row => Path.GetFileName(row.Data.Item2)).Order(StringComparer.Ordinal),
+        StringComparer.Ordinal);
 
     /// <summary>Title and description for who does not see it, both schemes of colour, nothing outside of it.</summary>
     [Theory]

@@ -11,7 +11,10 @@ internal sealed class DrawCommand : Command, IHasExamples
 {
     private const string DefaultScript = "kmalloc 100 x 20; free 3-19/2; vmalloc 64K";
     private const ulong DefaultRam = 256UL << 20;
-    private const int Samples = 200;
+    private const int EventsPerSample = 200;
+
+    /// <summary>Events looked through for an object that is free at the moment drawn.</summary>
+    private const long Remembered = 1 << 22;
 
     private static readonly string[] s_subjects = ["buddy", "slab", "walk", "areas", "lanes", "fragmentation"];
 
@@ -153,6 +156,7 @@ internal sealed class DrawCommand : Command, IHasExamples
     {
         var history = new FragmentationHistory();
         bool overTime = parsed.GetValue(_what) == "fragmentation";
+        VirtAddr? given = Given(parsed);
         var options = new ReplayOptions
         {
             Profile = parsed.GetValue(_profile) ?? KernelProfile.Linux618,
@@ -160,10 +164,11 @@ internal sealed class DrawCommand : Command, IHasExamples
             Cpus = parsed.GetValue(_cpus),
             StopAfter = parsed.GetValue(_at),
             Sample = overTime ? history.Add : null,
-            SampleEvery = Samples,
+            SampleEvery = EventsPerSample,
+            RememberEvents = given == null ? 0 : Remembered,
         };
         using ReplayResult replay = ReplayInput.Run(parsed, trace, options, cancel);
-        VirtAddr? address = Given(parsed) is { } given ? replay.Find(given) ?? given : null;
+        VirtAddr? address = given is { } recorded ? replay.Explain(recorded).Address : null;
         return Draw(parsed, replay.Machine, address, history, replay.Machine.WalkPageTables);
     }
 
