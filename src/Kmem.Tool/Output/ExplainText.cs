@@ -30,6 +30,10 @@ internal static class ExplainText
                 + Line($"byte {obj.Offset}; {state}"));
         }
 
+        if (it.Object?.AllocatedBy is { } allocatedBy)
+            console.Paragraph($"allocated by {allocatedBy}");
+        if (it.Object?.FreedBy is { } freedBy)
+            console.Paragraph($"freed by     {freedBy}");
         if (it.Table is { } table)
             console.Paragraph(Line($"table        {table.Name}, {table.Present} of 512 entries, from 0x{table.Maps}"));
         if (it.Area is { } area)

@@ -22,8 +22,12 @@ internal sealed record ExplainedParts(
 
 /// <summary>
 /// Finds out everything about an address: from the address to a frame, from the frame to the block, the slab or the area
-/// that it belongs to, and from there to its story. Reads only; exact while nobody is at work on the machine.
+/// that it belongs to, and from there to its story.
 /// </summary>
+/// <remarks>
+/// Reads only. Lists are walked under their locks, CPUs' parts while the CPU is taken from its owner, and links within
+/// slabs are not trusted: others may be at work, and then each value shows some moment.
+/// </remarks>
 internal sealed class Explainer(ExplainedParts parts)
 {
     private const int MostEvents = 32;
@@ -32,7 +36,7 @@ internal sealed class Explainer(ExplainedParts parts)
     private readonly PageAllocator _pages = parts.Pages;
     private readonly MemMap _map = parts.Map;
     private readonly AddressMap _addresses = parts.Slabs.Addresses;
-    private readonly SlabExplainer _slabs = new(parts.Slabs, parts.Map, parts.Cpus.Count);
+    private readonly SlabExplainer _slabs = new(parts.Slabs, parts.Map, parts.Cpus);
 
     public Explanation Explain(ulong address)
     {
@@ -111,38 +115,56 @@ internal sealed class Explainer(ExplainedParts parts)
     /// <summary>The area that an address of the vmalloc space lies in.</summary>
     private unsafe Explanation WithArea(Explanation explanation, ulong address, bool mapped)
     {
-        VmapArea* area = parts.Space!.Find(address);
-        string state = "busy";
-        foreach (VmapNode node in parts.Space.Nodes)
+        ExplainedArea? found = null;
+        bool guarded = true;
+        foreach (VmapNode node in parts.Space!.Nodes)
         {
-            if (area != null)
-                break;
-            area = VmapTree.Find(node.Lazy, address);
-            state = "freed, not purged yet";
+            node.ForEachBusy(at =>
+            {
+                var area = (VmapArea*)at;
+                if (address < area->Start || address >= area->End)
+                    return;
+
+                found = Describe(area, (address - area->Start) >> Pfn.PageShift);
+                guarded = parts.Vmalloc == null || area->Vm == null || (area->Vm->Flags & VmFlags.NoGuard) == 0;
+            });
+            foreach (VmapRange lazy in found == null ? node.LazyRanges() : [])
+            {
+                if (address >= lazy.Start && address < lazy.End)
+                {
+                    found = new ExplainedArea(
+                        new VirtAddr(lazy.Start), new VirtAddr(lazy.End), UnknownCaller, 0,
+                        (long)((address - lazy.Start) >> Pfn.PageShift), "freed, not purged yet");
+                }
+            }
         }
 
-        if (area == null)
+        if (found == null)
             return explanation;
 
-        explanation = explanation with { Area = Describe(area, (address - area->Start) >> Pfn.PageShift, state) };
-        bool isLast = address >= area->End - Pfn.PageSize;
-        bool guarded = parts.Vmalloc == null || area->Vm == null || (area->Vm->Flags & VmFlags.NoGuard) == 0;
-        return !mapped && isLast && guarded && state == "busy"
-            ? explanation with { Kind = AddressKind.GuardPage }
-            : explanation;
+        bool isLast = address >= found.End.Value - Pfn.PageSize;
+        return explanation with
+        {
+            Area = found,
+            Kind = !mapped && isLast && guarded && found.State == Busy ? AddressKind.GuardPage : explanation.Kind,
+        };
     }
 
-    private unsafe ExplainedArea Describe(VmapArea* area, ulong page, string state)
+    private const string Busy = "busy";
+    private const string UnknownCaller = "unknown";
+
+    /// <summary>An area that is in use; its lock is held.</summary>
+    private unsafe ExplainedArea Describe(VmapArea* area, ulong page)
     {
         // The vm_struct of a recorded kernel is not in this memory.
-        bool own = parts.Vmalloc != null && area->Vm != null && state == "busy";
+        bool own = parts.Vmalloc != null && area->Vm != null;
         return new ExplainedArea(
             new VirtAddr(area->Start),
             new VirtAddr(area->End),
-            own && area->Vm->Caller != VmCaller.None ? area->Vm->Caller.ToString() : "unknown",
+            own && area->Vm->Caller != VmCaller.None ? area->Vm->Caller.ToString() : UnknownCaller,
             own ? area->Vm->PageCount : 0,
             (long)page,
-            state);
+            Busy);
     }
 
     private unsafe Explanation ExplainFrame(Explanation explanation, ulong pfn, ZonePages zone)
@@ -265,16 +287,19 @@ internal sealed class Explainer(ExplainedParts parts)
     {
         Migratetype type = parts.Blocks.TypeOf(first);
         int position = 0;
+        zone.Buddy.Lock.Acquire();
         ListHead* list = zone.Buddy.ListOf(order, type);
         ListHead* node = list->Next;
         for (; node != list && _map.PfnOf(Page.FromLru(node)) != first; node = node->Next)
             position++;
+        bool isListed = node != list;
+        zone.Buddy.Lock.Release();
         ulong buddy = first ^ (1UL << order);
         string use = order == PageOrder.Max ? "no larger order"
             : parts.Describe(new Pfn(buddy)) is { } info ? $"{info.Use}, order {info.Order}"
             : "a hole";
         return new ExplainedFreeBlock(
-            new Pfn(first), order, type, node == list ? -1 : position, new Pfn(buddy), use);
+            new Pfn(first), order, type, isListed ? position : -1, new Pfn(buddy), use);
     }
 
     private ExplainedPcpEntry? PcpEntryOf(ZonePages zone, ulong pfn)
@@ -306,12 +331,18 @@ internal sealed class Explainer(ExplainedParts parts)
     {
         for (int cpu = 0; cpu < zone.Zone.CpuCount; cpu++)
         {
+            if (zone.CountOf(cpu) == 0)
+                continue;
+
+            parts.Cpus.AcquireRemote(cpu);
             for (int list = 0; list < PerCpuPages.ListCount; list++)
             {
                 ListHead* head = PerCpuPages.ListOf(zone.PcpOf(cpu), list);
                 for (ListHead* node = head->Next; node != head; node = node->Next)
                     visit(cpu, _map.PfnOf(Page.FromLru(node)), PerCpuPages.OrderOfList(list), list);
             }
+
+            parts.Cpus.ReleaseRemote(cpu);
         }
     }
 
@@ -342,20 +373,21 @@ internal sealed class Explainer(ExplainedParts parts)
         if (parts.Vmalloc == null)
             return explanation;
 
+        ExplainedArea? found = null;
         foreach (VmapNode node in parts.Vmalloc.Vmap.Nodes)
         {
-            for (VmapArea* area = VmapTree.First(node.Busy); area != null; area = VmapTree.Next(node.Busy, area))
+            node.ForEachBusy(at =>
             {
-                VmStruct* vm = area->Vm;
-                for (uint i = 0; vm != null && vm->Pages != null && i < vm->PageCount; i++)
+                VmStruct* vm = ((VmapArea*)at)->Vm;
+                for (uint i = 0; vm != null && vm->Pages != null && i < vm->PageCount && found == null; i++)
                 {
                     if (vm->Pages[i] == page)
-                        return explanation with { Area = Describe(area, i, "busy") };
+                        found = Describe((VmapArea*)at, i);
                 }
-            }
+            });
         }
 
-        return explanation;
+        return found == null ? explanation : explanation with { Area = found };
     }
 
     private Explanation WithStory(Explanation explanation)

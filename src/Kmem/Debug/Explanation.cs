@@ -192,7 +192,14 @@ public sealed record ExplainedSlab(
 /// <param name="Allocated">Whether a user has it (the map of live objects).</param>
 /// <param name="FreeOn">For a free one: whose free list it is on, and how many go before it.</param>
 public sealed record ExplainedObject(
-    int Number, VirtAddr Start, long Size, long Offset, bool Allocated, string? FreeOn);
+    int Number, VirtAddr Start, long Size, long Offset, bool Allocated, string? FreeOn)
+{
+    /// <summary>Who allocated it last, if its cache remembers (slab_debug=U, <see cref="MachineOptions.SlubDebug"/>).</summary>
+    public string? AllocatedBy { get; init; }
+
+    /// <summary>Who freed it last, if its cache remembers.</summary>
+    public string? FreedBy { get; init; }
+}
 
 /// <summary>A page table.</summary>
 /// <param name="Name">pgd, p4d, pud, pmd or pte.</param>

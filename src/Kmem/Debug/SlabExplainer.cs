@@ -3,12 +3,16 @@ using System.Globalization;
 namespace Kmem;
 
 /// <summary>The part of an explanation that is about slabs, their objects, and large kmalloc blocks.</summary>
-internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, int cpus)
+internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, CpuSet cpus)
 {
     public unsafe Explanation Explain(Explanation explanation, Page* slab, byte* address)
     {
-        KmemCache cache = slabs.CacheOf(slab);
         SlabState state = SlabState.Read(slab);
+        nint tag = slab->SlabCache;
+        KmemCache? cache = slabs.Caches.FirstOrDefault(it => SlabAllocator.TagOf(it.Id) == tag);
+        if (cache == null)
+            return explanation with { Kind = AddressKind.Pages };     // given back since
+
         explanation = explanation with
         {
             Kind = AddressKind.SlabPadding,
@@ -43,7 +47,11 @@ internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, int cpus)
                 cache.ObjectSize,
                 offset,
                 live,
-                live ? null : FreeOn(cache, slab, state, start)),
+                live ? null : FreeOn(cache, slab, state, start))
+            {
+                AllocatedBy = CallerOf(cache, start, free: false),
+                FreedBy = CallerOf(cache, start, free: true),
+            },
         };
     }
 
@@ -58,18 +66,22 @@ internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, int cpus)
         };
     }
 
+    /// <summary>Who used a debugged object last, if its cache remembers (SLAB_STORE_USER).</summary>
+    private unsafe string? CallerOf(KmemCache cache, void* obj, bool free) =>
+        cache.Debug is { StoresUser: true } debug && debug.TrackOf(obj, free) is { Address: not 0 } track
+            && slabs.Stacks.Find(track.Stack) is { } frames
+            ? StackDepot.CallerIn(frames)
+            : null;
+
     private unsafe string PlaceOf(KmemCache cache, Page* slab, SlabState state)
     {
-        for (int cpu = 0; cpu < cpus; cpu++)
+        for (int cpu = 0; cpu < cpus.Count; cpu++)
         {
-            KmemCacheCpu* c = cache.StateOf(cpu);
-            if (c->Slab == slab)
+            (bool current, bool partial) = HasSlab(cache, cpu, slab);
+            if (current)
                 return Text($"current slab of CPU {cpu}");
-            for (Page* link = c->Partial; link != null; link = link->CpuPartialNext)
-            {
-                if (link == slab)
-                    return Text($"kept partial by CPU {cpu}");
-            }
+            if (partial)
+                return Text($"kept partial by CPU {cpu}");
         }
 
         if ((slab->Flags & PageFlags.SlabOnPartialList) != 0)
@@ -77,38 +89,65 @@ internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, int cpus)
         return state.HasFree ? "on no list" : "full: on no list";
     }
 
+    private unsafe (bool Current, bool Partial) HasSlab(KmemCache cache, int cpu, Page* slab)
+    {
+        (int current, int chained) = cache.CpuSlabsOf(cpu);
+        if (current + chained == 0)
+            return default;
+
+        cpus.AcquireRemote(cpu);
+        KmemCacheCpu* c = cache.StateOf(cpu);
+        bool isCurrent = c->Slab == slab;
+        bool isPartial = false;
+        for (Page* link = c->Partial; link != null; link = link->CpuPartialNext)
+            isPartial |= link == slab;
+        cpus.ReleaseRemote(cpu);
+        return (isCurrent, isPartial);
+    }
+
     /// <summary>Where a free object waits to be used again.</summary>
     private unsafe string FreeOn(KmemCache cache, Page* slab, SlabState state, void* obj)
     {
-        for (int cpu = 0; cpu < cpus; cpu++)
+        for (int cpu = 0; cpu < cpus.Count; cpu++)
         {
-            KmemCacheCpu* c = cache.StateOf(cpu);
-            if (c->Slab == slab && PositionIn(cache, slab, state, c->Freelist, obj) is { } place)
-                return Text($"free list of CPU {cpu}, {place} before it");
-            if (cache.SheafCapacity == 0)
-                continue;
-
-            foreach ((nint sheaf, string name) in
-                (ReadOnlySpan<(nint, string)>)[((nint)c->Main, "main sheaf"), ((nint)c->Spare, "spare sheaf"),
-                    ((nint)c->RcuFree, "sheaf waiting for readers")])
-            {
-                int at = sheaf == 0 ? -1 : Sheaf.Objects((Sheaf*)sheaf).IndexOf((nint)obj);
-                if (at >= 0)
-                    return Text($"{name} of CPU {cpu}, {((Sheaf*)sheaf)->Size - 1 - at} before it");
-            }
+            cpus.AcquireRemote(cpu);
+            string? place = FreeOnCpu(cache, cpu, slab, state, obj);
+            cpus.ReleaseRemote(cpu);
+            if (place != null)
+                return place;
         }
 
         void* first = state.HasFree ? cache.ObjectOf(slab, state.FreeIndex) : null;
         if (PositionIn(cache, slab, state, first, obj) is { } position)
             return Text($"free list of the slab, {position} before it");
-        return InBarn(cache, obj) ? "a sheaf in the barn" : "on no list";
+        return InBarn(cache, (nint)obj) ? "a sheaf in the barn" : "on no list";
     }
 
-    private static unsafe bool InBarn(KmemCache cache, void* obj)
+    private unsafe string? FreeOnCpu(KmemCache cache, int cpu, Page* slab, SlabState state, void* obj)
     {
-        foreach (nint sheaf in cache.AllSheaves())
+        KmemCacheCpu* c = cache.StateOf(cpu);
+        if (c->Slab == slab && PositionIn(cache, slab, state, c->Freelist, obj) is { } place)
+            return Text($"free list of CPU {cpu}, {place} before it");
+        if (cache.SheafCapacity == 0)
+            return null;
+
+        foreach ((nint sheaf, string name) in
+            (ReadOnlySpan<(nint, string)>)[((nint)c->Main, "main sheaf"), ((nint)c->Spare, "spare sheaf"),
+                ((nint)c->RcuFree, "sheaf waiting for readers")])
         {
-            if (Sheaf.Objects((Sheaf*)sheaf).Contains((nint)obj))
+            int at = sheaf == 0 ? -1 : Sheaf.Objects((Sheaf*)sheaf).IndexOf((nint)obj);
+            if (at >= 0)
+                return Text($"{name} of CPU {cpu}, {((Sheaf*)sheaf)->Size - 1 - at} before it");
+        }
+
+        return null;
+    }
+
+    private static bool InBarn(KmemCache cache, nint obj)
+    {
+        foreach (KmemCacheNode node in cache.Nodes)
+        {
+            if (node.Barn is { } barn && barn.Holds(obj))
                 return true;
         }
 

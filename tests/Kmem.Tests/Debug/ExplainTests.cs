@@ -270,6 +270,82 @@ public sealed class ExplainTests
             it.Pinned[0].Pins.Count(pin => objects.Contains((nint)machine.PointerOf(pin.Address))));
     }
 
+    /// <summary>A cache that remembers its users tells them.</summary>
+    [Fact]
+    public unsafe void TheUsersOfADebuggedObjectAreNamed()
+    {
+        using Machine machine = Machine.Boot(Small() with { SlubDebug = "U,kmalloc-128" });
+        void* obj = machine.Kmalloc(100, Gfp.Kernel);
+        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.AllocatedBy!, StringComparison.Ordinal);
+        Assert.Null(machine.Explain(obj).Object!.FreedBy);
+        machine.Kfree(obj);
+        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.FreedBy!, StringComparison.Ordinal);
+    }
+
+    /// <summary>No address of any kind is too odd.</summary>
+    [Fact]
+    public void EveryAddressHasAnAnswer()
+    {
+        using Machine machine = Machine.Boot(Small(remember: 100));
+        Churn(machine, new Random(9), 500);
+        var random = new Random(10);
+        ulong[] bases = [0xffff_8880_0000_0000, 0xffff_c900_0000_0000, 0xffff_ea00_0000_0000, 0xffff_ffff_a000_0000, 0, 1UL << 63];
+        for (int i = 0; i < 5000; i++)
+        {
+            ulong address = bases[random.Next(bases.Length)] + (ulong)random.NextInt64(1L << random.Next(1, 48));
+            Explanation it = machine.Explain(new VirtAddr(address));
+            Assert.StartsWith($"0x{it.Address} is ", it.Sentence, StringComparison.Ordinal);
+            Assert.Equal(it.Zone == null, it.Page == null);
+        }
+    }
+
+    /// <summary>Others allocate and free meanwhile; whoever asks gets some answer, and the machine stays whole.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task AMachineAtWorkCanBeAsked(bool native)
+    {
+        using Machine machine = Machine.Boot(Small() with { Profile = native ? KernelProfile.Native : KernelProfile.Linux618 });
+        bool vmalloc = HostMemory.IsLinux && Environment.SystemPageSize == 4096;
+        using var stop = new CancellationTokenSource(TimeSpan.FromSeconds(1.5));
+        Task[] workers = [.. Enumerable.Range(0, 2).Select(seed => Task.Run(() => Work(machine, seed, vmalloc, stop.Token)))];
+        var random = new Random(3);
+        long asked = 0;
+        while (!stop.IsCancellationRequested)
+        {
+            ulong address = vmalloc && random.Next(4) == 0
+                ? 0xffff_c900_0000_0000 + ((ulong)random.Next(400) << 12)
+                : 0xffff_8880_0000_0000 + (ulong)random.Next(64 << 20);
+            Assert.NotEmpty(machine.Explain(new VirtAddr(address)).Sentence);
+            asked++;
+        }
+
+        await Task.WhenAll(workers);
+        Assert.True(asked > 100, $"{asked} answers");
+        Assert.Empty(machine.Validate());
+    }
+
+    private static unsafe void Work(Machine machine, int seed, bool vmalloc, CancellationToken stop)
+    {
+        var random = new Random(seed);
+        var live = new List<nint>();
+        while (!stop.IsCancellationRequested)
+        {
+            if (live.Count > 200)
+            {
+                foreach (nint block in live)
+                    machine.Kvfree((void*)block);
+                live.Clear();
+            }
+
+            bool area = vmalloc && random.Next(20) == 0;
+            live.Add((nint)(area ? machine.Vmalloc((nuint)random.Next(1, 40_000)) : machine.Kmalloc((nuint)random.Next(8, 10_000), Gfp.Kernel)));
+        }
+
+        foreach (nint block in live)
+            machine.Kvfree((void*)block);
+    }
+
     [Fact]
     public unsafe void TheValuesAreJson()
     {
