@@ -15,7 +15,8 @@ internal static class ExplanationText
             AddressKind.FreeBlock => FreeBlock(it),
             AddressKind.PcpList => Pcp(it.Pcp!),
             AddressKind.PageTable => Table(it),
-            AddressKind.SlabObject => Live(it),
+            AddressKind.SlabObject => Text(
+                $"is byte {it.Object!.Offset} of object {it.Object.Number} of {it.Slab!.Cache}, allocated"),
             AddressKind.FreeObject => Text(
                 $"is in object {it.Object!.Number} of {it.Slab!.Objects} in a slab of {it.Slab.Cache}, free: on the ")
                 + it.Object.FreeOn,
@@ -33,6 +34,8 @@ internal static class ExplanationText
         if (it.Life.LastOrDefault(IsBirth) is { } birth && it.Kind is AddressKind.SlabObject or AddressKind.LargeKmalloc)
             text.Append(Birth(birth));
         text.Append('.');
+        if (it.Kind == AddressKind.SlabObject)
+            text.Append(Text($" Its slab, {it.Slab!.Place}, has {it.Slab.Live} of {it.Slab.Objects} objects allocated."));
         if (it.Decision?.Source is { } source)
             text.Append(' ').Append(Source(it, it.Decision, source));
         return text.ToString();
@@ -113,14 +116,6 @@ internal static class ExplanationText
     private static string Table(Explanation it) => it.Table is { } table
         ? Text($"is in a page table, a {table.Name} table with {table.Present} of 512 entries in use for 0x{table.Maps} up")
         : "is in a page table";
-
-    private static string Live(Explanation it)
-    {
-        ExplainedObject obj = it.Object!;
-        ExplainedSlab slab = it.Slab!;
-        return Text($"is byte {obj.Offset} of object {obj.Number} in a slab of {slab.Cache}, allocated; ")
-            + Text($"{slab.Live} of {slab.Objects} objects of the slab ({slab.Place}) are");
-    }
 
     private static bool IsBirth(LifeEvent e) => e.Kind == LifeEventKind.ObjectAllocated;
 

@@ -131,6 +131,20 @@ public sealed class ExplainTests
         Assert.Equal(it.Life[0].Event, it.Decision!.Event);
     }
 
+    [Fact]
+    public unsafe void AnAreaHasALifeToo()
+    {
+        Assert.SkipUnless(HostMemory.IsLinux && Environment.SystemPageSize == 4096, "vmalloc needs Linux");
+        using Machine machine = Machine.Boot(Small(remember: 1000));
+        void* pointer = machine.Vmalloc(10_000);
+        VirtAddr area = machine.KernelAddressOf(pointer);
+        Explanation it = machine.Explain(new VirtAddr(area.Value + 5000));
+        Assert.Equal([LifeEventKind.ObjectAllocated, LifeEventKind.PagesAllocated], it.Life.Select(e => e.Kind).Order());
+        Assert.Contains(it.Life, e => e is { Cache: "vmalloc area", Bytes: 4 << 12, Source: null } && e.Address == area);
+        machine.Vfree(pointer);
+        Assert.Contains(machine.Explain(area).Life, e => e is { Kind: LifeEventKind.ObjectFreed, Cache: "vmalloc area" });
+    }
+
     /// <summary>The ring is used again from its start; what it lost is not told, what it has is right.</summary>
     [Fact]
     public unsafe void OnlyTheNewestEventsAreRemembered()
