@@ -24,7 +24,8 @@ public sealed partial class Machine
     public unsafe Explanation Explain(void* pointer) => Explain(KernelAddressOf(pointer));
 
     /// <summary>
-    /// Tells what a request for pages would find now: which zone lacks what, how free memory is cut up, and for a request
+    /// Tells what a request for pages would find now: which zone lacks what, how free memory is cut up, and for a
+    /// request
     /// that fails which objects keep the blocks that it needs, ranked by how few they are. Nothing is allocated.
     /// </summary>
     /// <param name="gfp">The flags of the request.</param>

@@ -11,7 +11,8 @@ namespace Kmem.Tests;
 public sealed class ConsoleCollection;
 
 /// <summary>
-/// The C# blocks of the README, of the guide for .NET programs and of the walkthroughs are programs: they compile without a
+/// The C# blocks of the README, of the guide for .NET programs and of the walkthroughs are programs: they compile
+/// without a
 /// warning, run, and print what the page says.
 /// </summary>
 [Collection("console")]

@@ -8,7 +8,8 @@ public sealed partial class DrawTests
 {
     private static readonly XNamespace s_svg = "http://www.w3.org/2000/svg";
 
-    /// <summary>Each line of the walkthroughs that draws a picture, and the picture as it is in the repository.</summary>
+    /// <summary>Each line of the walkthroughs that draws a picture, and the picture as it is in the
+    /// repository.</summary>
     public static TheoryData<string, string> Pictures()
     {
         var pictures = new TheoryData<string, string>();

@@ -6,7 +6,8 @@ using Kmem.Tracing;
 
 namespace Kmem.Tool.Commands;
 
-/// <summary><c>kmem draw</c>: SVG pictures of a machine, after a small program, a recording, or in a recorded state.</summary>
+/// <summary><c>kmem draw</c>: SVG pictures of a machine, after a small program, a recording, or in a recorded
+/// state.</summary>
 internal sealed class DrawCommand : Command, IHasExamples
 {
     private const string DefaultScript = "kmalloc 100 x 20; free 3-19/2; vmalloc 64K";
@@ -215,7 +216,8 @@ internal sealed class DrawCommand : Command, IHasExamples
     private static VirtAddr Needed(VirtAddr? address) =>
         address ?? throw new ToolException("which --address is meant?");
 
-    /// <summary>The frame of an address; without one, the first that the page allocator has in its largest zone.</summary>
+    /// <summary>The frame of an address; without one, the first that the page allocator has in its largest
+    /// zone.</summary>
     private static Pfn FrameNear(Machine machine, VirtAddr? address)
     {
         if (address is not { } given)

@@ -8,7 +8,8 @@ namespace Kmem.Tool.Drawing;
 /// <code>
 ///   kmalloc 100 x 20; free 3-19/2; cpu 1; free 1; vmalloc 64K; free 21; purge; pages 0 x 300; movable 9
 /// </code>
-/// Allocations are numbered from 1, in order; <c>free</c> takes one number, or a range with a step; <c>keep</c> frees all
+/// Allocations are numbered from 1, in order; <c>free</c> takes one number, or a range with a step; <c>keep</c> frees
+/// all
 /// the others of the range.
 /// </summary>
 internal sealed class Script : IDisposable
@@ -23,11 +24,13 @@ internal sealed class Script : IDisposable
     {
     }
 
-    /// <summary>Carried out before each step, and after the last, with the number of single operations so far.</summary>
+    /// <summary>Carried out before each step, and after the last, with the number of single operations so
+    /// far.</summary>
     internal Action<long>? Observe { get; set; }
 
     /// <summary>
-    /// The address of the newest allocation of a kind that is not freed, or of any if there is none of that kind; null if
+    /// The address of the newest allocation of a kind that is not freed, or of any if there is none of that kind; null
+    /// if
     /// there is none at all.
     /// </summary>
     internal VirtAddr? Newest(string verb) =>

@@ -1,6 +1,7 @@
 namespace Kmem.Tracing;
 
-/// <summary>How cut up a machine's free memory was at moments that somebody chose; see <see cref="Pictures.Fragmentation"/>.</summary>
+/// <summary>How cut up a machine's free memory was at moments that somebody chose; see
+/// <see cref="Pictures.Fragmentation"/>.</summary>
 public sealed class FragmentationHistory
 {
     /// <summary>The orders whose share is noted.</summary>
@@ -45,7 +46,8 @@ public sealed class FragmentationHistory
     /// <summary>One moment.</summary>
     /// <param name="Time">When.</param>
     /// <param name="Free">Frames free.</param>
-    /// <param name="Unusable">For each of <see cref="Orders"/> the part of free memory in blocks that are too small.</param>
+    /// <param name="Unusable">For each of <see cref="Orders"/> the part of free memory in blocks that are too
+    /// small.</param>
     internal sealed record Sample(long Time, long Free, double[] Unusable);
 }
 

@@ -1,6 +1,7 @@
 namespace Kmem.Tracing;
 
-/// <summary><see cref="Pictures.Lanes"/>: a row for each CPU, what it keeps to itself; below it what the node has.</summary>
+/// <summary><see cref="Pictures.Lanes"/>: a row for each CPU, what it keeps to itself; below it what the node
+/// has.</summary>
 internal static class LanesPicture
 {
     private const int MostCpus = 8;

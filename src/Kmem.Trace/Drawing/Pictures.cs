@@ -1,7 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// SVG pictures of a machine as it is: for documents, and for who wants to see. They carry a title and a description, fit
+/// SVG pictures of a machine as it is: for documents, and for who wants to see. They carry a title and a description,
+/// fit
 /// light and dark pages, and the same machine gives the same text.
 /// </summary>
 /// <remarks>They read only; no other thread may be at work on the machine.</remarks>
@@ -12,7 +13,8 @@ public static class Pictures
     /// <param name="near">A frame; the picture begins with its pageblock.</param>
     /// <param name="pageblocks">How many pageblocks, 1 to 8.</param>
     /// <returns>SVG text.</returns>
-    /// <exception cref="ArgumentException">There is no memory at that frame, or so many pageblocks are not drawn.</exception>
+    /// <exception cref="ArgumentException">There is no memory at that frame, or so many pageblocks are not
+    /// drawn.</exception>
     public static string Buddy(Machine machine, Pfn near, int pageblocks = 1)
     {
         ArgumentNullException.ThrowIfNull(machine);
@@ -33,7 +35,8 @@ public static class Pictures
     }
 
     /// <summary>The way of an address through the page tables.</summary>
-    /// <param name="walk">The way, from <see cref="Machine.WalkPageTables"/> or <see cref="RecordedKernel.Walk"/>.</param>
+    /// <param name="walk">The way, from <see cref="Machine.WalkPageTables"/> or
+    /// <see cref="RecordedKernel.Walk"/>.</param>
     /// <returns>SVG text.</returns>
     public static string Walk(PageWalk walk)
     {
@@ -41,7 +44,8 @@ public static class Pictures
         return WalkPicture.Draw(walk);
     }
 
-    /// <summary>The vmalloc space: busy areas, and the tree of free blocks with the largest block of each subtree.</summary>
+    /// <summary>The vmalloc space: busy areas, and the tree of free blocks with the largest block of each
+    /// subtree.</summary>
     /// <param name="machine">The machine; its vmalloc must have been used.</param>
     /// <returns>SVG text.</returns>
     /// <exception cref="ArgumentException">The machine has no vmalloc space yet.</exception>
@@ -63,7 +67,8 @@ public static class Pictures
         return LanesPicture.Draw(machine, cache);
     }
 
-    /// <summary>Where <see cref="Buddy"/> may begin if nobody says: in the zone with the most memory, where its allocations
+    /// <summary>Where <see cref="Buddy"/> may begin if nobody says: in the zone with the most memory, where its
+    /// allocations
     /// are.</summary>
     /// <param name="machine">The machine.</param>
     /// <returns>A frame: the first of the zone that is a slab's, or the first at all.</returns>

@@ -4,10 +4,12 @@ using System.Text;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// An SVG drawing, put together piece by piece: text with a title and a description for those who do not see it, colours
+/// An SVG drawing, put together piece by piece: text with a title and a description for those who do not see it,
+/// colours
 /// that colour-blind readers tell apart (Okabe and Ito), for light and dark pages. The same calls give the same text.
 /// </summary>
-/// <remarks>Widths of texts are estimated: fonts are the reader's. A place for a text is 10 % wider than it needs.</remarks>
+/// <remarks>Widths of texts are estimated: fonts are the reader's. A place for a text is 10 % wider than it
+/// needs.</remarks>
 internal sealed class Svg(int width)
 {
     /// <summary>Width of a drawing: what fits into a page of a document.</summary>
@@ -49,7 +51,8 @@ internal sealed class Svg(int width)
         Line($"<rect x=\"{x:0.#}\" y=\"{y:0.#}\" width=\"{w:0.#}\" height=\"{h:0.#}\"{corners} class=\"{type}\"/>");
     }
 
-    /// <summary>A text from a point on its base line; <c>m</c> mono, <c>s</c> small, <c>e</c> to the left, <c>c</c> centred.</summary>
+    /// <summary>A text from a point on its base line; <c>m</c> mono, <c>s</c> small, <c>e</c> to the left, <c>c</c>
+    /// centred.</summary>
     public void Word(double x, double y, string text, string type = "")
     {
         string classes = type.Length == 0 ? "" : $" class=\"{type}\"";

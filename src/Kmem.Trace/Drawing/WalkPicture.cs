@@ -1,6 +1,7 @@
 namespace Kmem.Tracing;
 
-/// <summary><see cref="Pictures.Walk"/>: the bits of the address, a column for each table, an arrow for each entry.</summary>
+/// <summary><see cref="Pictures.Walk"/>: the bits of the address, a column for each table, an arrow for each
+/// entry.</summary>
 internal static class WalkPicture
 {
     private const double ColumnTop = 176;

@@ -11,7 +11,8 @@ namespace Kmem;
 internal readonly record struct RecordedMoment(long Event, ulong TimeNs, int Cpu, int CallSite, ulong Address);
 
 /// <summary>
-/// Remembers what happened on a machine, so that it can be explained: allocations and frees in a ring, and for blocks of
+/// Remembers what happened on a machine, so that it can be explained: allocations and frees in a ring, and for blocks
+/// of
 /// pages in use, and for those that failed last, how it was decided.
 /// <code>
 ///   chunks of 64 Ki entries:  [ 0 … ][ 65536 … ][ … newest ]     the oldest chunk is used again when all are there
@@ -88,7 +89,8 @@ internal sealed class EventMemory : ITrace, IVmapTrace
             return _decisions.GetValueOrDefault(firstPfn);
     }
 
-    /// <summary>The machine's address that a recorded address stood for when it was last allocated; null: never.</summary>
+    /// <summary>The machine's address that a recorded address stood for when it was last allocated; null:
+    /// never.</summary>
     public ulong? LastOf(ulong recorded)
     {
         lock (_lock)

@@ -21,7 +21,8 @@ internal sealed record ExplainedParts(
 }
 
 /// <summary>
-/// Finds out everything about an address: from the address to a frame, from the frame to the block, the slab or the area
+/// Finds out everything about an address: from the address to a frame, from the frame to the block, the slab or the
+/// area
 /// that it belongs to, and from there to its story.
 /// </summary>
 /// <remarks>
@@ -209,7 +210,8 @@ internal sealed class Explainer(ExplainedParts parts)
         };
     }
 
-    /// <summary>The pointer of this process to the byte that is explained; for a descriptor to the frame's first.</summary>
+    /// <summary>The pointer of this process to the byte that is explained; for a descriptor to the frame's
+    /// first.</summary>
     private unsafe byte* InDirectMap(Explanation explanation, ulong pfn)
     {
         bool descriptor = explanation.Region == "page descriptors";

@@ -194,7 +194,8 @@ public sealed record ExplainedSlab(
 public sealed record ExplainedObject(
     int Number, VirtAddr Start, long Size, long Offset, bool Allocated, string? FreeOn)
 {
-    /// <summary>Who allocated it last, if its cache remembers (slab_debug=U, <see cref="MachineOptions.SlubDebug"/>).</summary>
+    /// <summary>Who allocated it last, if its cache remembers (slab_debug=U,
+    /// <see cref="MachineOptions.SlubDebug"/>).</summary>
     public string? AllocatedBy { get; init; }
 
     /// <summary>Who freed it last, if its cache remembers.</summary>

@@ -10,7 +10,8 @@ namespace Kmem;
 [JsonSerializable(typeof(RequestExplanation))]
 internal sealed partial class ExplanationJson : JsonSerializerContext
 {
-    /// <summary>Its encoder leaves the + of a call site readable: whoever puts the text into a page has to escape it.</summary>
+    /// <summary>Its encoder leaves the + of a call site readable: whoever puts the text into a page has to escape
+    /// it.</summary>
     private static readonly ExplanationJson s_readable = new(new JsonSerializerOptions
     {
         PropertyNamingPolicy = JsonNamingPolicy.CamelCase,

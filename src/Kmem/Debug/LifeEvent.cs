@@ -6,7 +6,8 @@ public sealed record LifeEvent
     /// <summary>The event of the recording, or the number of the operation in the machine's memory of events.</summary>
     public required long Event { get; init; }
 
-    /// <summary>Nanoseconds of the recording's clock; of a machine that does not replay, since it began to remember.</summary>
+    /// <summary>Nanoseconds of the recording's clock; of a machine that does not replay, since it began to
+    /// remember.</summary>
     public long TimeNs { get; init; }
 
     /// <summary>The CPU.</summary>
@@ -18,7 +19,8 @@ public sealed record LifeEvent
     /// <summary>The object, or the first byte of the block of pages.</summary>
     public VirtAddr Address { get; init; }
 
-    /// <summary>The address that the recording has for it; null if there is no recording, or it tells no address.</summary>
+    /// <summary>The address that the recording has for it; null if there is no recording, or it tells no
+    /// address.</summary>
     public VirtAddr? Recorded { get; init; }
 
     /// <summary>Bytes asked for; 0 for a free.</summary>

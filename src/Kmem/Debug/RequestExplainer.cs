@@ -49,7 +49,8 @@ internal sealed class RequestExplainer(
         return explanation with { Sentence = ExplanationText.Of(explanation) };
     }
 
-    /// <summary>A block of this order, freed, is what is asked for, and is enough to stay above the watermark.</summary>
+    /// <summary>A block of this order, freed, is what is asked for, and is enough to stay above the
+    /// watermark.</summary>
     private static int OrderToFree(int order, ZoneLack zone)
     {
         while (order < PageOrder.Max && 1L << order < zone.MissingFrames)
@@ -188,7 +189,8 @@ internal sealed class RequestExplainer(
         return (FrameUse.Fixed, pfn, 0);
     }
 
-    /// <summary>How many things have to be freed so that a block in use is free; an empty slab that is kept is one.</summary>
+    /// <summary>How many things have to be freed so that a block in use is free; an empty slab that is kept is
+    /// one.</summary>
     private unsafe long ObjectsOf(Page* head) =>
         head->Type == PageType.Slab ? Math.Max(1, slabs.CacheOf(head).CountLiveIn(head)) : 1;
 

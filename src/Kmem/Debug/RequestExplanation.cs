@@ -26,8 +26,10 @@ public sealed record RequestExplanation
     public required IReadOnlyList<ZoneLack> Zones { get; init; }
 
     /// <summary>
-    /// The blocks that the fewest objects keep from being free, best first: of the order asked for, or of the larger one
-    /// that gives back what is missing to the watermark. Empty if the request would succeed, or if no block could ever be
+    /// The blocks that the fewest objects keep from being free, best first: of the order asked for, or of the larger
+    /// one
+    /// that gives back what is missing to the watermark. Empty if the request would succeed, or if no block could ever
+    /// be
     /// free.
     /// </summary>
     public IReadOnlyList<PinnedBlock> Pinned { get; init; } = [];
@@ -55,7 +57,8 @@ public sealed record RequestExplanation
 /// <param name="Reserve">Frames kept back from requests that could have used a higher zone.</param>
 /// <param name="AboveLow">Whether the fast path would be served.</param>
 /// <param name="AboveMin">Whether the slow path would be served.</param>
-/// <param name="MissingFrames">Frames that must become free until MIN and reserve are kept; 0 if that is no problem.</param>
+/// <param name="MissingFrames">Frames that must become free until MIN and reserve are kept; 0 if that is no
+/// problem.</param>
 /// <param name="LargestUsable">The largest order free on a list that the request may take from; -1 for none.</param>
 /// <param name="FreeBlocks">Free blocks of order 0 to 10.</param>
 /// <param name="OnCpuLists">Frames on CPUs' lists, which a failing request takes back before it gives up.</param>

@@ -154,7 +154,8 @@ internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, CpuSet cpus
         return false;
     }
 
-    /// <summary>How many objects of a free list go before one; null if it is not on it. Links are not trusted.</summary>
+    /// <summary>How many objects of a free list go before one; null if it is not on it. Links are not
+    /// trusted.</summary>
     private unsafe int? PositionIn(KmemCache cache, Page* slab, SlabState state, void* first, void* obj)
     {
         byte* start = map.AddressOf(slab);

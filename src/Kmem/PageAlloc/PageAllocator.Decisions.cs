@@ -48,7 +48,8 @@ internal sealed partial class PageAllocator
     public IReadOnlyList<ZonePages> ZonesFor(Gfp gfp, int node) =>
         [.. ZonelistFor(gfp, node).UpTo(gfp.HighestZone()).Select(zone => _zones[zone.Index]!)];
 
-    /// <summary>Whether a zone would serve a request at a watermark, with the flags of the slow path if that is MIN.</summary>
+    /// <summary>Whether a zone would serve a request at a watermark, with the flags of the slow path if that is
+    /// MIN.</summary>
     public static bool WouldServe(ZonePages pages, Gfp gfp, int order, WatermarkLevel level)
     {
         AllocFlags flags = level == WatermarkLevel.Min ? SlowFlags(gfp, order) : AllocFlags.WatermarkLow;

@@ -59,7 +59,8 @@ internal interface ITrace
     {
     }
 
-    /// <summary>A request to a cache got beyond the CPU's free list. The last call before the object's event holds.</summary>
+    /// <summary>A request to a cache got beyond the CPU's free list. The last call before the object's event
+    /// holds.</summary>
     void ObjectFrom(ObjectSource source)
     {
     }

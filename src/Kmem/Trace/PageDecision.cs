@@ -73,7 +73,8 @@ public enum ZoneResult
 /// <param name="FoundType">The migrate type of the list that it was found on.</param>
 /// <param name="Stolen">It was another migrate type's.</param>
 /// <param name="BlockClaimed">The whole pageblock changed its type with it.</param>
-/// <param name="LeftBuddyAt">The event that took it from the buddy system: an earlier one if it waited on a CPU's list.</param>
+/// <param name="LeftBuddyAt">The event that took it from the buddy system: an earlier one if it waited on a CPU's
+/// list.</param>
 public sealed record BlockSource(
     BlockPlace Place, int FoundOrder, int Splits, Migratetype FoundType, bool Stolen, bool BlockClaimed,
     long LeftBuddyAt);
@@ -125,7 +126,8 @@ public enum SlowStep
     Failed,
 }
 
-/// <summary>Where an object came from: the stations of a request to a cache, nearest first (mm/slub.c, Linux 6.18).</summary>
+/// <summary>Where an object came from: the stations of a request to a cache, nearest first (mm/slub.c, Linux
+/// 6.18).</summary>
 public enum ObjectSource
 {
     /// <summary>This CPU's free list, or its sheaf.</summary>

@@ -2,12 +2,16 @@ using System.Text.Json;
 
 namespace Kmem.Tests;
 
-/// <summary>What a machine says about its addresses is checked against what was done, and against its own counters.</summary>
+/// <summary>What a machine says about its addresses is checked against what was done, and against its own
+/// counters.</summary>
 public sealed class ExplainTests
 {
     private static MachineOptions Small(int megabytes = 64, long remember = 0) => new()
     {
-        RamBytes = (ulong)megabytes << 20, Cpus = 2, Profile = KernelProfile.Linux618, RememberEvents = remember,
+        RamBytes = (ulong)megabytes << 20,
+        Cpus = 2,
+        Profile = KernelProfile.Linux618,
+        RememberEvents = remember,
     };
 
     [Fact]
@@ -313,7 +317,8 @@ public sealed class ExplainTests
         }
     }
 
-    /// <summary>Others allocate and free meanwhile; whoever asks gets some answer, and the machine stays whole.</summary>
+    /// <summary>Others allocate and free meanwhile; whoever asks gets some answer, and the machine stays
+    /// whole.</summary>
     [Theory]
     [InlineData(true)]
     [InlineData(false)]

@@ -5,7 +5,8 @@ using Kmem.Tracing;
 
 namespace Kmem.Tests;
 
-/// <summary>Explaining at a moment of a recording: which of its addresses is which of ours, and what happened to it.</summary>
+/// <summary>Explaining at a moment of a recording: which of its addresses is which of ours, and what happened to
+/// it.</summary>
 public sealed partial class ReplayExplainTests
 {
     private const int Moment = 5000;
@@ -41,7 +42,8 @@ public sealed partial class ReplayExplainTests
         Assert.True(insides > 10, $"{insides} found from inside");
     }
 
-    /// <summary>What was freed is found where it was last; an address that the recording never had is our own.</summary>
+    /// <summary>What was freed is found where it was last; an address that the recording never had is our
+    /// own.</summary>
     [Fact]
     public void AFreedObjectIsFoundWhereItWas()
     {
