@@ -41,7 +41,8 @@ public sealed partial class Machine
         ArgumentOutOfRangeException.ThrowIfGreaterThan(order, PageOrder.Max);
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(node, Nodes);
         if (!gfp.HasValidZone() || !gfp.HasValidMobility())
-            throw new ArgumentException($"{gfp.ToKernelString()} names zones or types that exclude each other", nameof(gfp));
+            throw new ArgumentException($"{gfp.ToKernelString()} names zones or types that exclude each other",
+                nameof(gfp));
         return new RequestExplainer(_pages, _slabs, _blocks, _map, Memory).Explain(gfp, order, Math.Max(node, -1));
     }
 

@@ -15,7 +15,8 @@ public sealed partial class WalkthroughTests
     public static TheoryData<string, string> Pairs()
     {
         var pairs = new TheoryData<string, string> { { "README.md", "README.zh-CN.md" } };
-        foreach (string page in Directory.EnumerateFiles(Repository.PathOf("docs/walkthroughs"), "*.md").Order(StringComparer.Ordinal))
+        string folder = Repository.PathOf("docs/walkthroughs");
+        foreach (string page in Directory.EnumerateFiles(folder, "*.md").Order(StringComparer.Ordinal))
         {
             string name = Path.GetFileName(page);
             pairs.Add($"docs/walkthroughs/{name}", $"docs/walkthroughs/zh-CN/{name}");
@@ -79,9 +80,11 @@ public sealed partial class WalkthroughTests
     [GeneratedRegex("^```.*?^```$", RegexOptions.Singleline | RegexOptions.Multiline, matchTimeoutMilliseconds: 1000)]
     private static partial Regex Block();
 
-    [GeneratedRegex("^(?<marks>#+) ", RegexOptions.Multiline | RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex("^(?<marks>#+) ", RegexOptions.Multiline | RegexOptions.ExplicitCapture,
+        matchTimeoutMilliseconds: 1000)]
     private static partial Regex Heading();
 
-    [GeneratedRegex(@"!\[[^\]]*\]\((?<target>[^)]+\.svg)\)", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex(@"!\[[^\]]*\]\((?<target>[^)]+\.svg)\)", RegexOptions.ExplicitCapture,
+        matchTimeoutMilliseconds: 1000)]
     private static partial Regex Picture();
 }

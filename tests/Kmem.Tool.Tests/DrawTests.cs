@@ -28,11 +28,13 @@ public sealed partial class DrawTests
     {
         Assert.SkipUnless(OperatingSystem.IsLinux() && Environment.SystemPageSize == 4096, "vmalloc needs Linux");
         string[] words = [.. Word().Matches(line).Select(match => match.Value.Trim('"', '\''))];
-        words = [.. words.Select(word => word.StartsWith("samples/", StringComparison.Ordinal) ? Path.Combine(Tool.Repository, word) : word)];
+        words = [.. words.Select(word => word.StartsWith("samples/", StringComparison.Ordinal)
+            ? Path.Combine(Tool.Repository, word) : word)];
         Outcome outcome = await Tool.Run([.. words, "-o", "-"]);
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
         Assert.Equal(
-            File.ReadAllText(Path.Combine(Tool.Repository, file)).ReplaceLineEndings("\n"), outcome.Output.ReplaceLineEndings("\n"));
+            File.ReadAllText(Path.Combine(Tool.Repository, file)).ReplaceLineEndings("\n"),
+                outcome.Output.ReplaceLineEndings("\n"));
     }
 
     [Fact]

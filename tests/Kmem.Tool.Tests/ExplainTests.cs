@@ -13,7 +13,8 @@ public sealed class ExplainTests
         Outcome outcome = await Tool.Run("explain", "ffff888100dee000", Tool.SampleTrace, "--at", "1000");
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
         string text = outcome.Output.ReplaceLineEndings(" ");
-        foreach (string part in (string[])["recorded     0xffff888100dee000", "after event 1000", "names_cache", "Life", "new slab",
+        foreach (string part in (string[])["recorded     0xffff888100dee000", "after event 1000", "names_cache",
+            "Life", "new slab",
             "getname_flags.part.0", "Decision of event 3", "served", "MIN"])
         {
             Assert.Contains(part, text, StringComparison.Ordinal);
@@ -23,7 +24,8 @@ public sealed class ExplainTests
         Assert.Equal("0xffff888100dee000", (string?)json["recorded"]);
         Assert.Equal(1000, (long)json["atEvent"]!);
         Assert.Equal("names_cache", (string?)json["slab"]!["cache"]);
-        foreach (string field in (string[])["address", "region", "kind", "zone", "pageblock", "page", "object", "life", "decision",
+        foreach (string field in (string[])["address", "region", "kind", "zone", "pageblock", "page", "object",
+            "life", "decision",
             "sentence", "mapping", "area", "table", "freeBlock", "pcp", "lifeOmitted"])
         {
             Assert.True(json.AsObject().ContainsKey(field), field);

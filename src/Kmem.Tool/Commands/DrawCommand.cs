@@ -21,8 +21,8 @@ internal sealed class DrawCommand : Command, IHasExamples
 
     private readonly Argument<string> _what = new("WHAT")
     {
-        Description = "buddy: frames and free blocks; slab: objects and free lists; walk: through the page tables; areas:"
-            + " the vmalloc space and its tree; lanes: what each CPU keeps; fragmentation: over time",
+        Description = "buddy: frames and free blocks; slab: objects and free lists; walk: through the page tables;"
+            + " areas: the vmalloc space and its tree; lanes: what each CPU keeps; fragmentation: over time",
         CustomParser = ParseWhat,
     };
 
@@ -47,7 +47,7 @@ internal sealed class DrawCommand : Command, IHasExamples
 
     private readonly Option<string?> _address = new("--address")
     {
-        Description = "What to draw: an address, or #N for the N-th allocation of --do (default: the newest that is live)",
+        Description = "What to draw: an address, or #N for the N-th allocation of --do (default: the newest live one)",
         HelpName = "ADDRESS",
     };
 
@@ -57,9 +57,11 @@ internal sealed class DrawCommand : Command, IHasExamples
         HelpName = "NAME",
     };
 
-    private readonly Option<int?> _blocks = OptionValues.Number("--blocks", 1, 8, "For buddy: pageblocks drawn (default 1)");
+    private readonly Option<int?> _blocks = OptionValues.Number("--blocks", 1, 8,
+        "For buddy: pageblocks drawn (default 1)");
 
-    private readonly Option<int?> _at = OptionValues.Number("--at", 1, int.MaxValue, "After so many events of the recording");
+    private readonly Option<int?> _at = OptionValues.Number("--at", 1, int.MaxValue,
+        "After so many events of the recording");
 
     private readonly Option<string?> _state = new("--state")
     {
@@ -80,7 +82,8 @@ internal sealed class DrawCommand : Command, IHasExamples
     {
         Add(_what);
         Add(_trace);
-        foreach (Option option in (Option[])[_output, _script, _address, _cache, _blocks, _at, _state, _profile, _ram, _cpus])
+        foreach (Option option in (Option[])[_output, _script, _address, _cache, _blocks, _at, _state, _profile, _ram,
+            _cpus])
             Add(option);
         Validators.Add(Check);
         SetAction((parsed, cancel) => Task.Run(() => Run(parsed, cancel), CancellationToken.None));
@@ -90,7 +93,8 @@ internal sealed class DrawCommand : Command, IHasExamples
     [
         ("draw slab -o slab.svg", "a slab with its free list, after a few kmallocs and kfrees"),
         ("draw buddy samples/traces/git/trace.txt.gz --blocks 2 -o buddy.svg", "frames at the end of a recording"),
-        ("draw fragmentation samples/traces/git/trace.txt.gz --ram 64M -o over-time.svg", "free memory, cut up over time"),
+        ("draw fragmentation samples/traces/git/trace.txt.gz --ram 64M -o over-time.svg",
+            "free memory, cut up over time"),
     ];
 
     private void Check(CommandResult result)
@@ -146,7 +150,8 @@ internal sealed class DrawCommand : Command, IHasExamples
             script.Observe = operations => history.Add(machine, operations);
         script.Run(machine);
         VirtAddr? address = parsed.GetValue(_address) is ['#', .. var number]
-            ? int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int n) && script.At(n) is { Value: > 0 } at
+            ? int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int n)
+                && script.At(n) is { Value: > 0 } at
                 ? at
                 : throw new ToolException($"--address is '#{number}', which is no allocation of --do")
             : Given(parsed) ?? script.Newest(parsed.GetValue(_what) is "walk" or "areas" ? "vmalloc" : "kmalloc");
@@ -197,7 +202,8 @@ internal sealed class DrawCommand : Command, IHasExamples
         : throw new ToolException(HexAddress.Rule(text));
 
     private string Draw(
-        ParseResult parsed, Machine machine, VirtAddr? address, FragmentationHistory history, Func<VirtAddr, PageWalk> walk) =>
+        ParseResult parsed, Machine machine, VirtAddr? address, FragmentationHistory history,
+        Func<VirtAddr, PageWalk> walk) =>
         parsed.GetValue(_what) switch
         {
             "buddy" => Pictures.Buddy(machine, FrameNear(machine, address), parsed.GetValue(_blocks) ?? 1),

@@ -17,8 +17,8 @@ internal sealed class ExplainCommand : Command, IHasExamples
 
     private readonly Argument<string[]> _words = new("ADDRESS TRACE")
     {
-        Description = "A kernel address in hexadecimal, and a recording (ftrace text, may be gzip; - is standard input);"
-            + " only the recording with --order or --failure, only the address with --state",
+        Description = "A kernel address in hexadecimal, and a recording (ftrace text, may be gzip; - is standard input)"
+            + "; only the recording with --order or --failure, only the address with --state",
         Arity = new ArgumentArity(0, 2),
     };
 
@@ -94,7 +94,8 @@ internal sealed class ExplainCommand : Command, IHasExamples
             result.AddError("--gfp is for a request: give its --order, too");
         else if (state && failure)
             result.AddError("--failure needs a recording; --state is one moment");
-        else if (state && OptionsOfAReplay().FirstOrDefault(it => result.GetResult(it) is { Implicit: false }) is { } other)
+        else if (state && OptionsOfAReplay().FirstOrDefault(it =>
+            result.GetResult(it) is { Implicit: false }) is { } other)
             result.AddError($"{other.Name} is for a recording; --state is one moment");
         else if (words != (order || failure ? 0 : 1) + (state ? 0 : 1))
             result.AddError(Expected(order || failure, state));

@@ -154,7 +154,8 @@ internal sealed class Script : IDisposable
 
         ulong most = words[0] switch { "cpu" => 8191, "pages" or "movable" => PageOrder.Max, _ => 1UL << 40 };
         bool known = words[0] is "cpu" or "kmalloc" or "vmalloc" or "pages" or "movable";
-        return known && ByteSize.TryParse(words[1], out ulong value) && value <= most && !(words[0] == "cpu" && count > 1)
+        return known && ByteSize.TryParse(words[1], out ulong value) && value <= most
+            && !(words[0] == "cpu" && count > 1)
             ? new Step(text, words[0], (long)value, count, 0)
             : throw Wrong(text);
     }
@@ -180,8 +181,8 @@ internal sealed class Script : IDisposable
     }
 
     private static ToolException Wrong(string text) => new(
-        $"--do has the step '{text}', expected 'kmalloc SIZE', 'vmalloc SIZE', 'pages ORDER' or 'movable ORDER', each with"
-        + " 'x N' behind it if you like, 'free N', 'free FROM-TO/STEP', 'keep FROM-TO/STEP', 'cpu N', or 'purge'");
+        $"--do has the step '{text}', expected 'kmalloc SIZE', 'vmalloc SIZE', 'pages ORDER' or 'movable ORDER', each"
+        + " with 'x N' behind it if you like, 'free N', 'free FROM-TO/STEP', 'keep FROM-TO/STEP', 'cpu N', or 'purge'");
 
     private sealed record Step(string Text, string Verb, long Value, int Count, int Stride);
 

@@ -57,7 +57,8 @@ internal static class ExplainText
         if (it.AtEvent > 0)
             console.Paragraph(Line($"moment       after event {it.AtEvent}"));
         console.Heading("Zones, in the order in which they are asked");
-        Table zones = Screen.Table("zone", ">free", ">MIN", ">LOW", ">reserve", ">missing", ">largest", ">index", "answer");
+        Table zones = Screen.Table("zone", ">free", ">MIN", ">LOW", ">reserve", ">missing", ">largest", ">index",
+            "answer");
         foreach (ZoneLack zone in it.Zones)
         {
             zones.Row(
@@ -68,7 +69,8 @@ internal static class ExplainText
 
         console.Write(zones);
         console.Heading("Free blocks by order");
-        Table blocks = Screen.Table(["zone", .. Enumerable.Range(0, PageOrder.Count).Select(order => Line($">{order}"))]);
+        Table blocks = Screen.Table(["zone",
+            .. Enumerable.Range(0, PageOrder.Count).Select(order => Line($">{order}"))]);
         foreach (ZoneLack zone in it.Zones)
             blocks.Row([Line($"{zone.Node} {zone.Zone}"), .. zone.FreeBlocks.Select(count => Line($"{count}"))]);
         console.Write(blocks);
@@ -103,14 +105,14 @@ internal static class ExplainText
 
         if (it.FreeBlock is { } free)
         {
-            console.Paragraph(Line($"free block   order {free.Order}, {free.Position} before it on the {free.List} list; ")
-                + Line($"buddy {free.Buddy}: {free.BuddyUse}"));
+            console.Paragraph(Line($"free block   order {free.Order}, {free.Position} before it on the {free.List} ")
+                + Line($"list; buddy {free.Buddy}: {free.BuddyUse}"));
         }
 
         if (it.Pcp is { } pcp)
         {
-            console.Paragraph(Line($"CPU list     CPU {pcp.Cpu}, order {pcp.Order}, {pcp.List}: {pcp.Position} before it ")
-                + Line($"of {pcp.Length}"));
+            console.Paragraph(Line($"CPU list     CPU {pcp.Cpu}, order {pcp.Order}, {pcp.List}: {pcp.Position} before ")
+                + Line($"it of {pcp.Length}"));
         }
     }
 
@@ -149,7 +151,8 @@ internal static class ExplainText
     {
         console.Heading(Line($"Decision of event {decision.Event}: order {decision.Order}, ")
             + $"{decision.Gfp.ToKernelString()}, {decision.Type}");
-        Table table = Screen.Table("zone", ">free", ">MIN", ">LOW", ">HIGH", ">reserve", ">CPU list", ">largest", "answer");
+        Table table = Screen.Table("zone", ">free", ">MIN", ">LOW", ">HIGH", ">reserve", ">CPU list", ">largest",
+            "answer");
         foreach (ZoneVerdict zone in decision.Zones)
         {
             table.Row(
@@ -176,7 +179,8 @@ internal static class ExplainText
         foreach (PinnedBlock block in it.Pinned)
         {
             table.Row(
-                $"{block.First}", Line($"{block.Order}"), Line($"{block.Node} {block.Zone}"), $"{block.Type}", Kib(block.FramesFree),
+                $"{block.First}", Line($"{block.Order}"), Line($"{block.Node} {block.Zone}"), $"{block.Type}",
+                    Kib(block.FramesFree),
                 Kib(block.FramesInUse), Line($"{block.Objects}"), $"gives back {Kib(block.FramesInUse)}");
         }
 
@@ -196,7 +200,8 @@ internal static class ExplainText
     /// <summary>An enumeration's name as words: CpuFreeList → cpu free list.</summary>
     private static string Words<T>(T value)
         where T : struct, Enum =>
-        string.Concat(value.ToString().Select((c, i) => char.IsUpper(c) ? (i > 0 ? " " : "") + char.ToLowerInvariant(c) : $"{c}"));
+        string.Concat(value.ToString().Select((c, i) => char.IsUpper(c) ? (i > 0 ? " " : "")
+            + char.ToLowerInvariant(c) : $"{c}"));
 
     private static string Kib(long frames) => ByteSize.Format((ulong)frames * Pfn.PageSize);
 

@@ -15,14 +15,16 @@ internal static class AreasPicture
     public static string Draw(Machine machine)
     {
         VmapAllocator space = machine.VmapSpace
-            ?? throw new ArgumentException("the machine has no vmalloc space yet: nothing was allocated there", nameof(machine));
+            ?? throw new ArgumentException("the machine has no vmalloc space yet: nothing was allocated there",
+                nameof(machine));
         VmapState state = space.Capture();
         var svg = new Svg(Svg.PageWidth);
         double y = DrawAreas(svg, space, state);
         y = DrawTree(svg, state, y + 20);
         y = svg.Legend(y + 6,
         [
-            ("c4", "busy, guard page included"), ("none", "freed, waiting for a purge"), ("free", "free, and a black node of the tree"),
+            ("c4", "busy, guard page included"), ("none", "freed, waiting for a purge"),
+                ("free", "free, and a black node of the tree"),
             ("c5", "a red node"),
         ]);
         int busy = state.Nodes.Sum(node => node.Busy.Count);
@@ -30,8 +32,8 @@ internal static class AreasPicture
             y + 4,
             "The vmalloc space and its tree of free blocks",
             Svg.Text($"{busy} busy areas and {state.Free.Count} free blocks. The root of the tree is the block at ")
-                + Svg.Text($"0x{state.Free.FirstOrDefault(block => block.Parent == null).Start:x}; each node shows its own size and ")
-                + "the largest block of its subtree, so that a search can leave out whole subtrees.");
+                + Svg.Text($"0x{state.Free.FirstOrDefault(block => block.Parent == null).Start:x}; each node shows its own ")
+                + "size and the largest block of its subtree, so that a search can leave out whole subtrees.");
     }
 
     private static double DrawAreas(Svg svg, VmapAllocator space, VmapState state)
@@ -47,7 +49,8 @@ internal static class AreasPicture
         foreach ((ulong start, ulong end, string type) in areas.Take(MostAreas))
         {
             svg.Box(x, y, step - 4, 44, type, 3);
-            svg.Word(x + ((step - 4) / 2), y + 26, Svg.Bytes(end - start).Replace(" ", "", StringComparison.Ordinal), "i c");
+            svg.Word(x + ((step - 4) / 2), y + 26, Svg.Bytes(end - start).Replace(" ", "", StringComparison.Ordinal),
+                "i c");
             svg.Word(x + 1, y + 58, Svg.Text($"+{start - space.Start:x}"), "m s");
             x += step;
         }
@@ -65,7 +68,8 @@ internal static class AreasPicture
         foreach (VmapBlockState root in state.Free.Where(block => block.Parent == null))
             Collect(root, 0, children, drawn);
         drawn = [.. drawn.OrderBy(it => it.Block.Start)];
-        double step = drawn.Count == 0 ? 0 : Math.Min(150, (Svg.PageWidth - 40 - NodeWidth) / Math.Max(1, drawn.Count - 1));
+        double step = drawn.Count == 0 ? 0
+            : Math.Min(150, (Svg.PageWidth - 40 - NodeWidth) / Math.Max(1, drawn.Count - 1));
         var place = new Dictionary<ulong, (double X, double Y)>();
         for (int i = 0; i < drawn.Count; i++)
             place[drawn[i].Block.Start] = (20 + (i * step), y + 16 + (drawn[i].Level * LevelHeight));

@@ -90,9 +90,11 @@ internal static class BuddyPicture
             counts[words] = counts.GetValueOrDefault(words) + 1;
         }
 
-        string uses = string.Join(", ", counts.OrderByDescending(it => it.Value).ThenBy(it => it.Key, StringComparer.Ordinal)
+        string uses = string.Join(", ",
+            counts.OrderByDescending(it => it.Value).ThenBy(it => it.Key, StringComparer.Ordinal)
             .Select(it => Svg.Text($"{it.Value} frames {it.Key}")));
-        return Svg.Text($"Frames {new Pfn(first)} to {new Pfn(end - 1)} of zone {zone.Zone.Name}, 64 in a row: {uses}.");
+        return Svg.Text($"Frames {new Pfn(first)} to {new Pfn(end - 1)} of zone {zone.Zone.Name}, 64 in a row: ")
+            + $"{uses}.";
     }
 }
 

@@ -14,8 +14,8 @@ internal static class LanesPicture
         KmemCache cache = machine.Caches.FirstOrDefault(it => it.Name == name)
             ?? throw new ArgumentException($"there is no cache named {name}", nameof(name));
         var svg = new Svg(Svg.PageWidth);
-        svg.Word(20, 56, Svg.Text($"{cache.ObjectSize} bytes an object, {cache.Geometry.ObjectsPerSlab} objects a slab, ")
-            + Svg.Text($"{cache.SlabCount} slabs, {cache.LiveCount} objects allocated"));
+        svg.Word(20, 56, Svg.Text($"{cache.ObjectSize} bytes an object, {cache.Geometry.ObjectsPerSlab} objects a ")
+            + Svg.Text($"slab, {cache.SlabCount} slabs, {cache.LiveCount} objects allocated"));
         double y = 72;
         int cpus = Math.Min(machine.Cpus, MostCpus);
         var words = new List<string>();
@@ -39,7 +39,8 @@ internal static class LanesPicture
 
         y = svg.Legend(y + 8,
         [
-            ("c4", "free objects in hand: list or sheaf"), ("free", "room in a sheaf"), ("c1", "a slab, by the part in use"),
+            ("c4", "free objects in hand: list or sheaf"), ("free", "room in a sheaf"),
+                ("c1", "a slab, by the part in use"),
             ("none", "pages on the CPU's lists"),
         ]);
         return svg.Finish(y + 4, $"Lanes of {cache.Name}", string.Join(" ", words));
@@ -84,7 +85,8 @@ internal static class LanesPicture
         svg.Word(Left + 500, y + 64, "pages kept", "s");
         svg.Box(Left + 500, y + 70, 14, 14, "none");
         svg.Word(Left + 520, y + 82, pages, "i");
-        return Svg.Text($"CPU {cpu}: {said}, {(c->Slab != null ? "a" : "no")} current slab, {chain} partial slabs, pages kept: {pages}.");
+        return Svg.Text($"CPU {cpu}: {said}, {(c->Slab != null ? "a" : "no")} current slab, {chain} partial slabs, ")
+            + $"pages kept: {pages}.";
     }
 
     private static unsafe string DrawSheaf(Svg svg, string name, Sheaf* sheaf, double x, double y)
@@ -95,7 +97,8 @@ internal static class LanesPicture
             return $"no {name}";
         }
 
-        Cells(svg, x, y + 12, sheaf->Size, (int)sheaf->Capacity, Svg.Text($"{name}: {sheaf->Size} of {sheaf->Capacity} objects"));
+        Cells(svg, x, y + 12, sheaf->Size, (int)sheaf->Capacity,
+            Svg.Text($"{name}: {sheaf->Size} of {sheaf->Capacity} objects"));
         return Svg.Text($"{sheaf->Size} of {sheaf->Capacity} objects in its {name}");
     }
 

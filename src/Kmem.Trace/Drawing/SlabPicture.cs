@@ -41,7 +41,8 @@ internal static class SlabPicture
         }
 
         SlabState state = SlabState.Read(slab);
-        List<int> own = Follow(machine, cache, slab, info, state.HasFree ? cache.ObjectOf(slab, state.FreeIndex) : null);
+        List<int> own = Follow(machine, cache, slab, info, state.HasFree ? cache.ObjectOf(slab, state.FreeIndex)
+            : null);
         DrawList(svg, ofCpu, 4);
         DrawList(svg, own, 3);
         double y2 = Top + ((((info.Objects - 1) / PerRow) + 1) * RowStep) + 4;
@@ -94,16 +95,19 @@ internal static class SlabPicture
             {
                 double lift = Math.Min(26, 12 + (Math.Abs(toX - fromX) / 40));
                 double lean = toX > fromX ? 6 : -6;
+                double top = fromY - lift;
+                double middle = (fromX + toX) / 2;
                 svg.Arrow(
-                    $"M{fromX + lean:0.#} {fromY:0.#}Q{(fromX + toX) / 2:0.#} {fromY - lift:0.#} {toX - lean:0.#} {toY - 2:0.#}",
+                    $"M{fromX + lean:0.#} {fromY:0.#}Q{middle:0.#} {top:0.#} {toX - lean:0.#} {toY - 2:0.#}",
                     colour);
             }
             else
             {
                 double turn = toY > fromY ? fromY + Height : fromY;
                 double land = toY > fromY ? toY - 2 : toY + Height + 2;
+                double half = (turn + land) / 2;
                 svg.Arrow(
-                    $"M{fromX:0.#} {turn:0.#}C{fromX:0.#} {(turn + land) / 2:0.#} {toX:0.#} {(turn + land) / 2:0.#} {toX:0.#} {land:0.#}",
+                    $"M{fromX:0.#} {turn:0.#}C{fromX:0.#} {half:0.#} {toX:0.#} {half:0.#} {toX:0.#} {land:0.#}",
                     colour);
             }
         }

@@ -19,22 +19,28 @@ internal sealed class Svg(int width)
         """
           <style>
             text { font: 13px ui-sans-serif, system-ui, sans-serif; fill: #1f2328; }
-            .title { font-size: 17px; font-weight: 600; } .b { font-weight: 600; } .s { font-size: 11.5px; fill: #59636e; }
+            .title { font-size: 17px; font-weight: 600; } .b { font-weight: 600; }
+            .s { font-size: 11.5px; fill: #59636e; }
             .m { font-family: ui-monospace, monospace; font-size: 12px; } .i { font-size: 11px; }
             .e { text-anchor: end; } .c { text-anchor: middle; }
             .page { fill: #ffffff; } .box { fill: #f6f8fa; stroke: #8c959f; } .line { stroke: #8c959f; fill: none; }
             .free { fill: #ffffff; stroke: #8c959f; } .none { fill: #eaeef2; stroke: #d0d7de; }
-            .c1 { fill: #a6d2ec; stroke: #0072b2; } .c2 { fill: #fbd9a5; stroke: #b56500; } .c3 { fill: #a5dccb; stroke: #00785a; }
-            .c4 { fill: #f3c1a5; stroke: #d55e00; } .c5 { fill: #ecc6da; stroke: #a8487f; } .c6 { fill: #f4ec9a; stroke: #837500; }
+            .c1 { fill: #a6d2ec; stroke: #0072b2; } .c2 { fill: #fbd9a5; stroke: #b56500; }
+            .c3 { fill: #a5dccb; stroke: #00785a; }
+            .c4 { fill: #f3c1a5; stroke: #d55e00; } .c5 { fill: #ecc6da; stroke: #a8487f; }
+            .c6 { fill: #f4ec9a; stroke: #837500; }
             .l1 { stroke: #0072b2; } .l2 { stroke: #b56500; } .l3 { stroke: #00785a; } .l4 { stroke: #d55e00; }
             .l1, .l2, .l3, .l4 { fill: none; stroke-width: 1.8; } .tip1 { fill: #0072b2; } .tip2 { fill: #b56500; }
             .tip3 { fill: #00785a; } .tip4 { fill: #d55e00; } .hit { fill: none; stroke: #d55e00; stroke-width: 3; }
             @media (prefers-color-scheme: dark) {
               text { fill: #e6edf3; } .s { fill: #9198a1; } .page { fill: #0d1117; }
-              .box { fill: #161b22; stroke: #6e7681; } .line { stroke: #6e7681; } .free { fill: #0d1117; stroke: #6e7681; }
+              .box { fill: #161b22; stroke: #6e7681; } .line { stroke: #6e7681; }
+              .free { fill: #0d1117; stroke: #6e7681; }
               .none { fill: #21262d; stroke: #30363d; }
-              .c1 { fill: #12415c; stroke: #56b4e9; } .c2 { fill: #543c0a; stroke: #e69f00; } .c3 { fill: #0b4a3a; stroke: #2bc79a; }
-              .c4 { fill: #5c2d0c; stroke: #ff8a3d; } .c5 { fill: #512a40; stroke: #e39ac3; } .c6 { fill: #45400c; stroke: #f0e442; }
+              .c1 { fill: #12415c; stroke: #56b4e9; } .c2 { fill: #543c0a; stroke: #e69f00; }
+              .c3 { fill: #0b4a3a; stroke: #2bc79a; }
+              .c4 { fill: #5c2d0c; stroke: #ff8a3d; } .c5 { fill: #512a40; stroke: #e39ac3; }
+              .c6 { fill: #45400c; stroke: #f0e442; }
               .l1 { stroke: #56b4e9; } .l2 { stroke: #e69f00; } .l3 { stroke: #2bc79a; } .l4 { stroke: #ff8a3d; }
               .tip1 { fill: #56b4e9; } .tip2 { fill: #e69f00; } .tip3 { fill: #2bc79a; } .tip4 { fill: #ff8a3d; }
               .hit { stroke: #ff8a3d; }
@@ -86,7 +92,8 @@ internal sealed class Svg(int width)
             .Append(Style).Append("\n  <defs>\n");
         for (int colour = 1; colour <= 4; colour++)
         {
-            text.Append(CultureInfo.InvariantCulture, $"    <marker id=\"tip{colour}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" ")
+            text.Append(CultureInfo.InvariantCulture,
+                $"    <marker id=\"tip{colour}\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" ")
                 .Append("markerWidth=\"6\" markerHeight=\"6\" orient=\"auto\">")
                 .Append(CultureInfo.InvariantCulture, $"<path d=\"M0 0 8 4 0 8z\" class=\"tip{colour}\"/></marker>\n");
         }

@@ -18,7 +18,8 @@ internal static class WalkPicture
         for (int i = 0; i < walk.Steps.Count; i++)
             DrawTable(svg, walk.Steps[i], 20 + (i * step), step, last: i + 1 == walk.Steps.Count);
         DrawEnd(svg, walk, 20 + (walk.Steps.Count * step), step);
-        double y = svg.Legend(ColumnTop + ColumnHeight + 62, [("c1", "the entry"), ("free", "the other 511 entries of the table"), ("c4", "the frame")]);
+        double y = svg.Legend(ColumnTop + ColumnHeight + 62,
+            [("c1", "the entry"), ("free", "the other 511 entries of the table"), ("c4", "the frame")]);
         string end = walk.IsMapped ? $"frame {walk.Pfn}" : "nothing: the entry is empty";
         string way = string.Join(", ", walk.Steps.Select(it => Svg.Text($"{it.Name} entry {it.Index}")));
         return svg.Finish(
@@ -33,7 +34,8 @@ internal static class WalkPicture
         double x = 20;
         for (int level = levels; level >= 0; level--)
         {
-            PageWalkStep? step = walk.Steps.Select(it => (PageWalkStep?)it).FirstOrDefault(it => it!.Value.Level == level);
+            PageWalkStep? step = walk.Steps.Select(it => (PageWalkStep?)it).FirstOrDefault(it =>
+                it!.Value.Level == level);
             int shift = level == 0 ? 0 : Pfn.PageShift + ((level - 1) * IndexBits);
             int bits = level == 0 ? Pfn.PageShift : IndexBits;
             ulong value = (walk.Address >> shift) & ((1UL << bits) - 1);
@@ -64,10 +66,13 @@ internal static class WalkPicture
         svg.Word(x, ColumnTop + ColumnHeight + 34, step.Present ? step.FlagNames() : "empty", "s");
         if (step.Present && !step.Bad)
         {
+            double from = x + w;
+            double end = x + width - 3;
+            double y = at + 10;
             double middle = x + w + ((width - w) / 2);
             double target = last ? ColumnTop + (ColumnHeight / 2) : ColumnTop + 2;
             svg.Arrow(
-                $"M{x + w:0.#} {at + 10:0.#}C{middle:0.#} {at + 10:0.#} {middle:0.#} {target:0.#} {x + width - 3:0.#} {target:0.#}",
+                $"M{from:0.#} {y:0.#}C{middle:0.#} {y:0.#} {middle:0.#} {target:0.#} {end:0.#} {target:0.#}",
                 1);
         }
     }

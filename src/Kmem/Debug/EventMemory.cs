@@ -121,7 +121,8 @@ internal sealed class EventMemory : ITrace, IVmapTrace
                 ref Entry entry = ref At(at);
                 bool pages = entry.Kind >= LifeEventKind.PagesAllocated;
                 bool concerns = pages
-                    ? entry.Address < firstByte + bytes && firstByte < entry.Address + ((ulong)Pfn.PageSize << entry.Order)
+                    ? entry.Address < firstByte + bytes && firstByte < entry.Address
+                        + ((ulong)Pfn.PageSize << entry.Order)
                     : entry.Address == objectStart;
                 if (!concerns)
                     continue;
@@ -230,7 +231,13 @@ internal sealed class EventMemory : ITrace, IVmapTrace
     {
         lock (_lock)
             _origins.Remove(pfn.Value);
-        Add(new Entry { Kind = LifeEventKind.PagesAllocated, Address = AddressOf(pfn), Bytes = Pfn.PageSize, Gfp = gfp });
+        Add(new Entry
+        {
+            Kind = LifeEventKind.PagesAllocated,
+            Address = AddressOf(pfn),
+            Bytes = Pfn.PageSize,
+            Gfp = gfp
+        });
     }
 
     public void MmPageFree(Pfn pfn, int order)

@@ -282,7 +282,8 @@ internal sealed class Explainer(ExplainedParts parts)
                 listed += 1 << order;
         });
         return new ExplainedPageblock(
-            new Pfn(start), parts.Blocks.TypeOf(pfn), free, listed, used, PageOrder.PageblockPages - free - used - listed);
+            new Pfn(start), parts.Blocks.TypeOf(pfn), free, listed, used,
+                PageOrder.PageblockPages - free - used - listed);
     }
 
     private unsafe ExplainedFreeBlock FreeBlockOf(ZonePages zone, ulong first, int order)

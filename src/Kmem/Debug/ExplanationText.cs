@@ -20,22 +20,28 @@ internal static class ExplanationText
             AddressKind.FreeObject => Text(
                 $"is in object {it.Object!.Number} of {it.Slab!.Objects} in a slab of {it.Slab.Cache}, free: on the ")
                 + it.Object.FreeOn,
-            AddressKind.SlabPadding => Text(
-                $"is in a slab of {it.Slab!.Cache} ({it.Slab.Live} of {it.Slab.Objects} objects allocated), between objects"),
-            AddressKind.LargeKmalloc => Text(
-                $"is byte {it.Object!.Offset} of a kmalloc block of {it.Object.Size} bytes, whole pages of order {it.Page!.Order}"),
+            AddressKind.SlabPadding => Text($"is in a slab of {it.Slab!.Cache} ({it.Slab.Live} of {it.Slab.Objects} ")
+                + "objects allocated), between objects",
+            AddressKind.LargeKmalloc => Text($"is byte {it.Object!.Offset} of a kmalloc block of {it.Object.Size} bytes, ")
+                + Text($"whole pages of order {it.Page!.Order}"),
             AddressKind.VmallocPage => Text(
                 $"is in page {it.Area!.Page} of the area 0x{it.Area.Start}{By(it.Area)}, frame {it.Page!.Frame}"),
-            AddressKind.GuardPage => $"is in the guard page behind the area 0x{it.Area!.Start}: nothing is mapped there",
+            AddressKind.GuardPage =>
+                $"is in the guard page behind the area 0x{it.Area!.Start}: nothing is mapped there",
             _ => Text($"is in an allocated block of order {it.Page!.Order}, frame {it.Page.BlockFirst}")
                 + (it.Page.References > 0 ? Text($", {Count(it.Page.References, "reference")}") : ""),
         };
         var text = new StringBuilder($"0x{it.Address} {what}");
-        if (it.Life.LastOrDefault(IsBirth) is { } birth && it.Kind is AddressKind.SlabObject or AddressKind.LargeKmalloc)
+        if (it.Life.LastOrDefault(IsBirth) is { } birth
+            && it.Kind is AddressKind.SlabObject or AddressKind.LargeKmalloc)
             text.Append(Birth(birth));
         text.Append('.');
         if (it.Kind == AddressKind.SlabObject)
-            text.Append(Text($" Its slab, {it.Slab!.Place}, has {it.Slab.Live} of {it.Slab.Objects} objects allocated."));
+        {
+            text.Append(Text($" Its slab, {it.Slab!.Place}, has {it.Slab.Live} of {it.Slab.Objects} objects "))
+                .Append("allocated.");
+        }
+
         if (it.Decision?.Source is { } source)
             text.Append(' ').Append(Source(it, it.Decision, source));
         return text.ToString();
@@ -70,8 +76,8 @@ internal static class ExplanationText
         PinnedBlock best = it.Pinned[0];
         return best.Objects == 0
             ? Text($"The block at {best.First} is free but for what CPUs keep on their lists.")
-            : Text($"Freeing {Count(best.Objects, "object")} gives back {Kib(best.FramesInUse)} and completes the block of ")
-                + Text($"order {best.Order} at {best.First} in zone {best.Zone}: {Names(best)}.");
+            : Text($"Freeing {Count(best.Objects, "object")} gives back {Kib(best.FramesInUse)} and completes the ")
+                + Text($"block of order {best.Order} at {best.First} in zone {best.Zone}: {Names(best)}.");
     }
 
     private static string Names(PinnedBlock block)
@@ -110,11 +116,13 @@ internal static class ExplanationText
         _ => Text($"number {position + 1}"),
     };
 
-    private static string Pcp(ExplainedPcpEntry entry) => Text(
-        $"is free, on CPU {entry.Cpu}'s {entry.List} list of order {entry.Order}, {entry.Position} of {entry.Length} before it");
+    private static string Pcp(ExplainedPcpEntry entry) =>
+        Text($"is free, on CPU {entry.Cpu}'s {entry.List} list of order {entry.Order}, {entry.Position} of {entry.Length} ")
+            + "before it";
 
     private static string Table(Explanation it) => it.Table is { } table
-        ? Text($"is in a page table, a {table.Name} table with {table.Present} of 512 entries in use for 0x{table.Maps} up")
+        ? Text($"is in a page table, a {table.Name} table with {table.Present} of 512 entries in use ")
+            + $"for 0x{table.Maps} up"
         : "is in a page table";
 
     private static bool IsBirth(LifeEvent e) => e.Kind == LifeEventKind.ObjectAllocated;

@@ -28,7 +28,8 @@ internal sealed class RequestExplainer(
             Dictionary<ulong, int> onCpuLists = OnCpuLists(zones);
             var candidates = new List<Candidate>();
             for (int i = 0; i < zones.Count; i++)
-                never += Collect(zones[i], OrderToFree(order, lacks[i]), lacks[i].MissingFrames, onCpuLists, candidates);
+                never += Collect(zones[i], OrderToFree(order, lacks[i]), lacks[i].MissingFrames, onCpuLists,
+                    candidates);
             candidates.Sort();
             pinned = [.. candidates.Take(MostBlocks).Select(Detail)];
         }
@@ -43,7 +44,8 @@ internal sealed class RequestExplainer(
             Zones = lacks,
             Pinned = pinned,
             NeverFree = never,
-            Decision = memory?.Failures.LastOrDefault(it => it.Order == order && (it.Gfp & ~Gfp.NoWarn) == (gfp & ~Gfp.NoWarn)),
+            Decision = memory?.Failures.LastOrDefault(it => it.Order == order
+                && (it.Gfp & ~Gfp.NoWarn) == (gfp & ~Gfp.NoWarn)),
             Sentence = "",
         };
         return explanation with { Sentence = ExplanationText.Of(explanation) };

@@ -62,7 +62,8 @@ internal sealed class SlabExplainer(SlabAllocator slabs, MemMap map, CpuSet cpus
         {
             Kind = AddressKind.LargeKmalloc,
             Object = new ExplainedObject(
-                0, new VirtAddr(slabs.KernelAddress(start)), (long)SlabAllocator.LargeSize(head), address - start, true, null),
+                0, new VirtAddr(slabs.KernelAddress(start)), (long)SlabAllocator.LargeSize(head), address - start,
+                    true, null),
         };
     }
 

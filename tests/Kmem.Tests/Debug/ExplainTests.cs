@@ -45,7 +45,8 @@ public sealed class ExplainTests
         using Machine machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
         void* obj = machine.Kmalloc(100, Gfp.Kernel);
         machine.Kfree(obj);
-        Assert.StartsWith("main sheaf of CPU 0, 0 before", machine.Explain(obj).Object!.FreeOn, StringComparison.Ordinal);
+        Assert.StartsWith("main sheaf of CPU 0, 0 before", machine.Explain(obj).Object!.FreeOn,
+            StringComparison.Ordinal);
     }
 
     [Fact]
@@ -64,13 +65,15 @@ public sealed class ExplainTests
         Assert.Equal(AddressKind.GuardPage, machine.Explain(machine.KernelAddressOf(area + (12 << 10))).Kind);
 
         Assert.Equal(AddressKind.LargeKmalloc, machine.Explain(machine.Kmalloc(20000, Gfp.Kernel)).Kind);
-        Explanation table = machine.Explain(new VirtAddr(0xffff_8880_0000_0000UL + page.Mapping.Steps[^1].Table!.Value.Value));
+        Explanation table = machine.Explain(new VirtAddr(0xffff_8880_0000_0000UL
+            + page.Mapping.Steps[^1].Table!.Value.Value));
         Assert.Equal((AddressKind.PageTable, "pte", 3), (table.Kind, table.Table!.Name, table.Table.Present));
         Assert.Equal(0xffff_c900_0000_0000UL, table.Table.Maps.Value);
 
         Pfn block = machine.AllocPages(Gfp.Kernel, 4);
         Explanation pages = machine.Explain(machine.AddressOf(block + 3));
-        Assert.Equal((AddressKind.Pages, 4, block, 1), (pages.Kind, pages.Page!.Order, pages.Page.BlockFirst, pages.Page.References));
+        Assert.Equal((AddressKind.Pages, 4, block, 1),
+            (pages.Kind, pages.Page!.Order, pages.Page.BlockFirst, pages.Page.References));
         machine.Vfree(area);
         Assert.Equal("freed, not purged yet", machine.Explain(machine.KernelAddressOf(area)).Area!.State);
     }
@@ -106,7 +109,8 @@ public sealed class ExplainTests
             Assert.True(it.FreeBlock is not { Position: < 0 }, $"frame 0x{pfn:x} is not on its list");
         }
 
-        long used = kinds.Where(it => it.Key is AddressKind.SlabObject or AddressKind.FreeObject or AddressKind.SlabPadding
+        long used = kinds.Where(it =>
+            it.Key is AddressKind.SlabObject or AddressKind.FreeObject or AddressKind.SlabPadding
             or AddressKind.LargeKmalloc or AddressKind.Pages or AddressKind.PageTable).Sum(it => it.Value);
         long free = machine.Pages.Zones.Sum(zone => zone.Zone.FreePagesExact);
         long listed = machine.Pages.Zones.Sum(zone => zone.PcpCount);
@@ -126,10 +130,12 @@ public sealed class ExplainTests
         Assert.Equal((nint)obj, (nint)machine.Kmalloc(110, Gfp.Kernel));
         Explanation it = machine.Explain(obj);
         Assert.Equal(
-            [LifeEventKind.PagesAllocated, LifeEventKind.ObjectAllocated, LifeEventKind.ObjectFreed, LifeEventKind.ObjectAllocated],
+            [LifeEventKind.PagesAllocated, LifeEventKind.ObjectAllocated, LifeEventKind.ObjectFreed,
+                LifeEventKind.ObjectAllocated],
             it.Life.Select(e => e.Kind));
         Assert.Equal([0, 100, 0, 110], it.Life.Select(e => e.Kind == LifeEventKind.PagesAllocated ? 0 : e.Bytes));
-        Assert.Equal([ObjectSource.NewSlab, ObjectSource.CpuFreeList], it.Life.Select(e => e.Source).OfType<ObjectSource>());
+        Assert.Equal([ObjectSource.NewSlab, ObjectSource.CpuFreeList],
+            it.Life.Select(e => e.Source).OfType<ObjectSource>());
         Assert.All(it.Life, e => Assert.Equal(1, e.Cpu));
         Assert.Equal(it.Life.Select(e => e.Event).Order(), it.Life.Select(e => e.Event));
         Assert.Equal(it.Life[0].Event, it.Decision!.Event);
@@ -143,10 +149,13 @@ public sealed class ExplainTests
         void* pointer = machine.Vmalloc(10_000);
         VirtAddr area = machine.KernelAddressOf(pointer);
         Explanation it = machine.Explain(new VirtAddr(area.Value + 5000));
-        Assert.Equal([LifeEventKind.ObjectAllocated, LifeEventKind.PagesAllocated], it.Life.Select(e => e.Kind).Order());
-        Assert.Contains(it.Life, e => e is { Cache: "vmalloc area", Bytes: 4 << 12, Source: null } && e.Address == area);
+        Assert.Equal([LifeEventKind.ObjectAllocated, LifeEventKind.PagesAllocated],
+            it.Life.Select(e => e.Kind).Order());
+        Assert.Contains(it.Life, e => e is { Cache: "vmalloc area", Bytes: 4 << 12, Source: null }
+            && e.Address == area);
         machine.Vfree(pointer);
-        Assert.Contains(machine.Explain(area).Life, e => e is { Kind: LifeEventKind.ObjectFreed, Cache: "vmalloc area" });
+        Assert.Contains(machine.Explain(area).Life, e =>
+            e is { Kind: LifeEventKind.ObjectFreed, Cache: "vmalloc area" });
     }
 
     /// <summary>The ring is used again from its start; what it lost is not told, what it has is right.</summary>
@@ -225,11 +234,18 @@ public sealed class ExplainTests
             Churn(machine, random, 200);
             machine.DrainAllPages();
             int order = random.Next(PageOrder.Count);
-            Gfp gfp = (random.Next(3) switch { 0 => Gfp.Atomic, 1 => Gfp.HighUserMovable & ~Gfp.HighMem, _ => Gfp.Kernel }) | Gfp.NoWarn;
+            Gfp gfp = Gfp.NoWarn | random.Next(3) switch
+            {
+                0 => Gfp.Atomic,
+                1 => Gfp.HighUserMovable & ~Gfp.HighMem,
+                _ => Gfp.Kernel,
+            };
             RequestExplanation it = machine.ExplainRequest(gfp, order);
             Pfn got = machine.AllocPages(gfp, order);
-            Assert.True(it.WouldSucceed == got.IsValid, $"seed {seed} round {round} order {order} {gfp}: {it.Sentence}");
-            Assert.Equal(it.WouldSucceed, it.Pinned.Count == 0 && !it.Sentence.Contains("fails", StringComparison.Ordinal));
+            Assert.True(it.WouldSucceed == got.IsValid,
+                $"seed {seed} round {round} order {order} {gfp}: {it.Sentence}");
+            Assert.Equal(it.WouldSucceed, it.Pinned.Count == 0
+                && !it.Sentence.Contains("fails", StringComparison.Ordinal));
             machine.FreePages(got, order);
         }
     }
@@ -245,7 +261,8 @@ public sealed class ExplainTests
         using Machine machine = Machine.Boot(Small(16));
         var random = new Random(seed);
         var frames = new List<Pfn>();
-        for (Pfn pfn = machine.AllocPage(Gfp.Kernel | Gfp.NoWarn); pfn.IsValid; pfn = machine.AllocPage(Gfp.Kernel | Gfp.NoWarn))
+        const Gfp Quiet = Gfp.Kernel | Gfp.NoWarn;
+        for (Pfn pfn = machine.AllocPage(Quiet); pfn.IsValid; pfn = machine.AllocPage(Quiet))
             frames.Add(pfn);
         var kept = new HashSet<ulong>();
         foreach (Pfn pfn in frames)
@@ -272,7 +289,8 @@ public sealed class ExplainTests
     {
         using Machine machine = Machine.Boot(Small(16));
         var objects = new List<nint>();
-        for (void* obj = machine.Kmalloc(1024, Gfp.Kernel | Gfp.NoWarn); obj != null; obj = machine.Kmalloc(1024, Gfp.Kernel | Gfp.NoWarn))
+        const Gfp Quiet = Gfp.Kernel | Gfp.NoWarn;
+        for (void* obj = machine.Kmalloc(1024, Quiet); obj != null; obj = machine.Kmalloc(1024, Quiet))
             objects.Add((nint)obj);
         for (int i = 0; i < objects.Count; i++)
         {
@@ -294,10 +312,12 @@ public sealed class ExplainTests
     {
         using Machine machine = Machine.Boot(Small() with { SlubDebug = "U,kmalloc-128" });
         void* obj = machine.Kmalloc(100, Gfp.Kernel);
-        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.AllocatedBy!, StringComparison.Ordinal);
+        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.AllocatedBy!,
+            StringComparison.Ordinal);
         Assert.Null(machine.Explain(obj).Object!.FreedBy);
         machine.Kfree(obj);
-        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.FreedBy!, StringComparison.Ordinal);
+        Assert.Contains(nameof(TheUsersOfADebuggedObjectAreNamed), machine.Explain(obj).Object!.FreedBy!,
+            StringComparison.Ordinal);
     }
 
     /// <summary>No address of any kind is too odd.</summary>
@@ -307,7 +327,8 @@ public sealed class ExplainTests
         using Machine machine = Machine.Boot(Small(remember: 100));
         Churn(machine, new Random(9), 500);
         var random = new Random(10);
-        ulong[] bases = [0xffff_8880_0000_0000, 0xffff_c900_0000_0000, 0xffff_ea00_0000_0000, 0xffff_ffff_a000_0000, 0, 1UL << 63];
+        ulong[] bases = [0xffff_8880_0000_0000, 0xffff_c900_0000_0000, 0xffff_ea00_0000_0000, 0xffff_ffff_a000_0000,
+            0, 1UL << 63];
         for (int i = 0; i < 5000; i++)
         {
             ulong address = bases[random.Next(bases.Length)] + (ulong)random.NextInt64(1L << random.Next(1, 48));
@@ -324,10 +345,12 @@ public sealed class ExplainTests
     [InlineData(false)]
     public async Task AMachineAtWorkCanBeAsked(bool native)
     {
-        using Machine machine = Machine.Boot(Small() with { Profile = native ? KernelProfile.Native : KernelProfile.Linux618 });
+        KernelProfile profile = native ? KernelProfile.Native : KernelProfile.Linux618;
+        using Machine machine = Machine.Boot(Small() with { Profile = profile });
         bool vmalloc = HostMemory.IsLinux && Environment.SystemPageSize == 4096;
         using var stop = new CancellationTokenSource(TimeSpan.FromSeconds(1.5));
-        Task[] workers = [.. Enumerable.Range(0, 2).Select(seed => Task.Run(() => Work(machine, seed, vmalloc, stop.Token)))];
+        Task[] workers = [.. Enumerable.Range(0, 2).Select(seed =>
+            Task.Run(() => Work(machine, seed, vmalloc, stop.Token)))];
         var random = new Random(3);
         long asked = 0;
         while (!stop.IsCancellationRequested)
@@ -358,7 +381,8 @@ public sealed class ExplainTests
             }
 
             bool area = vmalloc && random.Next(20) == 0;
-            live.Add((nint)(area ? machine.Vmalloc((nuint)random.Next(1, 40_000)) : machine.Kmalloc((nuint)random.Next(8, 10_000), Gfp.Kernel)));
+            live.Add((nint)(area ? machine.Vmalloc((nuint)random.Next(1, 40_000))
+                : machine.Kmalloc((nuint)random.Next(8, 10_000), Gfp.Kernel)));
         }
 
         foreach (nint block in live)
@@ -460,7 +484,9 @@ public sealed class ExplainTests
 
 internal static class ExplainedMachine
 {
-    public static unsafe VirtAddr KernelOf(this Machine machine, Pfn pfn) => machine.KernelAddressOf(machine.AddressOf(pfn));
+    public static unsafe VirtAddr KernelOf(this Machine machine, Pfn pfn) =>
+        machine.KernelAddressOf(machine.AddressOf(pfn));
 
-    public static unsafe void* PointerOf(this Machine machine, VirtAddr address) => machine.Slabs.PointerOf(address.Value);
+    public static unsafe void* PointerOf(this Machine machine, VirtAddr address) =>
+        machine.Slabs.PointerOf(address.Value);
 }

@@ -16,7 +16,8 @@ public sealed partial class ReplayExplainTests
     public void LiveObjectsOfTheRecordingAreFound()
     {
         byte[] text = TraceText.Gunzip(TraceText.Recorded[0]);
-        Dictionary<ulong, (string Cache, long Event, string Site)> live = LiveAfter(Encoding.UTF8.GetString(text), Moment);
+        Dictionary<ulong, (string Cache, long Event, string Site)> live = LiveAfter(Encoding.UTF8.GetString(text),
+            Moment);
         Assert.True(live.Count > 100);
         using ReplayResult result = Run(text, new ReplayOptions { StopAfter = Moment, RememberEvents = 1 << 20 });
         Assert.Equal(Moment, result.Events);
@@ -28,7 +29,8 @@ public sealed partial class ReplayExplainTests
             Assert.Equal(Moment, it.AtEvent);
             LifeEvent birth = it.Life.Last(e => e.Kind == LifeEventKind.ObjectAllocated);
             Assert.Equal((number, site, pointer), (birth.Event, birth.CallSite, birth.Recorded!.Value.Value));
-            Assert.True(it.Slab!.Cache == cache || result.Machine.Slabs.AliasNames.Any(it2 => it2.Name == cache), cache);
+            Assert.True(it.Slab!.Cache == cache || result.Machine.Slabs.AliasNames.Any(it2 => it2.Name == cache),
+                cache);
             Assert.Equal(it.Address, result.Find(new VirtAddr(pointer)));
 
             // From inside of it only where the recording shows the pages of its slab.
@@ -49,7 +51,8 @@ public sealed partial class ReplayExplainTests
     {
         byte[] text = TraceText.Gunzip(TraceText.Recorded[0]);
         using ReplayResult result = Run(text, new ReplayOptions { StopAfter = Moment, RememberEvents = 1 << 20 });
-        Match gone = ObjectEvent().Matches(Encoding.UTF8.GetString(text)).First(it => it.Groups["what"].Value == "kmem_cache_alloc");
+        Match gone = ObjectEvent().Matches(Encoding.UTF8.GetString(text)).First(it =>
+            it.Groups["what"].Value == "kmem_cache_alloc");
         Explanation it = result.Explain(new VirtAddr(Hex(gone)));
         Assert.NotNull(it.Recorded);
         Assert.Contains(it.Life, e => e.Recorded?.Value == Hex(gone));
@@ -62,7 +65,8 @@ public sealed partial class ReplayExplainTests
     {
         byte[] text = TraceText.Gunzip(TraceText.Recorded[0]);
         var seen = new List<long>();
-        using ReplayResult sampled = Run(text, new ReplayOptions { Sample = (_, events) => seen.Add(events), SampleEvery = 7000 });
+        using ReplayResult sampled = Run(text,
+            new ReplayOptions { Sample = (_, events) => seen.Add(events), SampleEvery = 7000 });
         using ReplayResult plain = Run(text, new ReplayOptions());
         Assert.Equal(plain.Machine.Proc.BuddyInfo(), sampled.Machine.Proc.BuddyInfo());
         Assert.Equal(plain.Report.Events, sampled.Report.Events);
@@ -128,7 +132,8 @@ public sealed partial class ReplayExplainTests
         ulong.Parse(match.Groups["ptr"].Value, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
 
     [GeneratedRegex(
-        @": (?<what>kmem_cache_alloc|kmem_cache_free|kfree): call_site=(?<site>\S+) ptr=(?<ptr>[0-9a-f]{16})( name=(?<name>\S+))?",
+        @": (?<what>kmem_cache_alloc|kmem_cache_free|kfree): call_site=(?<site>\S+) ptr=(?<ptr>[0-9a-f]{16})"
+            + @"( name=(?<name>\S+))?",
         RegexOptions.ExplicitCapture,
         matchTimeoutMilliseconds: 1000)]
     private static partial Regex ObjectEvent();
