@@ -187,6 +187,10 @@ internal sealed partial class ReplayEngine
         if (!DirectMap.IsAddress(recorded))
             return null;
 
+        ulong descriptor = recorded - AddressMap.VmemmapBase;
+        if (descriptor < MaxPfn * Page.SizeInBytes)
+            return FindDescriptor(descriptor / Page.SizeInBytes);
+
         ref Block block = ref FindCovering(_directMap.PfnOf(recorded), out ulong head);
         if (Unsafe.IsNullRef(ref block))
             return null;
@@ -202,6 +206,15 @@ internal sealed partial class ReplayEngine
         return Unsafe.IsNullRef(ref inside) || inside.Ours == 0
             ? null
             : _machine.KernelAddressOf((void*)inside.Ours).Value + offset;
+    }
+
+    /// <summary>The address here of the <c>struct page</c> of a recorded frame; null unless the page is allocated.</summary>
+    private ulong? FindDescriptor(ulong pfn)
+    {
+        ref Block block = ref FindCovering(pfn, out ulong head);
+        return Unsafe.IsNullRef(ref block) || !block.Ours.IsValid
+            ? null
+            : AddressMap.VmemmapBase + ((block.Ours.Value + (pfn - head)) * Page.SizeInBytes);
     }
 
     private unsafe void Kmalloc(in TraceEvent e, int cpu)

@@ -60,6 +60,33 @@ public sealed partial class ReplayExplainTests
         Assert.Null(result.Find(new VirtAddr(0xffff_8881_2345_6000)));
     }
 
+    /// <summary>Pages of the recording, by their address and by that of their descriptor, lead to one block of ours.</summary>
+    [Fact]
+    public void LivePagesOfTheRecordingAreFound()
+    {
+        byte[] text = TraceText.Gunzip(TraceText.Recorded[0]);
+        using ReplayResult result = Run(text, new ReplayOptions { StopAfter = Moment, RememberEvents = 1 << 20 });
+        int found = 0;
+        foreach (Match match in PageEvent().Matches(Encoding.UTF8.GetString(text)))
+        {
+            ulong pfn = ulong.Parse(match.Groups["pfn"].Value, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+            var page = new VirtAddr(0xffff_8880_0000_0000 + (pfn << 12) + 7);
+            var descriptor = new VirtAddr(0xffff_ea00_0000_0000 + (pfn * 64));
+            if (result.Find(descriptor) is not { } ours)
+                continue;
+
+            found++;
+            Explanation it = result.Explain(page);
+            Assert.Equal((AddressKind.Pages, 7UL), (it.Kind, it.Address.Value & 4095));
+            Assert.Equal(ours, it.Page!.Descriptor);
+            Assert.Equal(it.Page, result.Explain(descriptor).Page);
+            Assert.Equal(LifeEventKind.PagesAllocated, it.Life[^1].Kind);
+            Assert.NotNull(it.Decision!.Source);
+        }
+
+        Assert.True(found > 50, $"{found} pages");
+    }
+
     [Fact]
     public void SamplesAreTakenAndChangeNothing()
     {
@@ -130,6 +157,10 @@ public sealed partial class ReplayExplainTests
 
     private static ulong Hex(Match match) =>
         ulong.Parse(match.Groups["ptr"].Value, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
+
+    [GeneratedRegex(
+        @": mm_page_alloc: page=\S+ pfn=0x(?<pfn>[0-9a-f]+) ", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    private static partial Regex PageEvent();
 
     [GeneratedRegex(
         @": (?<what>kmem_cache_alloc|kmem_cache_free|kfree): call_site=(?<site>\S+) ptr=(?<ptr>[0-9a-f]{16})"
