@@ -332,7 +332,9 @@ public sealed class FaultProgramTests
         var promised = new Dictionary<string, (int Runs, int Caught)>(StringComparer.Ordinal);
         string document = Path.Combine(
             Path.GetDirectoryName(TestData.PathOf("gfp-flags.txt"))!, "..", "..", "docs", "misuse.md");
-        foreach (string line in File.ReadLines(document).SkipWhile(line => line != "## One-fault programs"))
+        IEnumerable<string> section = File.ReadLines(document).SkipWhile(line => line != "## One-fault programs")
+            .Skip(1).TakeWhile(line => !line.StartsWith("## ", StringComparison.Ordinal));
+        foreach (string line in section)
         {
             string[] cells = line.Split('|', StringSplitOptions.TrimEntries);
             if (cells.Length > column && int.TryParse(cells[2], out int runs))
