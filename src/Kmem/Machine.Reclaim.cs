@@ -1,0 +1,79 @@
+namespace Kmem;
+
+/// <content>Memory pressure: who gives memory back when it is short.</content>
+public sealed partial class Machine
+{
+    private readonly Lock _reclaimGate = new();
+    private Reclaimer? _reclaimer;
+
+    /// <summary>The registered shrinkers, in the order in which they are called.</summary>
+    public IReadOnlyList<Shrinker> Shrinkers => ReclaimerIfUsed?.Shrinkers ?? [];
+
+    /// <summary>What is called when memory is short, once somebody registered something; null until then.</summary>
+    internal Reclaimer? ReclaimerIfUsed => Volatile.Read(ref _reclaimer);
+
+    /// <summary>
+    /// Registers a cache that gives memory back under pressure (shrinker_alloc, shrinker_register, mm/shrinker.c, Linux
+    /// 6.18). From then on requests that may sleep call it before they fail; see <see cref="Shrinker"/> for how much they
+    /// ask for, and for what callbacks must keep to.
+    /// </summary>
+    /// <param name="name">For reports.</param>
+    /// <param name="count">Tells how many objects could be freed. Must be cheap, and must not wait.</param>
+    /// <param name="scan">Frees objects.</param>
+    /// <param name="seeks">How dear it is to make an object anew; 0: nothing.</param>
+    /// <param name="batch">Objects of one scan; 0 for 128.</param>
+    /// <param name="flags">How it is called.</param>
+    /// <returns>The shrinker; dispose it to unregister, before what its callbacks use is gone.</returns>
+    public Shrinker RegisterShrinker(
+        string name,
+        ShrinkerCallback count,
+        ShrinkerCallback scan,
+        int seeks = Shrinker.DefaultSeeks,
+        long batch = 0,
+        ShrinkerFlags flags = ShrinkerFlags.None)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(name);
+        ArgumentNullException.ThrowIfNull(count);
+        ArgumentNullException.ThrowIfNull(scan);
+        ArgumentOutOfRangeException.ThrowIfNegative(seeks);
+        ArgumentOutOfRangeException.ThrowIfNegative(batch);
+        return Reclaim.Register(
+            new ShrinkerSettings(name, count, scan) { Seeks = seeks, Batch = batch, Flags = flags });
+    }
+
+    /// <summary>
+    /// Reclaims now, before memory is short (a write to memory.reclaim, mm/vmscan.c, Linux 6.18): cold pages of swap areas,
+    /// then objects of shrinkers.
+    /// </summary>
+    /// <param name="bytes">How much is wanted.</param>
+    /// <returns>Bytes that came back, in whole pages; less than asked for if there is no more.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    public ulong ReclaimMemory(ulong bytes)
+    {
+        if (ReclaimerIfUsed is not { } reclaimer)
+            return 0;
+        long frames = (long)Math.Min((bytes + Pfn.PageSize - 1) >> Pfn.PageShift, long.MaxValue >> Pfn.PageShift);
+        return (ulong)reclaimer.Proactive(frames, Gfp.Kernel) << Pfn.PageShift;
+    }
+
+    /// <summary>Reclaim, put in its place at the first use.</summary>
+    private Reclaimer Reclaim
+    {
+        get
+        {
+            if (ReclaimerIfUsed is { } present)
+                return present;
+            lock (_reclaimGate)
+            {
+                ObjectDisposedException.ThrowIf(_disposed, this);
+                if (_reclaimer is { } made)
+                    return made;
+                var reclaimer = new Reclaimer(_pages, _slabs, _cpus, Dmesg);
+                _pages.Hooks = reclaimer;
+                Proc.Reclaim = reclaimer;
+                Volatile.Write(ref _reclaimer, reclaimer);
+                return reclaimer;
+            }
+        }
+    }
+}
