@@ -56,6 +56,23 @@ public sealed partial class Machine
         return (ulong)reclaimer.Proactive(frames, Gfp.Kernel) << Pfn.PageShift;
     }
 
+    /// <summary>
+    /// Does now what kswapd would do in the background for the requests that found no zone above LOW since the last time
+    /// (balance_pgdat, mm/vmscan.c, Linux 6.18): reclaims until a zone is above HIGH. For machines without the threads
+    /// (<see cref="MachineOptions.Kswapd"/>), whose results then depend on nothing but the calls.
+    /// </summary>
+    /// <returns>Bytes that came back.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    public ulong RunKswapd() => (ulong)(ReclaimerIfUsed?.RunKswapd() ?? 0) << Pfn.PageShift;
+
+    private void StartReclaim()
+    {
+        if (Options.Kswapd)
+            Reclaim.StartThreads();
+    }
+
+    private void StopReclaim() => ReclaimerIfUsed?.Dispose();
+
     /// <summary>Reclaim, put in its place at the first use.</summary>
     private Reclaimer Reclaim
     {

@@ -189,6 +189,7 @@ public sealed partial class Machine : IDisposable
 
         ThrowIfShared();
         StopUpkeep();
+        StopReclaim();
         _disposed = true;
         StopMetrics();
         try
@@ -229,6 +230,7 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         _slabs.Start();
         _kmalloc.Start();
+        StartReclaim();
         StartUpkeep();
     }
 }

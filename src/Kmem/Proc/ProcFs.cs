@@ -415,6 +415,7 @@ public sealed class ProcFs
             ZoneStats = pages == null ? [] : [.. ZoneStats(pages)],
             NumaStats = pages == null ? [] : [.. NumaStats(pages)],
             Pagesets = pages == null ? [] : Enumerable.Range(0, zone.CpuCount).Select(cpu => ReadPageset(pages, cpu)).ToList(),
+            NodeUnreclaimable = node.KswapdFailures >= Kswapd.MaxFailures ? 1 : 0,
             StartPfn = zone.StartPfn,
         };
     }

@@ -21,6 +21,11 @@ internal sealed partial class Reclaimer : ReclaimHooks
     private readonly SlabAllocator _slabs;
     private readonly CpuSet _cpus;
     private readonly Lock _lists = new();
+
+    // The last reclaim of this thread was in somebody's way, see ReclaimableFrames.
+    [ThreadStatic]
+    private static bool t_stopped;
+
     private Shrinker[] _shrinkers = [];
     private ILru[] _lrus = [];
 
@@ -30,6 +35,7 @@ internal sealed partial class Reclaimer : ReclaimHooks
         _slabs = slabs;
         _cpus = cpus;
         Log = log;
+        _kswapds = [.. pages.Nodes.Select(node => new Kswapd(this, pages, node, cpus.Count))];
     }
 
     public KernelLog Log { get; }
@@ -73,10 +79,13 @@ internal sealed partial class Reclaimer : ReclaimHooks
             Volatile.Write(ref _lrus, [.. _lrus.Where(other => other != lru)]);
     }
 
-    /// <inheritdoc/>
+    /// <summary>
+    /// Pages that could go. A shrinker that has objects and said Stop is as good as that: whoever holds its lock will let
+    /// it go.
+    /// </summary>
     public override long ReclaimableFrames(Node node)
     {
-        long frames = 0;
+        long frames = t_stopped ? (long)node.PresentPages : 0;
         foreach (ILru lru in Volatile.Read(ref _lrus))
             frames += lru.Evictable(node.Id);
         return frames;
@@ -88,6 +97,7 @@ internal sealed partial class Reclaimer : ReclaimHooks
         if (zones.Length == 0)
             return 0;
 
+        Throttle(gfp, zones);
         Interlocked.Increment(ref Counters.AllocStall[(int)gfp.HighestZone()]);
         var scan = new ScanControl(ReclaimActor.Direct, gfp, order, ScanControl.Cluster);
         for (; scan.Priority >= 0; scan.Priority--)
@@ -97,6 +107,9 @@ internal sealed partial class Reclaimer : ReclaimHooks
                 break;
         }
 
+        t_stopped = scan.Stopped && scan.Reclaimed == 0;
+        if (t_stopped)
+            Pause.For(1); // reclaim_throttle
         return scan.Reclaimed;
     }
 
@@ -145,13 +158,25 @@ internal sealed partial class Reclaimer : ReclaimHooks
     public unsafe void ShrinkNode(Node node, ScanControl scan)
     {
         long before = Task->Reclaimed;
-        foreach (ILru lru in Volatile.Read(ref _lrus))
-            ShrinkLru(lru, node, scan, Task->Reclaimed - before);
+        if (scan.MaySwap)
+        {
+            foreach (ILru lru in Volatile.Read(ref _lrus))
+                ShrinkLru(lru, node, scan, Task->Reclaimed - before);
+        }
+
         foreach (Shrinker shrinker in Volatile.Read(ref _shrinkers))
-            shrinker.Shrink(scan.Gfp, node.Id, scan.Priority);
+            shrinker.Shrink(scan, node.Id);
 
         // What came back while this thread was at it: whole slabs count, single objects of busy slabs do not.
-        scan.Reclaimed += Math.Max(0, Task->Reclaimed - before);
+        long reclaimed = Math.Max(0, Task->Reclaimed - before);
+        scan.Reclaimed += reclaimed;
+        if (reclaimed > 0)
+            node.KswapdFailures = 0;
+    }
+
+    /// <summary>kcompactd's turn: kswapd has made room and goes to sleep.</summary>
+    public void CompactInBackground(Node node, int order, ZoneType highest)
+    {
     }
 
     /// <summary>Writes a report to the log and throws it.</summary>

@@ -20,6 +20,12 @@ internal sealed class ScanControl(ReclaimActor actor, Gfp gfp, int order, long t
 
     public int Priority { get; set; } = DefaultPriority;
 
+    /// <summary>Whether pages may be written out.</summary>
+    public bool MaySwap { get; set; } = true;
+
+    /// <summary>A shrinker had objects and could not get on.</summary>
+    public bool Stopped { get; set; }
+
     /// <summary>Frames that came back so far.</summary>
     public long Reclaimed { get; set; }
 

@@ -129,14 +129,15 @@ public sealed class Shrinker : IDisposable
 
     /// <summary>One call at one priority (do_shrink_slab).</summary>
     /// <returns>Objects freed.</returns>
-    internal long Shrink(Gfp gfp, int node, int priority)
+    internal long Shrink(ScanControl scan, int node)
     {
-        var control = new ShrinkControl(gfp, IsNumaAware ? node : 0);
-        return Use((control, priority), static (self, asked) => self.ShrinkUsed(asked.control, asked.priority));
+        var control = new ShrinkControl(scan.Gfp, IsNumaAware ? node : 0);
+        return Use((control, scan), static (self, asked) => self.ShrinkUsed(asked.control, asked.scan));
     }
 
-    private unsafe long ShrinkUsed(ShrinkControl control, int priority)
+    private unsafe long ShrinkUsed(ShrinkControl control, ScanControl scan)
     {
+        int priority = scan.Priority;
         Interlocked.Increment(ref _calls);
         long freeable = Call(_count, control);
         if (freeable <= 0)
@@ -154,7 +155,10 @@ public sealed class Shrinker : IDisposable
             control.ToScan = control.Scanned = Math.Min(batch, total);
             long result = Scan(control);
             if (result == Stop)
+            {
+                scan.Stopped = true;
                 break;
+            }
 
             freed += result;
             total -= control.Scanned;

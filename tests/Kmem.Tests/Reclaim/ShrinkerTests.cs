@@ -33,7 +33,7 @@ public sealed class ShrinkerTests
             },
             seeks,
             batch);
-        shrinker.Shrink(Gfp.Kernel, 0, priority);
+        Shrink(shrinker, 0, priority);
         string[] got = [.. scans.GroupBy(size => size).Select(
             group => string.Create(CultureInfo.InvariantCulture, $"{group.Key}*{group.Count()}"))];
         Assert.Equal(expected, string.Join(' ', got));
@@ -73,7 +73,7 @@ public sealed class ShrinkerTests
                 examined = random.Next(4) == 0 ? random.Next(20) : 0;
                 calls = 0;
                 int priority = random.Next(13);
-                long freed = shrinker.Shrink(Gfp.Kernel, 0, priority);
+                long freed = Shrink(shrinker, 0, priority);
                 long expected = Model(ref deferred, freeable, priority, seeks, batch, stopAfter, examined);
                 Assert.True(
                     (freed, shrinker.Deferred()) == (expected, deferred),
@@ -111,7 +111,7 @@ public sealed class ShrinkerTests
         using Machine machine = Boot(nodes: 2);
         using Shrinker shrinker = machine.RegisterShrinker(
             "aware", _ => 10_000, _ => Shrinker.Stop, flags: ShrinkerFlags.NumaAware);
-        shrinker.Shrink(Gfp.Kernel, 1, 4);
+        Shrink(shrinker, 1, 4);
         Assert.Equal(0, shrinker.Deferred(0));
         Assert.Equal((10_000 >> 4) * 2, shrinker.Deferred(1));
         Assert.Equal(1, shrinker.Report.Stops);
@@ -126,7 +126,7 @@ public sealed class ShrinkerTests
             "bad", _ => 1 << 20, _ => throw new InvalidDataException("broken index"));
         using var good = new EvictingCache(machine, 2048);
         for (ulong key = 0; key < 2 * machine.Options.RamBytes / 2048; key++)
-            Assert.True(good.TryInsert(key);
+            Assert.True(good.TryInsert(key));
         Assert.True(bad.Report.Errors > 0);
         Assert.Contains(
             "WARNING: shrinker bad: InvalidDataException: broken index", machine.Dmesg.Lines, StringComparer.Ordinal);
@@ -147,8 +147,51 @@ public sealed class ShrinkerTests
             control.Scanned = -5;
             return 0;
         });
-        shrinker.Shrink(Gfp.Kernel, 0, 0);
+        Shrink(shrinker, 0, 0);
         Assert.InRange(calls, 1, 600);
+    }
+
+    [Fact]
+    [Trait("rule", "RECLAIM-04")]
+    public void Whoever_is_in_a_shrinkers_way_is_waited_for()
+    {
+        using Machine machine = Boot();
+        List<Pfn> held = Exhaust(machine);
+        int stops = 0;
+        using Shrinker shrinker = machine.RegisterShrinker(
+            "busy",
+            _ => 100,
+            _ =>
+            {
+                // The lock is free in the fifth round.
+                if (++stops <= 4 * 13)
+                    return Shrinker.Stop;
+                for (int i = 0; i < 100; i++)
+                {
+                    machine.FreePage(held[^1]);
+                    held.RemoveAt(held.Count - 1);
+                }
+
+                return 100;
+            },
+            batch: 1);
+        Pfn page = machine.AllocPage(Gfp.Kernel);
+        Assert.True(page.IsValid);
+        machine.FreePage(page);
+        held.ForEach(machine.FreePage);
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    [Trait("rule", "RECLAIM-04")]
+    public void Somebody_who_is_always_in_the_way_is_not_waited_for_for_ever()
+    {
+        using Machine machine = Boot();
+        List<Pfn> held = Exhaust(machine);
+        using Shrinker shrinker = machine.RegisterShrinker("stuck", _ => 100, _ => Shrinker.Stop, batch: 1);
+        Assert.False(machine.AllocPage(Gfp.Kernel | Gfp.NoWarn).IsValid);
+        Assert.InRange(shrinker.Report.Calls, 13, 13 * 40);
+        held.ForEach(machine.FreePage);
     }
 
     [Fact]
@@ -284,6 +327,9 @@ public sealed class ShrinkerTests
             held.Add(page);
         return held;
     }
+
+    private static long Shrink(Shrinker shrinker, int node, int priority) => shrinker.Shrink(
+        new ScanControl(ReclaimActor.Direct, Gfp.Kernel, 0, ScanControl.Cluster) { Priority = priority }, node);
 
     private static Machine Boot(int nodes = 1) => Machine.Boot(new MachineOptions
     {
