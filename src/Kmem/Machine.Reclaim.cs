@@ -65,6 +65,23 @@ public sealed partial class Machine
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     public ulong RunKswapd() => (ulong)(ReclaimerIfUsed?.RunKswapd() ?? 0) << Pfn.PageShift;
 
+    /// <summary>
+    /// Who is asked when memory is out: when nothing can be reclaimed, and the request is one for which the kernel would
+    /// call its OOM killer, neither of more than 8 frames nor with <see cref="Gfp.NoRetry"/> or
+    /// <see cref="Gfp.RetryMayFail"/>. Null, the default: it fails. In any case a report in the kernel's form goes to
+    /// <see cref="Dmesg"/>, at most ten in five seconds.
+    /// </summary>
+    public OomPolicy? OomPolicy
+    {
+        get => ReclaimerIfUsed?.OomPolicy;
+        set => Reclaim.OomPolicy = value;
+    }
+
+    /// <summary>Who holds the machine's memory now, largest first.</summary>
+    /// <returns>Names and bytes; together they are what is not free.</returns>
+    public IReadOnlyList<MemoryHolder> MemoryHolders() =>
+        ReclaimerIfUsed?.Holders() ?? OomReport.Holders(_pages, _slabs, []);
+
     private void StartReclaim()
     {
         if (Options.Kswapd)
