@@ -4,6 +4,7 @@ namespace Kmem;
 public sealed partial class Machine
 {
     private readonly Lock _reclaimGate = new();
+    private readonly List<SwapArea> _swapAreas = [];
     private Reclaimer? _reclaimer;
 
     /// <summary>The registered shrinkers, in the order in which they are called.</summary>
@@ -82,13 +83,72 @@ public sealed partial class Machine
     public IReadOnlyList<MemoryHolder> MemoryHolders() =>
         ReclaimerIfUsed?.Holders() ?? OomReport.Holders(_pages, _slabs, []);
 
+    /// <summary>
+    /// Creates memory at contiguous addresses that may be larger than the machine; see <see cref="SwapArea"/>.
+    /// </summary>
+    /// <param name="bytes">Its size, up to 8 TiB.</param>
+    /// <param name="directory">
+    /// Where its swap file goes, which grows up to that size as pages go out; null for the system's temporary directory.
+    /// </param>
+    /// <returns>The area; dispose it to free its memory and to delete the file.</returns>
+    /// <exception cref="OutOfMemoryException">There are no such addresses.</exception>
+    /// <exception cref="IOException">The file cannot be created.</exception>
+    /// <exception cref="UnauthorizedAccessException">The file must not be created there.</exception>
+    /// <exception cref="NotSupportedException">The RAM cannot be mapped a second time.</exception>
+    public SwapArea CreateSwapArea(ulong bytes, string? directory = null)
+    {
+        ArgumentOutOfRangeException.ThrowIfZero(bytes);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(bytes, (ulong)int.MaxValue << Pfn.PageShift);
+        VmallocAllocator vmalloc = Vmallocs; // refused before there is a file
+        return CreateSwapAreaOn(bytes, SwapFile.Create(directory ?? Path.GetTempPath()), vmalloc);
+    }
+
+    /// <summary>The same over any store.</summary>
+    internal SwapArea CreateSwapAreaOn(ulong bytes, ISwapStore store, VmallocAllocator? vmalloc = null)
+    {
+        bool complete = false;
+        try
+        {
+            var parts = new SwapParts(_pages, _map, vmalloc ?? Vmallocs, Reclaim, Forget);
+            var area = new SwapArea(parts, store, bytes);
+            lock (_swapAreas)
+                _swapAreas.Add(area);
+            complete = true;
+            return area;
+        }
+        finally
+        {
+            if (!complete)
+                store.Dispose();
+        }
+    }
+
+    private void Forget(SwapArea area)
+    {
+        lock (_swapAreas)
+            _swapAreas.Remove(area);
+    }
+
+    private void CloseSwapAreas()
+    {
+        SwapArea[] areas;
+        lock (_swapAreas)
+            areas = [.. _swapAreas];
+        foreach (SwapArea area in areas)
+            area.Close();
+    }
+
     private void StartReclaim()
     {
         if (Options.Kswapd)
             Reclaim.StartThreads();
     }
 
-    private void StopReclaim() => ReclaimerIfUsed?.Dispose();
+    private void StopReclaim()
+    {
+        ReclaimerIfUsed?.Dispose();
+        CloseSwapAreas();
+    }
 
     /// <summary>Reclaim, put in its place at the first use.</summary>
     private Reclaimer Reclaim
