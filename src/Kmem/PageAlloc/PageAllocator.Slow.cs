@@ -63,16 +63,20 @@ internal sealed partial class PageAllocator
         if (page != null)
             return page;
 
-        var retry = new RetryState { Priority = CompactPriority.Async };
+        var retry = new RetryState { Priority = CompactPriority.SyncLight };
         AllocFlags reserve = ReserveFlags(gfp, task);
         if (canReclaim && MayCompact(gfp) && (costly || (order > 0 && request.Migratetype != Migratetype.Movable))
             && reserve == 0)
         {
+            retry.Priority = CompactPriority.Async;
             page = Compact(request, flags, ref retry, task);
             if (page != null)
                 return page;
-            if (costly && (gfp & Gfp.NoRetry) != 0 && retry.Result is CompactResult.Skipped or CompactResult.Deferred)
+            bool opportunistic = costly && (gfp & Gfp.NoRetry) != 0;
+            if (opportunistic && retry.Result is CompactResult.Skipped or CompactResult.Deferred)
                 return null;
+            if (!opportunistic)
+                retry.Priority = CompactPriority.SyncLight; // DEF_COMPACT_PRIORITY
         }
 
         while (true)
