@@ -138,6 +138,38 @@ public sealed partial class Machine
             area.Close();
     }
 
+    /// <summary>Offers a frame to compaction: its owner lets it be moved (__SetPageMovable, mm/migrate.c, Linux 6.18).</summary>
+    /// <param name="page">A frame allocated alone, best with <see cref="Gfp.Movable"/>, and held by nobody else.</param>
+    /// <param name="owner">Who moves it.</param>
+    /// <exception cref="ArgumentException">It is another kind of frame, or offered already.</exception>
+    public void SetMovable(Pfn page, IMovablePages owner)
+    {
+        ArgumentNullException.ThrowIfNull(owner);
+        Reclaim.Compactor.Movable.Set(page, owner);
+    }
+
+    /// <summary>Takes the offer back, which has to happen before the frame is freed (__ClearPageMovable).</summary>
+    /// <param name="page">An offered frame.</param>
+    /// <returns>
+    /// False if it is just being moved, or asked for: nothing has changed. Try again after that, with the frame where the
+    /// content is then.
+    /// </returns>
+    /// <exception cref="KernelBugException">The frame is not offered.</exception>
+    public bool ClearMovable(Pfn page)
+    {
+        if (page.Value >= _map.EndPfn)
+            throw new ArgumentOutOfRangeException(nameof(page), page, "no such page frame");
+        return Reclaim.Compactor.Movable.TryClear(page);
+    }
+
+    /// <summary>
+    /// Moves all pages that may be moved to the ends of their zones, so that what is free is in large blocks (a write to
+    /// vm.compact_memory, mm/compaction.c, Linux 6.18).
+    /// </summary>
+    /// <returns>What was done.</returns>
+    /// <exception cref="KernelBugException">This context may not sleep.</exception>
+    public CompactionReport Compact() => Reclaim.CompactAll();
+
     private void StartReclaim()
     {
         if (Options.Kswapd)
@@ -162,7 +194,7 @@ public sealed partial class Machine
                 ObjectDisposedException.ThrowIf(_disposed, this);
                 if (_reclaimer is { } made)
                     return made;
-                var reclaimer = new Reclaimer(_pages, _slabs, _cpus, Dmesg);
+                var reclaimer = new Reclaimer(_pages, _slabs, _cpus, _map, _blocks, Dmesg);
                 _pages.Hooks = reclaimer;
                 Proc.Reclaim = reclaimer;
                 Volatile.Write(ref _reclaimer, reclaimer);

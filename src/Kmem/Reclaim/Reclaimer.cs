@@ -29,18 +29,22 @@ internal sealed partial class Reclaimer : ReclaimHooks
     private Shrinker[] _shrinkers = [];
     private ILru[] _lrus = [];
 
-    public Reclaimer(PageAllocator pages, SlabAllocator slabs, CpuSet cpus, KernelLog log)
+    public Reclaimer(
+        PageAllocator pages, SlabAllocator slabs, CpuSet cpus, MemMap map, PageblockMap blocks, KernelLog log)
     {
         _pages = pages;
         _slabs = slabs;
         _cpus = cpus;
         Log = log;
+        Compactor = new Compactor(pages, cpus, map, blocks, log, Counters);
         _kswapds = [.. pages.Nodes.Select(node => new Kswapd(this, pages, node, cpus.Count))];
     }
 
     public KernelLog Log { get; }
 
     public ReclaimCounters Counters { get; } = new();
+
+    public Compactor Compactor { get; }
 
     public int Nodes => _pages.Nodes.Count;
 
@@ -102,9 +106,11 @@ internal sealed partial class Reclaimer : ReclaimHooks
         var scan = new ScanControl(ReclaimActor.Direct, gfp, order, ScanControl.Cluster);
         for (; scan.Priority >= 0; scan.Priority--)
         {
-            ShrinkZones(zones, scan);
+            bool compactionReady = ShrinkZones(zones, scan);
             if (scan.Reclaimed >= scan.Target)
                 break;
+            if (compactionReady)
+                return Math.Max(1, scan.Reclaimed);
         }
 
         t_stopped = scan.Stopped && scan.Reclaimed == 0;
@@ -175,25 +181,64 @@ internal sealed partial class Reclaimer : ReclaimHooks
     }
 
     /// <summary>kcompactd's turn: kswapd has made room and goes to sleep.</summary>
-    public void CompactInBackground(Node node, int order, ZoneType highest)
+    public unsafe void CompactInBackground(Node node, int order, ZoneType highest)
     {
+        CpuTask* task = Task;
+        TaskFlags before = task->Flags;
+        task->Flags |= TaskFlags.MemAlloc;
+        Compactor.Background(node, order, highest);
+        task->Flags = before;
+    }
+
+    /// <inheritdoc/>
+    public override CompactResult DirectCompact(int order, Gfp gfp, CompactPriority priority, Zone[] zones) =>
+        Compactor.Direct(order, gfp, priority, zones);
+
+    /// <summary>Compacts all zones from end to end.</summary>
+    public unsafe CompactionReport CompactAll()
+    {
+        CpuTask* task = Task;
+        _pages.CheckContext(Gfp.Kernel, task);
+        TaskFlags before = task->Flags;
+        task->Flags |= TaskFlags.MemAlloc;
+        try
+        {
+            return Compactor.All();
+        }
+        finally
+        {
+            task->Flags = before;
+        }
     }
 
     /// <summary>Writes a report to the log and throws it.</summary>
     [DoesNotReturn]
     public void ThrowBug(string report) => _pages.ThrowBug(report);
 
-    private void ShrinkZones(Zone[] zones, ScanControl scan)
+    /// <summary>Each node of the list once, but for zones in which compaction can already bring a costly block.</summary>
+    /// <returns>Whether there was such a zone.</returns>
+    private bool ShrinkZones(Zone[] zones, ScanControl scan)
     {
+        bool compactionReady = false;
         int last = -1;
         foreach (Zone zone in zones)
         {
+            if (scan.Order > PageOrder.Costly
+                && Compactor.Movable.HasOwners
+                && Compactor.IsSuitable(_pages.ZoneOf(zone.StartPfn), scan.Order, scan.Gfp.HighestZone()))
+            {
+                compactionReady = true;
+                continue;
+            }
+
             // The zones of a node follow each other in the list: each node once.
             if (zone.NodeId == last)
                 continue;
             last = zone.NodeId;
             ShrinkNode(_pages.Nodes[zone.NodeId], scan);
         }
+
+        return compactionReady;
     }
 
     /// <summary>The part of a list that the priority says, in clusters, until the target is reached (shrink_lruvec).</summary>

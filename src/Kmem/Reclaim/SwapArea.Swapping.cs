@@ -22,10 +22,20 @@ public sealed partial class SwapArea : ILru, INamedHolder
         bool mayWrite = (gfp & Gfp.IO) != 0;
         List<int> batch = Isolate(node, pages, page => mayWrite || !_table.Has(page, SwapPageFlags.Dirty));
         long freed = 0;
-        foreach (int page in batch)
+        int done = 0;
+        try
         {
-            if (TryEvict(page))
-                freed++;
+            while (done < batch.Count)
+            {
+                if (TryEvict(batch[done++]))
+                    freed++;
+            }
+        }
+        finally
+        {
+            // Whoever waits for a page in this thread's hands would wait for ever.
+            foreach (int page in batch[done..])
+                Release(page);
         }
 
         return (batch.Count, freed);
@@ -81,7 +91,7 @@ public sealed partial class SwapArea : ILru, INamedHolder
         }
 
         if (gone)
-            _parts.Pages.Free(frame, 0);
+            FreeFrame(frame);
         return gone;
     }
 
@@ -159,8 +169,19 @@ public sealed partial class SwapArea : ILru, INamedHolder
                 _parts.Pages.Free(frame, 0);
         }
 
+        fresh->Index = (ulong)page;
         lock (_gate)
             _table.SetFrame(page, frame);
+        _parts.Reclaimer.Compactor.Movable.Set(new Pfn(frame), this);
+    }
+
+    /// <summary>Not under the lock: compaction may just be asking whether it may move the frame.</summary>
+    private void FreeFrame(ulong frame)
+    {
+        var wait = default(Backoff);
+        while (!_parts.Reclaimer.Compactor.Movable.TryClear(new Pfn(frame)))
+            wait.Once();
+        _parts.Pages.Free(frame, 0);
     }
 
     private void ReadBack(int page, Span<byte> content)
@@ -257,7 +278,41 @@ public sealed partial class SwapArea : ILru, INamedHolder
         return any;
     }
 
+    /// <summary>What is wrong with an area at rest, for the validator.</summary>
+    internal List<(SwapFault Fault, int Page)> Faults()
+    {
+        var faults = new List<(SwapFault Fault, int Page)>();
+        var slots = new HashSet<int>();
+        for (int page = 0; page < _table.Count; page++)
+        {
+            bool resident = _table.IsResident(page);
+            if (resident && NumberOf(new Pfn(_table.FrameOf(page))) != page)
+                faults.Add((SwapFault.Frame, page));
+            if ((resident && _table.PinsOf(page) == 0) != _table.Has(page, SwapPageFlags.Listed))
+                faults.Add((SwapFault.List, page));
+            if (_table.SlotOf(page) >= 0 && !slots.Add(_table.SlotOf(page)))
+                faults.Add((SwapFault.Slot, page));
+            Pfn expected = _table.Has(page, SwapPageFlags.Mapped) ? new Pfn(_table.FrameOf(page)) : Pfn.None;
+            if (ShownAt(page) != expected)
+                faults.Add((SwapFault.Mapping, page));
+        }
+
+        return faults;
+    }
+
+    private unsafe Pfn ShownAt(int page) =>
+        _parts.Vmalloc.Tables.Translate(_parts.Vmalloc.AddressOf((byte*)_start) + OffsetOf(page));
+
     private static nuint OffsetOf(int page) => (nuint)page << Pfn.PageShift;
+}
+
+/// <summary>What can be wrong with a page of a swap area.</summary>
+internal enum SwapFault
+{
+    Frame,
+    List,
+    Slot,
+    Mapping,
 }
 
 /// <summary>

@@ -175,7 +175,7 @@ public sealed partial class SwapArea : IDisposable
         _parts.Reclaimer.Remove(this);
         _parts.Vmalloc.FreeSparse((void*)_start);
         foreach (ulong frame in frames)
-            _parts.Pages.Free(frame, 0);
+            FreeFrame(frame);
         _store.Dispose();
         _parts.Closed(this);
     }
@@ -278,7 +278,7 @@ public sealed partial class SwapArea : IDisposable
             _table.ClearFrame(page);
         }
 
-        _parts.Pages.Free(frame, 0);
+        FreeFrame(frame);
     }
 }
 
