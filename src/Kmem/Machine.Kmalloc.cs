@@ -205,7 +205,11 @@ public sealed partial class Machine
     {
         ArgumentNullException.ThrowIfNull(cache);
         return new Mempool(
-            minimum, gfp => (nint)cache.Alloc(gfp), element => cache.Free((void*)element), CheckContext);
+            minimum,
+            gfp => (nint)cache.Alloc(gfp),
+            element => cache.Free((void*)element),
+            CheckContext,
+            cache.HasConstructor ? null : PoisonOf(cache.ObjectSize));
     }
 
     /// <summary>Creates a pool of kmalloc blocks (mempool_create_kmalloc_pool).</summary>
@@ -213,8 +217,53 @@ public sealed partial class Machine
     /// <param name="size">Bytes of a block.</param>
     /// <returns>The pool, its reserve filled.</returns>
     /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
-    public unsafe Mempool CreateMempool(int minimum, nuint size) =>
-        new(minimum, gfp => (nint)Kmalloc(size, gfp), element => Kfree((void*)element), CheckContext);
+    public unsafe Mempool CreateMempool(int minimum, nuint size) => new(
+        minimum,
+        gfp => (nint)Kmalloc(size, gfp),
+        element => Kfree((void*)element),
+        CheckContext,
+        size is 0 or > KmallocClasses.MaxSize ? null : PoisonOf((int)size));
+
+    /// <summary>Creates a pool of blocks of page frames, by their addresses (mempool_create_page_pool).</summary>
+    /// <param name="minimum">Blocks that can be in use at the same time.</param>
+    /// <param name="order">A block has 2^order frames.</param>
+    /// <returns>The pool, its reserve filled.</returns>
+    /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
+    public unsafe Mempool CreatePageMempool(int minimum, int order)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(order);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(order, PageOrder.Max);
+        return new Mempool(
+            minimum,
+            gfp => (nint)GetFreePages(gfp, order),
+            element => FreePages((void*)element, order),
+            CheckContext,
+            PoisonOf(Pfn.PageSize << order));
+    }
+
+    /// <summary>Creates a pool of kvmalloc memory (mempool_create_kvmalloc_pool).</summary>
+    /// <param name="minimum">Elements that can be in use at the same time.</param>
+    /// <param name="size">Bytes of an element. Beyond what kmalloc has, requests that may not sleep get the reserve only.</param>
+    /// <returns>The pool, its reserve filled.</returns>
+    /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
+    /// <exception cref="NotSupportedException">
+    /// The size is beyond kmalloc, and the RAM cannot be mapped a second time.
+    /// </exception>
+    public unsafe Mempool CreateKvmallocMempool(int minimum, nuint size)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(size, (nuint)int.MaxValue);
+        bool contiguous = size <= KmallocClasses.MaxSize;
+        return new Mempool(
+            minimum,
+            gfp => contiguous ? (nint)Kmalloc(size, gfp)
+                : (gfp & Gfp.DirectReclaim) != 0 ? (nint)Kvmalloc(size, gfp)
+                : 0,
+            element => Kvfree((void*)element),
+            CheckContext);
+    }
+
+    private MempoolPoison? PoisonOf(int bytes) =>
+        Options.SlubDebug == null ? null : new MempoolPoison(bytes, Dmesg);
 
     private unsafe void CheckContext(Gfp gfp) => _pages.CheckContext(gfp, _cpus.Current);
 }

@@ -192,6 +192,8 @@ public sealed partial class Machine : IDisposable
         IReadOnlyList<BrokenRule> broken = new Validator(_pages, _slabs, _blocks, _map).Run();
         if (_vmalloc != null)
             broken = [.. broken, .. VmallocValidator.Run(_vmalloc, _map)];
+        if (ReclaimerIfUsed is { } reclaimer)
+            broken = [.. broken, .. ReclaimValidator.Run(reclaimer, _pages, _map, _swapAreas)];
         return PercpuIfUsed is { } percpu
             ? [.. broken, .. PageTableValidator.Run(percpu, _vmalloc!.Tables, _map)]
             : broken;
@@ -205,6 +207,7 @@ public sealed partial class Machine : IDisposable
 
         ThrowIfShared();
         StopUpkeep();
+        StopReclaim();
         _disposed = true;
         StopMetrics();
         try
@@ -252,6 +255,7 @@ public sealed partial class Machine : IDisposable
         _kmalloc.Start();
         if (Options.RememberEvents > 0)
             Remember(Options.RememberEvents);
+        StartReclaim();
         StartUpkeep();
     }
 }

@@ -74,6 +74,9 @@ internal struct CpuTask
 
     public TaskFlags Flags;
 
+    /// <summary>Frames that this thread freed while <see cref="TaskFlags.MemAlloc"/> was set (reclaim_state).</summary>
+    public long Reclaimed;
+
     /// <summary>In NMI, hard or soft interrupt, or with bottom halves disabled (in_interrupt()).</summary>
     public readonly bool InInterrupt => (PreemptCount & (SoftirqMask | HardirqMask | NmiMask)) != 0;
 

@@ -12,16 +12,19 @@ public sealed class Mempool : IDisposable
     private readonly Func<Gfp, nint> _alloc;
     private readonly Action<nint> _free;
     private readonly Action<Gfp> _checkContext;
+    private readonly MempoolPoison? _poison;
     private readonly object _lock = new();
     private nint[] _elements;
     private bool _disposed;
 
-    internal Mempool(int minimum, Func<Gfp, nint> alloc, Action<nint> free, Action<Gfp> checkContext)
+    internal Mempool(
+        int minimum, Func<Gfp, nint> alloc, Action<nint> free, Action<Gfp> checkContext, MempoolPoison? poison = null)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(minimum);
         _alloc = alloc;
         _free = free;
         _checkContext = checkContext;
+        _poison = poison;
         Minimum = minimum;
         _elements = new nint[Math.Max(1, minimum)];
         bool complete = false;
@@ -51,6 +54,7 @@ public sealed class Mempool : IDisposable
     /// <returns>The element; null only if the request may not sleep.</returns>
     /// <exception cref="ArgumentException">Zeroed elements were asked for.</exception>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
+    /// <exception cref="ObjectDisposedException">The pool has been disposed, perhaps while this call waited.</exception>
     public unsafe void* Alloc(Gfp gfp)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
@@ -74,6 +78,7 @@ public sealed class Mempool : IDisposable
 
             lock (_lock)
             {
+                ObjectDisposedException.ThrowIf(_disposed, this);
                 if (Reserved == 0)
                     Monitor.Wait(_lock, s_longestWait);
             }
@@ -98,6 +103,7 @@ public sealed class Mempool : IDisposable
         {
             if (!_disposed && (Reserved < Minimum || (Minimum == 0 && Reserved == 0)))
             {
+                _poison?.Write(element);
                 _elements[Reserved++] = element;
                 Monitor.Pulse(_lock);
                 return;
@@ -136,6 +142,7 @@ public sealed class Mempool : IDisposable
             if (_disposed)
                 return;
             _disposed = true;
+            Monitor.PulseAll(_lock);
         }
 
         FreeReserve();
@@ -152,6 +159,7 @@ public sealed class Mempool : IDisposable
                     $"mempool: only {Reserved} of {_elements.Length} elements could be set aside");
             }
 
+            _poison?.Write(element);
             _elements[Reserved++] = element;
         }
     }
@@ -178,12 +186,56 @@ public sealed class Mempool : IDisposable
     private nint TakeReserve()
     {
         lock (_lock)
-            return Reserved > 0 ? _elements[--Reserved] : 0;
+        {
+            if (Reserved == 0)
+                return 0;
+            nint element = _elements[--Reserved];
+            _poison?.Check(element, Reserved);
+            return element;
+        }
     }
 
     private void FreeReserve()
     {
         while (TakeReserve() is var element and not 0)
             _free(element);
+    }
+}
+
+/// <summary>
+/// Elements in a reserve are filled with the poison of free objects, and checked when they leave it: who writes to one has
+/// kept its address (CONFIG_SLUB_DEBUG_ON; poison_element, check_element).
+/// </summary>
+/// <param name="bytes">Bytes of an element.</param>
+/// <param name="log">Where reports go.</param>
+internal sealed class MempoolPoison(int bytes, KernelLog log)
+{
+    private const byte Free = 0x6b;
+    private const byte End = 0xa5;
+    private const byte InUse = 0x5a;
+
+    public unsafe void Write(nint element)
+    {
+        // SAFETY: the element is free, and this pool's, so nobody else may touch its bytes.
+        var content = new Span<byte>((void*)element, bytes);
+        content[..^1].Fill(Free);
+        content[^1] = End;
+    }
+
+    public unsafe void Check(nint element, int number)
+    {
+        var content = new Span<byte>((void*)element, bytes);
+        int bad = content[..^1].IndexOfAnyExcept(Free);
+        if (bad < 0 && content[^1] != End)
+            bad = bytes - 1;
+        if (bad >= 0)
+        {
+            log.Write(
+                "BUG: mempool element poison mismatch\n"
+                + $"Mempool size {bytes}, nr={number} @ 0x{(ulong)element:x}: byte {bad} is 0x{content[bad]:x2}, "
+                + $"not 0x{(bad == bytes - 1 ? End : Free):x2}");
+        }
+
+        content.Fill(InUse);
     }
 }

@@ -215,6 +215,45 @@ internal sealed partial class Buddy : IDisposable
         return false;
     }
 
+    /// <summary>
+    /// Takes a free block of this order as a place to move pages to (__isolate_free_page, mm/page_alloc.c, Linux 6.18). A
+    /// large one makes its pageblocks Movable: that is what will be in them.
+    /// </summary>
+    public unsafe void IsolateLocked(Page* page, int order, int cpu)
+    {
+        ulong pfn = _map.PfnOf(page);
+        RemoveLocked(page, order);
+        AccountLocked(-(1L << order), _blocks.TypeOf(pfn), cpu);
+        if (order < PageOrder.Pageblock - 1)
+            return;
+
+        ulong end = pfn + (1UL << order);
+        for (ulong block = pfn & ~(ulong)(PageOrder.PageblockPages - 1); block < end; block += PageOrder.PageblockPages)
+        {
+            Migratetype type = _blocks.TypeOf(block);
+            if (type.IsMergeable() && Zone.SpansPageblockOf(block))
+                MovePageblockLocked(block, type, Migratetype.Movable, cpu);
+        }
+    }
+
+    /// <summary>
+    /// Whether a request of this order and type would find a block without stealing: of its type, or one whose pageblock it
+    /// may claim (compact_finished).
+    /// </summary>
+    public unsafe bool HasBlockLocked(int order, Migratetype type)
+    {
+        for (int current = order; current <= PageOrder.Max; current++)
+        {
+            if (!ListHead.IsEmpty(ListOf(current, type))
+                || (IsWorthClaiming(current, type) && FirstFallbackLocked(current, type, out _)))
+            {
+                return true;
+            }
+        }
+
+        return false;
+    }
+
     /// <summary>Whether a free block of exactly this order starts at this frame of this zone.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe bool IsFreeBlock(Page* page, ulong pfn, int order) =>

@@ -208,7 +208,8 @@ internal sealed partial class PageAllocator
         ThrowBug($"BUG: Bad page state in process {TaskName}  pfn:{pfn:x5}\n"
             + $"__free_pages(order {order}): {reason}");
 
-    private static string TaskName
+    /// <summary>This thread's name, for reports (current->comm).</summary>
+    public static string TaskName
     {
         get
         {

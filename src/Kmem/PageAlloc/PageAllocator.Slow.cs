@@ -9,6 +9,9 @@ internal sealed partial class PageAllocator
     private const int MaxReclaimRetries = 16;
     private const int MaxCompactRetries = 16;
 
+    /// <summary>Rounds of reclaim with progress that others took away, before the killer is asked.</summary>
+    private const int MaxProgressRetries = 256;
+
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe Page* AllocSlow(in AllocRequest request, CpuTask* task)
     {
@@ -63,16 +66,20 @@ internal sealed partial class PageAllocator
         if (page != null)
             return page;
 
-        var retry = new RetryState { Priority = CompactPriority.Async };
+        var retry = new RetryState { Priority = CompactPriority.SyncLight };
         AllocFlags reserve = ReserveFlags(gfp, task);
         if (canReclaim && MayCompact(gfp) && (costly || (order > 0 && request.Migratetype != Migratetype.Movable))
             && reserve == 0)
         {
+            retry.Priority = CompactPriority.Async;
             page = Compact(request, flags, ref retry, task);
             if (page != null)
                 return page;
-            if (costly && (gfp & Gfp.NoRetry) != 0 && retry.Result is CompactResult.Skipped or CompactResult.Deferred)
+            bool opportunistic = costly && (gfp & Gfp.NoRetry) != 0;
+            if (opportunistic && retry.Result is CompactResult.Skipped or CompactResult.Deferred)
                 return null;
+            if (!opportunistic)
+                retry.Priority = CompactPriority.SyncLight; // DEF_COMPACT_PRIORITY
         }
 
         while (true)
@@ -105,6 +112,7 @@ internal sealed partial class PageAllocator
             if (page != null || !progress)
                 return page;
             retry.NoProgress = 0;
+            retry.ProgressRounds = 0;
         }
     }
 
@@ -173,8 +181,15 @@ internal sealed partial class PageAllocator
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
         _trace?.SlowPathStep(SlowStep.Reclaimed);
-        retry.Progress = (FreeSpare?.Invoke() ?? 0) + Hooks.DirectReclaim(request.Order, request.Gfp);
-        task->Flags = before;
+        try
+        {
+            retry.Progress = (FreeSpare?.Invoke() ?? 0)
+                + Hooks.DirectReclaim(request.Order, request.Gfp, request.Zones);
+        }
+        finally
+        {
+            task->Flags = before;
+        }
 
         Page* page = retry.Progress > 0 ? Walk(request, flags, task) : null;
         if (page != null || (retry.Progress == 0 && (retry.Drained || !Hooks.DrainsOnFailure)))
@@ -211,8 +226,15 @@ internal sealed partial class PageAllocator
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
         _trace?.SlowPathStep(SlowStep.Compacted);
-        retry.Result = Hooks.DirectCompact(request.Order, request.Gfp, retry.Priority);
-        task->Flags = before;
+        try
+        {
+            retry.Result = Hooks.DirectCompact(request.Order, request.Gfp, retry.Priority, request.Zones);
+        }
+        finally
+        {
+            task->Flags = before;
+        }
+
         return retry.Result == CompactResult.Skipped ? null : Walk(request, flags, task);
     }
 
@@ -220,6 +242,8 @@ internal sealed partial class PageAllocator
     private bool ShouldRetryReclaim(in AllocRequest request, AllocFlags flags, ref RetryState retry)
     {
         retry.NoProgress = retry.Progress > 0 && request.Order <= PageOrder.Costly ? 0 : retry.NoProgress + 1;
+        if (retry.NoProgress == 0 && Hooks.RetriesOnProgress && ++retry.ProgressRounds <= MaxProgressRetries)
+            return true;
         if (retry.NoProgress <= MaxReclaimRetries)
         {
             for (int i = request.First; i < request.Zones.Length; i++)
@@ -297,6 +321,7 @@ internal sealed partial class PageAllocator
     {
         public long Progress;
         public int NoProgress;
+        public int ProgressRounds;
         public int CompactRetries;
         public CompactPriority Priority;
         public CompactResult Result;

@@ -217,6 +217,8 @@ internal sealed partial class PageAllocator : IDisposable
             new Span<byte>(_map.AddressOf(page), Pfn.PageSize << order).Clear();
         ZonePages zone = ZoneOf(_map.PfnOf(page));
         CpuTask* task = _cpus.Current;
+        if ((task->Flags & TaskFlags.MemAlloc) != 0)
+            task->Reclaimed += 1L << order;
         int cpu = _cpus.Enter(task);
         zone.PcpOf(cpu)->PgFree += 1L << order;
         zone.Give(page, order, cpu, bypassPcp);
@@ -245,11 +247,22 @@ internal sealed partial class PageAllocator : IDisposable
         return endPfn - startPfn;
     }
 
-    /// <summary>Empties the per-CPU lists of all CPUs (drain_all_pages). Not inside a section.</summary>
+    /// <summary>
+    /// Empties the per-CPU lists of all CPUs (drain_all_pages). Not inside a section. Those that seem to have none are
+    /// left in peace, as in the kernel: taking a CPU away from its thread is dear.
+    /// </summary>
     public void DrainAll()
     {
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
-            DrainCpu(cpu);
+        {
+            foreach (ZonePages zone in Zones)
+            {
+                if (zone.CountOf(cpu) == 0)
+                    continue;
+                DrainCpu(cpu);
+                break;
+            }
+        }
     }
 
     /// <summary>Empties the per-CPU lists of one CPU, in every zone.</summary>

@@ -18,14 +18,24 @@ internal class ReclaimHooks
     }
 
     /// <summary>Frees frames on behalf of the caller (try_to_free_pages).</summary>
+    /// <param name="order">What the caller wants.</param>
+    /// <param name="gfp">Its flags.</param>
+    /// <param name="zones">The zones that it may use, best first.</param>
     /// <returns>Frames freed; 0 means no progress.</returns>
-    public virtual long DirectReclaim(int order, Gfp gfp) => 0;
+    public virtual long DirectReclaim(int order, Gfp gfp, Zone[] zones) => 0;
 
     /// <summary>Makes a block of the order by moving frames (try_to_compact_pages).</summary>
-    public virtual CompactResult DirectCompact(int order, Gfp gfp, CompactPriority priority) => CompactResult.Skipped;
+    public virtual CompactResult DirectCompact(int order, Gfp gfp, CompactPriority priority, Zone[] zones) =>
+        CompactResult.Skipped;
 
     /// <summary>Frames of a node that reclaim could free in principle.</summary>
     public virtual long ReclaimableFrames(Node node) => 0;
+
+    /// <summary>
+    /// Frames that came back are reason enough to try again, wherever they came from. The kernel counts on user pages only,
+    /// and calls the killer where shrinkers would have had more.
+    /// </summary>
+    public virtual bool RetriesOnProgress => false;
 
     /// <summary>Nothing else helped (out_of_memory).</summary>
     /// <returns>Whether memory was freed or will be soon, so that trying again makes sense.</returns>

@@ -22,6 +22,9 @@ public sealed class ProcFs
 
     internal PercpuAllocator? Percpu { get; set; }
 
+    /// <summary>Set when something is registered for reclaim.</summary>
+    internal Reclaimer? Reclaim { get; set; }
+
     /// <summary>/proc/slabinfo, version 2.1.</summary>
     /// <returns>The text.</returns>
     public string SlabInfo() => ReadSlabInfo().Render();
@@ -182,14 +185,50 @@ public sealed class ProcFs
         foreach (IGrouping<string, ProcStat> nodeItem in _pages.Nodes.SelectMany(NodeStats).GroupBy(stat => stat.Name, StringComparer.Ordinal))
             stats.Add(nodeItem.Key, (ulong)nodeItem.Sum(stat => (long)stat.Value));
 
+        stats.Add("pswpin", (ulong)(Reclaim?.Counters.PswpIn ?? 0));
+        stats.Add("pswpout", (ulong)(Reclaim?.Counters.PswpOut ?? 0));
         foreach (ZoneType type in Enum.GetValues<ZoneType>())
         {
             long allocated = _pages.Zones.Where(zone => zone.Zone.Type == type).Sum(zone => PerCpu(zone, pcp => pcp.PgAlloc));
             stats.Add($"pgalloc_{type.Name().ToLowerInvariant()}", (ulong)allocated);
         }
 
+        ReclaimCounters reclaim = Reclaim?.Counters ?? s_noReclaim;
+        foreach (ZoneType type in Enum.GetValues<ZoneType>())
+        {
+            ulong stalls = (ulong)Volatile.Read(ref reclaim.AllocStall[(int)type]);
+            stats.Add($"allocstall_{type.Name().ToLowerInvariant()}", stalls);
+        }
+
         stats.Add("pgfree", (ulong)_pages.Zones.Sum(zone => PerCpu(zone, pcp => pcp.PgFree)));
+        AddReclaimEvents(stats, reclaim);
         return new VmStatText { Stats = stats };
+    }
+
+    /// <summary>What reclaim and compaction count, in the kernel's order.</summary>
+    private static void AddReclaimEvents(ProcStats stats, ReclaimCounters reclaim)
+    {
+        void Add(string name, ref long value) => stats.Add(name, (ulong)Volatile.Read(ref value));
+        Add("pgsteal_kswapd", ref reclaim.PgStealKswapd);
+        Add("pgsteal_direct", ref reclaim.PgStealDirect);
+        Add("pgsteal_proactive", ref reclaim.PgStealProactive);
+        Add("pgscan_kswapd", ref reclaim.PgScanKswapd);
+        Add("pgscan_direct", ref reclaim.PgScanDirect);
+        Add("pgscan_proactive", ref reclaim.PgScanProactive);
+        Add("pgscan_direct_throttle", ref reclaim.PgScanDirectThrottle);
+        Add("slabs_scanned", ref reclaim.SlabsScanned);
+        Add("kswapd_low_wmark_hit_quickly", ref reclaim.KswapdLowWmarkHitQuickly);
+        Add("kswapd_high_wmark_hit_quickly", ref reclaim.KswapdHighWmarkHitQuickly);
+        Add("pageoutrun", ref reclaim.PageOutRun);
+        Add("oom_kill", ref reclaim.OomKill);
+        Add("pgmigrate_success", ref reclaim.PgMigrateSuccess);
+        Add("pgmigrate_fail", ref reclaim.PgMigrateFail);
+        Add("compact_migrate_scanned", ref reclaim.CompactMigrateScanned);
+        Add("compact_free_scanned", ref reclaim.CompactFreeScanned);
+        Add("compact_isolated", ref reclaim.CompactIsolated);
+        Add("compact_stall", ref reclaim.CompactStall);
+        Add("compact_fail", ref reclaim.CompactFail);
+        Add("compact_success", ref reclaim.CompactSuccess);
     }
 
     /// <summary>The fragmentation indices of every zone and order, as values.</summary>
@@ -376,6 +415,7 @@ public sealed class ProcFs
             ZoneStats = pages == null ? [] : [.. ZoneStats(pages)],
             NumaStats = pages == null ? [] : [.. NumaStats(pages)],
             Pagesets = pages == null ? [] : Enumerable.Range(0, zone.CpuCount).Select(cpu => ReadPageset(pages, cpu)).ToList(),
+            NodeUnreclaimable = node.KswapdFailures >= Kswapd.MaxFailures ? 1 : 0,
             StartPfn = zone.StartPfn,
         };
     }
@@ -420,6 +460,8 @@ public sealed class ProcFs
         "nr_page_table_pages" => (ulong)node.PageTablePages,
         _ => 0,
     }));
+
+    private static readonly ReclaimCounters s_noReclaim = new();
 
     private static readonly (VmFlags Flag, VmallocInfoFlags Word)[] s_vmallocWords =
     [

@@ -473,6 +473,25 @@ internal sealed partial class SlabAllocator : IDisposable
         }
     }
 
+    /// <summary>
+    /// The same for somebody who is out of memory: not if a cache is just being created or destroyed, perhaps by this very
+    /// thread, because that may be waiting for memory, too.
+    /// </summary>
+    public void TryShrinkAll()
+    {
+        if (_mutex.IsHeldByCurrentThread || !_mutex.TryEnter())
+            return;
+
+        try
+        {
+            ShrinkAll();
+        }
+        finally
+        {
+            _mutex.Exit();
+        }
+    }
+
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
     public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
     {

@@ -48,6 +48,9 @@ internal sealed class Node
 
     /// <summary>Set while the node's kswapd is awake.</summary>
     public bool KswapdAwake { get; set; }
+
+    /// <summary>Runs of kswapd that brought nothing, since anybody's reclaim of this node brought something.</summary>
+    public int KswapdFailures { get; set; }
 }
 
 /// <summary>Zones in the order in which they are tried.</summary>

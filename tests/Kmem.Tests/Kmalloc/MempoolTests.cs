@@ -182,6 +182,117 @@ public sealed class MempoolTests
         Assert.Empty(machine.Validate());
     }
 
+    [Theory]
+    [InlineData("native")]
+    [InlineData("linux-6.18")]
+    [Trait("rule", "MEMPOOL-01")]
+    public unsafe void Threads_on_an_empty_machine_live_on_the_reserve(string profile)
+    {
+        using Machine machine = BudgetTests.Boot(profile, 32UL << 20, cpus: 4);
+        using Mempool pool = machine.CreatePageMempool(3, 1);
+        List<Pfn> held = ShrinkerTests.Exhaust(machine);
+        long turns = 0;
+        int inUse = 0;
+        int most = 0;
+        var crew = new Crew(0.5);
+        crew.Add(6, index =>
+        {
+            while (crew.Working)
+            {
+                var page = (ulong*)pool.Alloc(Gfp.NoIO);
+                Assert.True(page != null);
+                int now = Interlocked.Increment(ref inUse);
+                if (now > Volatile.Read(ref most))
+                    Volatile.Write(ref most, now);
+                var words = new Span<ulong>(page, 2 * Pfn.PageSize / sizeof(ulong));
+                words.Fill((ulong)index);
+                Thread.SpinWait(20);
+                Assert.False(words.ContainsAnyExcept((ulong)index));
+                Interlocked.Decrement(ref inUse);
+                pool.Free(page);
+                Interlocked.Increment(ref turns);
+            }
+        });
+        crew.Run();
+        Assert.True(turns > 6);
+        Assert.InRange(most, 1, 6);
+        Assert.Equal(3, pool.Reserved);
+        held.ForEach(machine.FreePage);
+        pool.Dispose();
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    [Trait("rule", "MEMPOOL-02")]
+    public unsafe void Disposing_a_pool_ends_those_who_wait_for_it()
+    {
+        var source = new Source();
+        Mempool pool = source.Pool(1);
+        source.Left = 0;
+        var only = (nint)pool.Alloc(Gfp.Kernel);
+        Exception? error = null;
+        var waiter = new Thread(() => error = Record.Exception(() => { pool.Alloc(Gfp.Kernel); }));
+        waiter.Start();
+        Thread.Sleep(50);
+        pool.Dispose();
+        Assert.True(waiter.Join(2000), "the waiter still waits");
+        Assert.IsType<ObjectDisposedException>(error);
+        pool.Free((void*)only);
+        Assert.Contains(only, source.Freed);
+    }
+
+    [Theory]
+    [InlineData(0, "0x00, not 0x6b")]
+    [InlineData(99, "0x00, not 0xa5")]
+    [Trait("rule", "MEMPOOL-03")]
+    public unsafe void With_slab_debugging_a_write_to_the_reserve_is_found(int at, string report)
+    {
+        using var machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Linux618, RamBytes = 32 << 20, Cpus = 1, SlubDebug = "F,kmalloc-8",
+        });
+        using Mempool pool = machine.CreateMempool(2, 100);
+        var stale = (byte*)pool.AllocPreallocated();
+        Assert.Equal(0x5a, stale[at]);
+        pool.Free(stale);
+        stale[at] = 0;
+        var again = (byte*)pool.AllocPreallocated();
+        Assert.True(again == stale);
+        Assert.Equal("BUG: mempool element poison mismatch", machine.Dmesg.Lines[^2]);
+        Assert.Contains($"byte {at} is {report}", machine.Dmesg.Lines[^1], StringComparison.Ordinal);
+        pool.Free(again);
+        long lines = machine.Dmesg.TotalLines;
+        pool.Free(pool.AllocPreallocated());
+        Assert.Equal(lines, machine.Dmesg.TotalLines);
+    }
+
+    [Fact]
+    [Trait("rule", "MEMPOOL-01")]
+    public unsafe void A_pool_of_large_elements_has_them_without_sleeping()
+    {
+        using Machine machine = VmallocMachine.Boot();
+        using Mempool pool = machine.CreateKvmallocMempool(2, 5 << 20);
+        using (machine.Atomic())
+        {
+            var a = (byte*)pool.Alloc(Gfp.Atomic);
+            var b = (byte*)pool.Alloc(Gfp.Atomic);
+            Assert.True(a != null && b != null);
+            Assert.True(pool.Alloc(Gfp.Atomic) == null);
+            b[(5 << 20) - 1] = 1;
+            pool.Free(a);
+            pool.Free(b);
+        }
+
+        // The attempt without sleeping cannot bring one, so the reserve is next; then vmalloc.
+        void*[] all = [pool.Alloc(Gfp.Kernel), pool.Alloc(Gfp.Kernel), pool.Alloc(Gfp.Kernel)];
+        Assert.Equal(0, pool.Reserved);
+        foreach (void* element in all)
+            pool.Free(element);
+        Assert.Equal(2, pool.Reserved);
+        pool.Dispose();
+        Assert.Empty(machine.Validate());
+    }
+
     private sealed class Source
     {
         public int Left { get; set; } = int.MaxValue;

@@ -145,13 +145,14 @@ internal sealed class CountingHooks : ReclaimHooks
 
     public override void WakeKswapd(Node node, int order, ZoneType highest) => Wakes.Add((node.Id, order, highest));
 
-    public override long DirectReclaim(int order, Gfp gfp)
+    public override long DirectReclaim(int order, Gfp gfp, Zone[] zones)
     {
         Reclaims.Add((order, gfp));
         return OnReclaim();
     }
 
-    public override CompactResult DirectCompact(int order, Gfp gfp, CompactPriority priority)
+    public override CompactResult DirectCompact(
+        int order, Gfp gfp, CompactPriority priority, Zone[] zones)
     {
         Compactions.Add(priority);
         return OnCompact();
