@@ -160,6 +160,7 @@ internal sealed class Barn
         Sheaf* sheaf = _full;
         if (sheaf != null)
         {
+            SimPoint.Here();
             _full = sheaf->Next;
             FullCount--;
         }
@@ -172,6 +173,7 @@ internal sealed class Barn
         Sheaf* sheaf = _empty;
         if (sheaf != null)
         {
+            SimPoint.Here();
             _empty = sheaf->Next;
             EmptyCount--;
         }

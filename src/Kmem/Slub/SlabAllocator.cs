@@ -134,6 +134,7 @@ internal sealed partial class SlabAllocator : IDisposable
     {
         get
         {
+            SimPoint.Gate(_mutex);
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
         }
@@ -196,6 +197,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
     public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, in CacheTraits traits)
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             int id = FreeId();
@@ -214,6 +216,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Finds the caches that descriptors and sheaves come from among those restored.</summary>
     public void RestoreBootCaches()
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             _bootNode = _caches.Find(cache => cache.Name == "kmem_cache_node");
@@ -227,6 +230,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Sets which names were merged into which caches: [name, cache].</summary>
     public void RestoreAliases(IEnumerable<string[]> aliases)
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
             _aliases.AddRange(aliases.Select(alias => (alias[0], _caches.First(cache => cache.Name == alias[1]))));
     }
@@ -344,6 +348,7 @@ internal sealed partial class SlabAllocator : IDisposable
         }
 
         flags = Options.Debug.FlagsFor(name, flags);
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             KmemCache? mergeable = freePointerOffset == null ? FindMergeable(size, align, flags, traits) : null;
@@ -373,6 +378,7 @@ internal sealed partial class SlabAllocator : IDisposable
     {
         get
         {
+            SimPoint.Gate(_mutex);
             lock (_mutex)
                 return _aliases.ToArray();
         }
@@ -385,6 +391,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
         cache.FlushRcuSheaves();
         Rcu.Barrier();
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             if (_byId[cache.Id] != cache || cache.IsClosed)
@@ -413,6 +420,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
         // Its last slabs may still wait for readers.
         Rcu.Barrier();
+        SimPoint.Gate(_mutex);
         lock (_mutex)
             _byId[cache.Id] = null;
     }
@@ -429,6 +437,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
     public void ShrinkAll()
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             foreach (KmemCache cache in Enumerable.Reverse(_caches))
