@@ -144,6 +144,16 @@ public sealed partial class Machine : IDisposable
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
         machine.Start(map);
+        try
+        {
+            machine.ApplyFaultOptions();
+        }
+        catch (ArgumentException)
+        {
+            machine.Dispose();
+            throw;
+        }
+
         machine.StartMetrics();
         return machine;
     }

@@ -116,9 +116,12 @@ internal sealed class KmallocAllocator
         set
         {
             _trace = value;
-            _fastId = _slabs.FastId;
+            LearnFastId();
         }
     }
+
+    /// <summary>The slab allocator has changed its mind about who may take the inlined fast paths.</summary>
+    public void LearnFastId() => _fastId = _slabs.FastId;
 
     private ITrace? _trace;
 

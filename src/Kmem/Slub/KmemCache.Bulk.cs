@@ -23,9 +23,16 @@ public sealed partial class KmemCache
         int filled = 0;
         if (_route != 0)
         {
-            if (_route < 0)
+            if (_route < 0 && _debug != null)
                 return AllocBulkDebug(task, gfp, objects);
-            filled = AllocBulkFromSheaves(task, objects);
+            if (_route < 0 && IsToFail(gfp))
+            {
+                objects.Clear();
+                return 0;
+            }
+
+            if (_sheafCapacity > 0)
+                filled = AllocBulkFromSheaves(task, objects);
         }
 
         bool complete = false;

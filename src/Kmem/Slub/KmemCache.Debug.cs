@@ -13,8 +13,9 @@ public sealed partial class KmemCache
 {
     private readonly SlabDebug? _debug;
 
-    // Which way an object takes: through sheaves (1), from this CPU's slab (0), or with the debugging checks (-1).
-    private readonly int _route;
+    // Which way an object takes: through sheaves (1), from this CPU's slab (0), or (-1) with the debugging checks or past
+    // the fault injection.
+    private int _route;
 
     /// <summary>The cache's slab debugging; null in an ordinary cache.</summary>
     internal SlabDebug? Debug => _debug;
@@ -60,6 +61,9 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocDebug(CpuTask* task, Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
     {
+        if (_debug == null)
+            return AllocIfAllowed(task, gfp, node, requested, traceAsKmalloc);
+
         void* obj = AllocDebugObject(task, gfp, node, requested);
         if (obj == null)
             return null;
@@ -97,7 +101,7 @@ public sealed partial class KmemCache
         if (IsClosed)
             ThrowClosed();
 
-        if (_slabs.Pages.Faults is { } faults && faults.FailsObject(gfp, _objectSize))
+        if (IsToFail(gfp))
             return null;
 
         int stack = _debug!.StoresUser ? _slabs.Stacks.Capture() : 0;
@@ -236,6 +240,12 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeDebug(Page* slab, void* obj)
     {
+        if (_debug == null)
+        {
+            FreeAsEver(slab, obj);
+            return;
+        }
+
         if (FreeDebugObject(slab, obj, out SlabReport? report, out bool disabled))
         {
             if (report != null)

@@ -51,6 +51,7 @@ internal sealed partial class SlabAllocator : IDisposable
     // A sheaf of 4, 12, 28 or 60 objects with its header.
     private static ReadOnlySpan<int> SheafSizes => [128, 256, 512, 1024];
 
+    private bool _asksFaults;
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
@@ -108,10 +109,26 @@ internal sealed partial class SlabAllocator : IDisposable
         set
         {
             _trace = value;
-            FastId = value == null && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
-            foreach (KmemCache cache in Caches)
-                cache.FastId = FastId;
+            ChooseFastId();
         }
+    }
+
+    /// <summary>Every request for an object asks the fault injection from here on.</summary>
+    public void AskFaults()
+    {
+        _asksFaults = true;
+        ChooseFastId();
+        foreach (KmemCache cache in Caches)
+            cache.AskFaults();
+    }
+
+    /// <summary>The inlined fast paths tell nobody and ask nobody.</summary>
+    private void ChooseFastId()
+    {
+        bool alone = _trace == null && !_asksFaults;
+        FastId = alone && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+        foreach (KmemCache cache in Caches)
+            cache.FastId = FastId;
     }
 
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
@@ -543,6 +560,8 @@ internal sealed partial class SlabAllocator : IDisposable
             traits = traits with { SheafCapacity = Sheaf.DefaultCapacity(geometry.Size) };
         var cache = new KmemCache(this, id, name, geometry, traits);
         cache.FastId = FastId;
+        if (_asksFaults)
+            cache.AskFaults();
         _byId[id] = cache;
         _caches.Add(cache);
         return cache;

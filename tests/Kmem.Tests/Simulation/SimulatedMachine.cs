@@ -8,8 +8,7 @@ internal abstract class SimulatedMachine : ISimulated
 {
     private readonly Stamped?[] _shelf = new Stamped?[6];
     private readonly List<Action[]> _work = [];
-    private readonly long _framesBefore;
-    private readonly long _objectsBefore;
+    private readonly Inventory _before;
 
     /// <param name="seed">Of the machine and of all that its CPUs do.</param>
     /// <param name="profile">Whose rules it follows.</param>
@@ -29,9 +28,7 @@ internal abstract class SimulatedMachine : ISimulated
             Seed = (ulong)seed + 1,
         });
         prepare?.Invoke(Machine);
-        Settle();
-        _objectsBefore = Objects();
-        _framesBefore = FreeFrames();
+        _before = Inventory.Take(Machine);
     }
 
     public int Seed { get; }
@@ -51,10 +48,8 @@ internal abstract class SimulatedMachine : ISimulated
         Whole();
         foreach (KmemCache cache in Caches)
             cache.Destroy();
-        Settle();
+        Assert.Equal(_before, Inventory.Take(Machine));
         Whole();
-        Assert.Equal(_objectsBefore, Objects());
-        Assert.Equal(_framesBefore, FreeFrames());
     }
 
     public void Dispose() => Machine.Dispose();
@@ -109,31 +104,6 @@ internal abstract class SimulatedMachine : ISimulated
         _shelf[place] = block;
         before?.Free(Machine);
     }
-
-    private void Settle()
-    {
-        if (OperatingSystem.IsLinux() && Machine.VmallocIfUsed is { } vmalloc)
-        {
-            vmalloc.DropKept();
-            vmalloc.FreeDeferred();
-            vmalloc.Vmap.ReclaimAndPurge();
-            vmalloc.Vmap.ShrinkPools();
-        }
-
-        Machine.ShrinkCaches();
-        Machine.DrainAllPages();
-    }
-
-    /// <summary>Free frames, and those of page tables and of area objects: these stay.</summary>
-    private long FreeFrames() =>
-        Machine.Pages.Zones.Sum(zone => zone.Zone.FreePagesExact)
-        + (Machine.VmallocIfUsed?.Tables.TablePages ?? 0)
-        + Machine.Caches.Where(IsOfAreas).Sum(cache => cache.SlabCount << cache.Geometry.Order);
-
-    /// <summary>Live objects without those of areas: each CPU may have one spare.</summary>
-    private long Objects() => Machine.Caches.Where(cache => !IsOfAreas(cache)).Sum(cache => cache.LiveCount);
-
-    private static bool IsOfAreas(KmemCache cache) => cache.Name == "vmap_area";
 
     private void Whole() => Assert.Empty(Machine.Validate());
 }
