@@ -5,7 +5,8 @@ namespace Kmem.Tests;
 /// a free too many.
 /// </summary>
 /// <param name="Frames">
-/// Free frames, and those of page tables and of area objects, which stay once they are there.
+/// Free frames, those of page tables, which stay once they are there, those of percpu chunks, of which some stay, and those
+/// of slabs: how many the objects take depends on how they lie.
 /// </param>
 /// <param name="Objects">Live objects of all caches without those of areas: each CPU may have a spare one.</param>
 internal readonly record struct Inventory(long Frames, long Objects)
@@ -16,7 +17,8 @@ internal readonly record struct Inventory(long Frames, long Objects)
         return new Inventory(
             machine.Pages.Zones.Sum(zone => zone.Zone.FreePagesExact)
             + (machine.VmallocIfUsed?.Tables.TablePages ?? 0)
-            + machine.Caches.Where(IsOfAreas).Sum(cache => cache.SlabCount << cache.Geometry.Order),
+            + (machine.PercpuIfUsed?.Pages ?? 0)
+            + machine.Caches.Sum(cache => cache.SlabCount << cache.Geometry.Order),
             machine.Caches.Where(cache => !IsOfAreas(cache)).Sum(cache => cache.LiveCount));
     }
 

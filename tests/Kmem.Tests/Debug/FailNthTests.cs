@@ -71,13 +71,9 @@ public sealed class FailNthTests
     [MemberData(nameof(Cases))]
     public void Whichever_request_fails_nothing_is_lost(string way, string kind)
     {
-        using Machine machine = VmallocMachine.Boot(1, 64 << 20, options => options with
-        {
-            Profile = kind == "native" ? KernelProfile.Native : KernelProfile.Linux618,
-            SlubDebug = kind == "debugged" ? "FZPU" : null,
-            DecaySeconds = 0,
-        });
+        using Machine machine = Boot(kind);
         machine.FailNth(0);
+        FirstUse(machine);
         Assert.True(Operate(machine, way), "fails though nothing is made to fail");
         Assert.True(Operate(machine, way), "fails the second time");
         Inventory before = Inventory.Take(machine);
@@ -101,6 +97,55 @@ public sealed class FailNthTests
         TestContext.Current.TestOutputHelper?.WriteLine($"{injected - 1} requests failed, {noticed} were passed on");
         Assert.True(injected > 1, "asks for no memory at all");
     }
+
+    /// <summary>All ways, one after the other, while requests of all kinds fail at random.</summary>
+    [Theory]
+    [InlineData("kernel", 2, 1)]
+    [InlineData("kernel", 20, 3)]
+    [InlineData("native", 2, 1)]
+    [InlineData("native", 20, 3)]
+    [InlineData("debugged", 5, 2)]
+    public void Requests_that_fail_at_random_lose_nothing(string kind, int probability, int interval)
+    {
+        int rounds = int.TryParse(Environment.GetEnvironmentVariable("KMEM_FAULT_ROUNDS"), out int wanted) ? wanted : 6;
+        using Machine machine = Boot(kind);
+        Assert.All(s_ways.Keys, way => Assert.True(Operate(machine, way)));
+        Inventory before = Inventory.Take(machine);
+        foreach (FaultAttribute faults in (FaultAttribute[])[machine.FailSlab, machine.FailPageAlloc])
+        {
+            faults.IgnoreGfpWait = false;
+            faults.IgnoreGfpHighMem = false;
+            faults.MinOrder = 0;
+            faults.Times = -1;
+            faults.Interval = interval;
+        }
+
+        int noticed = 0;
+        for (int round = 0; round < rounds; round++)
+        {
+            machine.FailSlab.Probability = machine.FailPageAlloc.Probability = probability;
+            foreach (string way in s_ways.Keys)
+                noticed += Operate(machine, way) ? 0 : 1;
+            machine.FailSlab.Probability = machine.FailPageAlloc.Probability = 0;
+            Assert.Equal(before, Inventory.Take(machine));
+            Assert.Empty(machine.Validate());
+        }
+
+        long failed = machine.FailSlab.Failures + machine.FailPageAlloc.Failures;
+        Figures.Add("failslab, fail_page_alloc", "requests failed", failed);
+        Figures.Add("failslab, fail_page_alloc", "failures passed on", noticed);
+        Assert.True(failed > rounds, $"only {failed} requests failed");
+    }
+
+    private static Machine Boot(string kind) => VmallocMachine.Boot(1, 64 << 20, options => options with
+    {
+        Profile = kind == "native" ? KernelProfile.Native : KernelProfile.Linux618,
+        SlubDebug = kind == "debugged" ? "FZPU" : null,
+        DecaySeconds = 0,
+    });
+
+    /// <summary>What falls back to vmalloc must not be the first to do so.</summary>
+    private static unsafe void FirstUse(Machine machine) => machine.Vfree(machine.Vmalloc(Page));
 
     /// <returns>Whether all of it succeeded.</returns>
     private static bool Operate(Machine machine, string way)
@@ -299,8 +344,14 @@ public sealed class FailNthTests
 
     private static bool Percpu(Machine machine, Stack<Action> undo)
     {
-        PercpuPointer variable = machine.AllocPercpu(3000, 8);
-        undo.Push(() => machine.FreePercpu(variable));
+        for (int i = 0; i < 10; i++)
+        {
+            PercpuPointer variable = machine.AllocPercpu(25_000, 8);
+            if (variable.IsNull)
+                return false;
+            undo.Push(() => machine.FreePercpu(variable));
+        }
+
         return true;
     }
 
@@ -435,7 +486,7 @@ public sealed class FailNthTests
     {
         foreach (bool iommu in (bool[])[false, true])
         {
-            var device = new DmaDevice("disk") { HasIommu = iommu, IsCoherent = false };
+            var device = new DmaDevice { HasIommu = iommu, IsCoherent = false };
             var memory = (nint)machine.DmaAllocCoherent(device, 5 * Page, out _, Gfp.Kernel | Gfp.NoWarn);
             if (memory == 0)
                 return false;
