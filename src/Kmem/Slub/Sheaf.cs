@@ -151,7 +151,11 @@ internal sealed class Barn
     {
         var sheaves = new List<nint>();
         for (Sheaf* sheaf = full ? _full : _empty; sheaf != null; sheaf = sheaf->Next)
+        {
             sheaves.Add((nint)sheaf);
+            Bug.On(sheaves.Count > FullCount + EmptyCount + NativeLimit, "a barn's list goes in a circle");
+        }
+
         return sheaves;
     }
 
