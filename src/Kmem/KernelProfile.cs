@@ -55,7 +55,7 @@ public sealed record KernelProfile
     public KernelTableSync TableSync { get; init; } = KernelTableSync.Preallocated;
 
     /// <summary>
-    /// vfree keeps areas as they are for the next request of the same size, up to an eighth of the RAM or 64 MiB, and
+    /// vfree keeps areas as they are for the next request of the same size, up to an eighth of the RAM or 128 MiB, and
     /// vmalloc takes large blocks first; else as in Linux 6.18 single frames, given back at once.
     /// </summary>
     public bool KeepFreedAreas { get; init; }

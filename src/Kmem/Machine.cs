@@ -35,7 +35,9 @@ public sealed partial class Machine : IDisposable
     {
         Options = options;
         _cpus = new CpuSet(options.Cpus, SlabAllocator.CpuAreaBytes);
-        _ram = options.PortableMemory ? Ram.CreatePortable(endPfn << Pfn.PageShift) : Ram.Create(endPfn << Pfn.PageShift);
+        _ram = options.PortableMemory
+            ? Ram.CreatePortable(endPfn << Pfn.PageShift)
+            : Ram.Create(endPfn << Pfn.PageShift, options.HugePages);
         _map = new MemMap(endPfn, _ram.Base);
         _blocks = new PageblockMap(endPfn);
         _nodes = layOut(_blocks);

@@ -64,7 +64,7 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
             case "kmem-cache":
                 return Object<CacheHeap, nint>(workload.Name, allocator, new CacheHeap(host.Value.Cache));
             case "kmem-scope":
-                return new ScopeCase(allocator, host.Value.Cache, Shape(workload.Name));
+                return new ScopeCase(allocator, host.Value.Cache, OrderOf(workload.Name));
             case "kmem-bulk":
                 return new BulkCallCase(allocator, host.Value.Cache);
             case "NativeMemory":
@@ -110,9 +110,7 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
         {
             "pair64c" => new ConstantPairCase<TA, TH>(name, a),
             "pair64" or "scope64" => new PairCase<TA, TH>(name, a),
-            "lifo100" => new LifoCase<TA, TH>(name, a),
-            "rand100" => new RandomOrderCase<TA, TH>(name, a),
-            "bulk64" => new BatchCase<TA, TH>(name, a),
+            "lifo100" or "rand100" or "bulk64" => new OrderCase<TA, TH>(name, a, OrderOf(workload)!),
             "rsize" => new RandomSizeCase<TA, TH>(name, a),
             "slots1000" => new SlotsCase<TA, TH>(name, a),
             _ => throw new ArgumentException($"{workload} is no workload of {name}", nameof(workload)),
@@ -127,12 +125,13 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
         return allocator == "kmem" ? all + Math.Max(0, (long)host.Value.Machine.ResidentBytes - shared) : all;
     }
 
-    private static ScopeShape Shape(string workload) => workload switch
+    /// <summary>In which order the objects of a workload are freed; null if each is freed at once.</summary>
+    private static int[]? OrderOf(string workload) => workload switch
     {
-        "lifo100" => ScopeShape.Lifo,
-        "rand100" => ScopeShape.RandomOrder,
-        "bulk64" => ScopeShape.Batch,
-        _ => ScopeShape.Pair,
+        "lifo100" => Tables.NewestFirst,
+        "rand100" => Tables.Order,
+        "bulk64" => Tables.OldestFirst,
+        _ => null,
     };
 
     private static int Pages(string workload) => workload switch

@@ -452,9 +452,17 @@ public sealed partial class KmemCache
 
         _cpus.Leave(task);
         if (flushed != null)
+        {
             Flush(flushed);
+            Sheaf* surplus = barn.TakeSurplus();
+            if (surplus != null)
+                FreeSheaf(surplus);
+        }
         else
+        {
             flushed = NewSheaf(Gfp.NoWait, _sheafCapacity);
+        }
+
         if (flushed == null && !FlushMain(task))
             return false;
 
