@@ -75,7 +75,7 @@ internal sealed class VmapRecording
 
         recording.Cpus = Math.Max(recording.Cpus, trace.HeaderCpus);
         if (recording.Cpus > CpuSet.MaxCpus)
-            throw new TraceFormatException($"the trace speaks of {recording.Cpus} CPUs; at most {CpuSet.MaxCpus} are possible");
+            throw new TraceFormatException($"the trace speaks of {recording.Cpus} CPUs, of at most {CpuSet.MaxCpus}");
         return recording;
     }
 

@@ -5,7 +5,8 @@ namespace Kmem;
 
 /// <summary>
 /// The places where a simulation of CPUs may let another one go on: before each lock and each compare-and-swap, inside
-/// each per-CPU section, in the middle of each change of a list, and wherever somebody waits. Only in debug builds; in release builds no trace of it is left.
+/// each per-CPU section, in the middle of each change of a list, and wherever somebody waits. Only
+/// in debug builds; in release builds no trace of it is left.
 /// </summary>
 /// <remarks>
 /// In a simulation exactly one thread runs at a time. A monitor may only be held over such a place if its taker asked

@@ -22,7 +22,8 @@ public sealed class FailNthTests
         }.All(size => Kmalloc(machine, undo, size, Gfp.Kernel)),
         ["kmalloc of every type"] = (machine, undo) => new[]
         {
-            Gfp.Kernel, Gfp.Kernel | Gfp.Account, Gfp.Kernel | Gfp.Reclaimable, Gfp.Kernel | Gfp.Dma, Gfp.Atomic, Gfp.NoWait,
+            Gfp.Kernel, Gfp.Kernel | Gfp.Account, Gfp.Kernel | Gfp.Reclaimable, Gfp.Kernel | Gfp.Dma, Gfp.Atomic,
+            Gfp.NoWait,
         }.All(gfp => Kmalloc(machine, undo, 200, gfp)),
         ["large kmalloc"] = (machine, undo) => Kmalloc(machine, undo, 20_000, Gfp.Kernel)
             && Kmalloc(machine, undo, 1 << 20, Gfp.Kernel),
@@ -124,11 +125,15 @@ public sealed class FailNthTests
         int noticed = 0;
         for (int round = 0; round < rounds; round++)
         {
-            machine.FailSlab.Probability = machine.FailPageAlloc.Probability = probability;
             foreach (string way in s_ways.Keys)
+            {
+                machine.FailSlab.Probability = machine.FailPageAlloc.Probability = probability;
                 noticed += Operate(machine, way) ? 0 : 1;
-            machine.FailSlab.Probability = machine.FailPageAlloc.Probability = 0;
-            Assert.Equal(before, Inventory.Take(machine));
+                machine.FailSlab.Probability = machine.FailPageAlloc.Probability = 0;
+                Inventory after = Inventory.Take(machine);
+                Assert.True(before == after, $"round {round}, {way}: {before} before, {after} after");
+            }
+
             Assert.Empty(machine.Validate());
         }
 
@@ -373,7 +378,11 @@ public sealed class FailNthTests
     private static unsafe bool OtherVmallocs(Machine machine, Stack<Action> undo)
     {
         foreach (Func<nint> alloc in (Func<nint>[])
-            [() => (nint)machine.VmallocUser(3 * Page), () => (nint)machine.Vmalloc32(3 * Page), () => (nint)machine.Vzalloc(3 * Page)])
+        [
+            () => (nint)machine.VmallocUser(3 * Page),
+            () => (nint)machine.Vmalloc32(3 * Page),
+            () => (nint)machine.Vzalloc(3 * Page),
+        ])
         {
             nint area = alloc();
             if (area == 0)

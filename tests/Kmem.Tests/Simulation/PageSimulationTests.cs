@@ -16,7 +16,10 @@ public sealed class PageSimulationTests
     [Fact]
     public void A_lock_that_does_not_lock_is_found()
     {
-        var explorer = new Explorer("planted", seed => new Blocks(seed, 2, threads: 3, pinned: true)) { Open = LockRank.Zone };
+        var explorer = new Explorer("planted", seed => new Blocks(seed, 2, threads: 3, pinned: true))
+        {
+            Open = LockRank.Zone,
+        };
         Failure? failure = explorer.Explore(3000);
         Assert.True(failure != null, $"nothing found in {explorer.Interleavings} interleavings");
         TestContext.Current.TestOutputHelper?.WriteLine(failure.ToString());
@@ -48,7 +51,8 @@ public sealed class PageSimulationTests
             {
                 case < 14:
                     int order = random.Next(4) == 0 ? random.Next(11) : random.Next(4);
-                    Pfn pfn = Machine.AllocPages((random.Next(2) == 0 ? Gfp.Kernel : Gfp.Atomic | Gfp.Movable) | Gfp.NoWarn, order);
+                    Gfp gfp = random.Next(2) == 0 ? Gfp.Kernel : Gfp.Atomic | Gfp.Movable;
+                    Pfn pfn = Machine.AllocPages(gfp | Gfp.NoWarn, order);
                     if (pfn == Pfn.None)
                         break;
 

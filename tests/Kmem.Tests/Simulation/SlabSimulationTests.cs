@@ -23,7 +23,8 @@ public sealed class SlabSimulationTests
 
     [Fact]
     public void More_threads_than_cpus_and_threads_that_die() =>
-        new Explorer("threads", seed => new Slabs(seed, KernelProfile.Native, 2, sheaf: 4, threads: 3, stages: 3)).MustHold(200);
+        new Explorer("threads", seed => new Slabs(seed, KernelProfile.Native, 2, sheaf: 4, threads: 3, stages: 3))
+            .MustHold(200);
 
     [Fact]
     public void A_cache_is_destroyed_while_others_free_its_objects() =>
@@ -76,7 +77,8 @@ public sealed class SlabSimulationTests
         {
             // Few objects to a slab, so that slabs fill and empty all the time.
             _cache = Machine.CreateCache("simulated", 1000, flags: SlabFlags.NoMerge, sheafCapacity: sheaf);
-            _other = Machine.CreateCache("other", 2000, flags: SlabFlags.NoMerge | SlabFlags.TypesafeByRcu, sheafCapacity: sheaf);
+            _other = Machine.CreateCache(
+                "other", 2000, flags: SlabFlags.NoMerge | SlabFlags.TypesafeByRcu, sheafCapacity: sheaf);
             for (int i = 0; i < (threads == 0 ? cpus : threads); i++)
                 AddCpu(25, Thing, threads == 0 ? i : null, stages);
             Caches.AddRange([_cache, _other]);

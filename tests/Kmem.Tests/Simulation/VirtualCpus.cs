@@ -120,7 +120,7 @@ internal sealed class VirtualCpus : Simulation
         {
             if (!_ended.TryTake(out Cpu? cpu, s_longest))
             {
-                _error = new TimeoutException("a CPU is blocked where the simulation does not see it: SimPoint.Gate is missing");
+                _error = new TimeoutException("a CPU is blocked unseen: a SimPoint.Gate is missing");
                 return;
             }
 
