@@ -13,8 +13,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// Requests for objects of caches, and of kmalloc, that fail on purpose (failslab, mm/failslab.c, Linux 6.18). From the
-    /// first look at it on every request takes a slower way. A request for many objects at once is one request, except in
-    /// a cache with slab debugging.
+    /// first look at it on every request takes a slower way, and a request for many objects is as many requests.
     /// </summary>
     public FaultAttribute FailSlab => Faults.Slabs;
 
@@ -62,7 +61,6 @@ public sealed partial class Machine
                 {
                     _pages.Faults = new FaultInjection(Options.Seed, Dmesg);
                     _slabs.AskFaults();
-                    _kmalloc.LearnFastId();
                 }
 
                 return _pages.Faults;

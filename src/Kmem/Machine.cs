@@ -44,13 +44,15 @@ public sealed partial class Machine : IDisposable
         int[] nodeOfCpu = Enumerable.Range(0, options.Cpus)
             .Select(cpu => ZoneLayout.NodeOfCpu(cpu, options.Cpus, _nodes.Length)).ToArray();
         _pages = new PageAllocator(_cpus, _map, _blocks, _nodes, nodeOfCpu, Dmesg);
+        _pages.Harden(options.Profile.InitOnAlloc, options.Profile.InitOnFree);
         _slabs = new SlabAllocator(_pages, _map, _cpus, nodeOfCpu, Dmesg, new SlabOptions
         {
             Merge = options.Profile.SlabMerge,
             MemoryCgroups = options.Profile.MemoryCgroups,
             SheavesEverywhere = options.Profile.SheavesEverywhere,
-            FreelistRandom = options.SlabFreelistRandom,
-            FreelistHardened = options.SlabFreelistHardened,
+            FreelistRandom = options.SlabFreelistRandom || options.Profile.SlabFreelistRandom,
+            FreelistHardened = options.SlabFreelistHardened || options.Profile.SlabFreelistHardened,
+            Hardening = options.Profile.Hardening,
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
             Debug = SlubDebugSetting.Parse(options.SlubDebug),
@@ -138,6 +140,7 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("PageTableLevels is neither 4 nor 5", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
+        options.Kfence?.Check();
 
         BootMemoryMap map = options.MemoryMap ?? BootMemoryMap.ForRam(options.RamBytes, options.Nodes);
         Func<int, int, int> distance = options.NodeDistance ?? ((a, b) => a == b ? 10 : 20);
@@ -145,14 +148,14 @@ public sealed partial class Machine : IDisposable
             options,
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
-        machine.Start(map);
         try
         {
+            machine.Start(map);
             machine.ApplyFaultOptions();
         }
-        catch (ArgumentException)
+        catch
         {
-            machine.Dispose();
+            machine.DisposeParts();
             throw;
         }
 
@@ -220,6 +223,7 @@ public sealed partial class Machine : IDisposable
         _physical?.Dispose();
         _recordedVmap?.Dispose();
         _cpus.Dispose();
+        Kfence?.Close();
         _slabs.Dispose();
         _pages.Dispose();
         _blocks.Dispose();
@@ -239,6 +243,10 @@ public sealed partial class Machine : IDisposable
             Options.WatermarkScaleFactor,
             Options.Profile.TransparentHugePages);
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
+        if (Options.Profile.ShufflePages)
+            _pages.Shuffle(_slabs.NextRandom);
+        StartKfence();
+        StartTracking();
         _slabs.Start();
         _kmalloc.Start();
         StartUpkeep();

@@ -5,7 +5,7 @@ internal sealed class KmemHost : IDisposable
 {
     private KmemCache? _cache;
 
-    internal KmemHost()
+    internal KmemHost(KernelProfile? profile = null)
     {
         // One slot for every thread of the busiest workload; slots that nobody uses cost nothing.
         int cpus = Math.Clamp(4 * Environment.ProcessorCount, 12, 256);
@@ -13,7 +13,7 @@ internal sealed class KmemHost : IDisposable
         {
             RamBytes = 4UL << 30,
             Cpus = cpus,
-            Profile = KernelProfile.Native,
+            Profile = profile ?? KernelProfile.Native,
         });
     }
 
@@ -48,6 +48,10 @@ internal sealed class KmemHost : IDisposable
 /// <param name="small">A fiftieth of the objects, for a quick look.</param>
 internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
 {
+    /// <summary>What comes before the name of a profile: <c>kmem-hardened</c>.</summary>
+    internal const string ProfilePrefix = "kmem-";
+
+    private readonly Dictionary<string, KmemHost> _others = [];
     private readonly int _threads = Math.Clamp(Environment.ProcessorCount, 2, 32);
 
     /// <summary>Makes a case; null if the allocator is not installed.</summary>
@@ -67,6 +71,9 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
                 return new ScopeCase(allocator, host.Value.Cache, OrderOf(workload.Name));
             case "kmem-bulk":
                 return new BulkCallCase(allocator, host.Value.Cache);
+            case var _ when ProfileOf(allocator) is { } profile:
+                KmemHost other = Other(profile);
+                return Heap(workload.Name, allocator, new KmallocHeap(other.Machine), other.Trim);
             case "NativeMemory":
                 return Heap(
                     workload.Name, allocator, default(NativeMemoryHeap), () => NativeLibraryPeer.TryLoad("glibc")?.Trim());
@@ -85,6 +92,21 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
                     : null;
         }
     }
+
+    /// <summary>The machines of other profiles.</summary>
+    internal IEnumerable<KmemHost> Others => _others.Values;
+
+    private KmemHost Other(KernelProfile profile)
+    {
+        if (!_others.TryGetValue(profile.Name, out KmemHost? its))
+            _others[profile.Name] = its = new KmemHost(profile);
+        return its;
+    }
+
+    private static KernelProfile? ProfileOf(string allocator) =>
+        allocator.StartsWith(ProfilePrefix, StringComparison.Ordinal)
+            ? KernelProfile.Find(allocator[ProfilePrefix.Length..])
+            : null;
 
     /// <summary>A case on an allocator of addresses.</summary>
     internal Case Heap<TA>(string workload, string name, TA a, Action trim)

@@ -14,6 +14,9 @@ internal sealed record SlabOptions
 
     public bool FreelistHardened { get; init; }
 
+    /// <summary>What is done for every object besides; null for nothing.</summary>
+    public Hardening? Hardening { get; init; }
+
     public bool MemoryCgroups { get; init; } = true;
 
     public int CacheLineSize { get; init; } = 64;
@@ -76,6 +79,8 @@ internal sealed partial class SlabAllocator : IDisposable
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
         PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
+        if (options.Hardening is { QuarantineBytes: > 0 } hardening)
+            Quarantine = new Quarantine(this, hardening.QuarantineBytes);
         Trace = null;
         foreach (string complaint in options.Debug.Complaints)
             log.Write(complaint);
@@ -97,6 +102,9 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public Rcu Rcu { get; } = new();
 
+    /// <summary>Freed objects that are kept back; null where none are.</summary>
+    public Quarantine? Quarantine { get; }
+
     /// <summary>Stacks of the users of debugged caches.</summary>
     public StackDepot Stacks { get; } = new();
 
@@ -109,26 +117,44 @@ internal sealed partial class SlabAllocator : IDisposable
         set
         {
             _trace = value;
-            ChooseFastId();
+            Reroute();
         }
     }
+
+    /// <summary>Puts some objects between guard pages; null if the machine does not.</summary>
+    public Kfence? Kfence { get; set; }
+
+    /// <summary>Every object takes the ways with checks, because somebody wants to see it.</summary>
+    public bool IsWatched => Watch != null || _asksFaults || Kfence is { IsOpen: true };
+
+    /// <summary>Told of every object; null if nobody wants to know. Set before there are caches.</summary>
+    public IAllocationWatch? Watch { get; set; }
 
     /// <summary>Every request for an object asks the fault injection from here on.</summary>
     public void AskFaults()
     {
         _asksFaults = true;
-        ChooseFastId();
-        foreach (KmemCache cache in Caches)
-            cache.AskFaults();
+        Reroute();
     }
 
-    /// <summary>The inlined fast paths tell nobody and ask nobody.</summary>
-    private void ChooseFastId()
+    /// <summary>Told when <see cref="FastId"/> has changed.</summary>
+    public Action FastIdChanged { get; set; } = () => { };
+
+    /// <summary>Opens or closes the fast paths, for all caches, as those who watch want it. Takes no lock.</summary>
+    public void Reroute()
     {
-        bool alone = _trace == null && !_asksFaults;
-        FastId = alone && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
-        foreach (KmemCache cache in Caches)
+        bool isFast = _trace == null && Options is { SheavesEverywhere: true, Hardening: null } && !IsWatched;
+        FastId = isFast && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+        foreach (KmemCache? cache in Volatile.Read(ref _byId))
+        {
+            if (cache == null)
+                continue;
+
             cache.FastId = FastId;
+            cache.Watch(IsWatched);
+        }
+
+        FastIdChanged();
     }
 
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
@@ -167,6 +193,7 @@ internal sealed partial class SlabAllocator : IDisposable
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
         _bootNode.RefCount = _bootCache.RefCount = BootRefCount; // nobody joins them, nobody destroys them
+        _bootNode.SkipsKfence = _bootCache.SkipsKfence = true; // the machine reads none of these: nothing to catch
         Describe(_bootNode);
         Describe(_bootCache);
         if (Options.SheavesEverywhere)
@@ -426,7 +453,7 @@ internal sealed partial class SlabAllocator : IDisposable
             cache.Shrink();
             if (cache.SheafCapacity > 0)
                 cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
-            if (cache.SlabCount > 0)
+            if (cache.SlabCount > 0 || Kfence?.LiveOf(cache).Count > 0)
             {
                 cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
@@ -454,6 +481,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
     public void ShrinkAll()
     {
+        Quarantine?.Flush(null);
         SimPoint.Gate(_mutex);
         lock (_mutex)
         {
@@ -515,6 +543,12 @@ internal sealed partial class SlabAllocator : IDisposable
             Page* slab = SlabOf(last);
             if (slab == null)
             {
+                if (Kfence is { } kfence && kfence.TryFree(last, cache))
+                {
+                    objects = objects[..^1];
+                    continue;
+                }
+
                 if (cache != null)
                     ThrowNotASlab(last, $"kmem_cache_free_bulk({cache.Name})");
                 LargeFree(last);
@@ -536,6 +570,7 @@ internal sealed partial class SlabAllocator : IDisposable
         foreach (KmemCache cache in _caches)
             cache.Abandon();
         _caches.Clear();
+        Quarantine?.Dispose();
         Live.Dispose();
         _places.Dispose();
     }
@@ -560,8 +595,6 @@ internal sealed partial class SlabAllocator : IDisposable
             traits = traits with { SheafCapacity = Sheaf.DefaultCapacity(geometry.Size) };
         var cache = new KmemCache(this, id, name, geometry, traits);
         cache.FastId = FastId;
-        if (_asksFaults)
-            cache.AskFaults();
         _byId[id] = cache;
         _caches.Add(cache);
         return cache;
