@@ -114,6 +114,7 @@ public sealed partial class Machine
         }
 
         var space = new AddressSpace(vmalloc, mm, Forget);
+        SimPoint.Gate(_spacesGate);
         lock (_spacesGate)
             _spaces.Add(space);
         return space;
@@ -123,6 +124,7 @@ public sealed partial class Machine
 
     private void Forget(AddressSpace space)
     {
+        SimPoint.Gate(_spacesGate);
         lock (_spacesGate)
             _spaces.Remove(space);
     }
@@ -130,6 +132,7 @@ public sealed partial class Machine
     private void CloseAddressSpaces()
     {
         AddressSpace[] open;
+        SimPoint.Gate(_spacesGate);
         lock (_spacesGate)
             open = [.. _spaces];
         foreach (AddressSpace space in open)

@@ -99,6 +99,7 @@ public sealed partial class Machine
     private ModuleLoader CreateModules()
     {
         VmallocAllocator vmalloc = Vmallocs;
+        SimPoint.Gate(_vmallocGate);
         lock (_vmallocGate)
         {
             if (_modules is { } other)

@@ -36,6 +36,7 @@ public sealed partial class Machine
         if (percpu == null)
         {
             VmallocAllocator vmalloc = Vmallocs;
+            SimPoint.Gate(_percpuGate);
             lock (_percpuGate)
             {
                 percpu = _percpu ??= new PercpuAllocator(vmalloc, _slabs);

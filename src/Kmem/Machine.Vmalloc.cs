@@ -301,6 +301,7 @@ public sealed partial class Machine
     private VmallocAllocator CreateVmalloc()
     {
         CheckContext(Gfp.Kernel);
+        SimPoint.Gate(_vmallocGate);
         lock (_vmallocGate)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);

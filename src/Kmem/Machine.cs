@@ -153,6 +153,7 @@ public sealed partial class Machine : IDisposable
         try
         {
             machine.Start(map);
+            machine.ApplyFaultOptions();
         }
         catch
         {

@@ -19,6 +19,16 @@ public sealed partial record MachineOptions
     public string? SlubDebug { get; init; }
 
     /// <summary>
+    /// Requests for objects that fail on purpose, in the syntax of the kernel's boot parameter failslab:
+    /// <c>interval,probability,space,times</c> (setup_fault_attr, lib/fault-inject.c, Linux 6.18). In force once the machine
+    /// has booted; <see cref="Machine.FailSlab"/> has the rest. Null: none.
+    /// </summary>
+    public string? FailSlab { get; init; }
+
+    /// <summary>Requests for pages that fail on purpose (fail_page_alloc), in the same syntax. Null: none.</summary>
+    public string? FailPageAlloc { get; init; }
+
+    /// <summary>
     /// Keeps the call site of every allocation, for <see cref="Machine.Allocations"/> and
     /// <see cref="Machine.ScanForLeaks"/>; each one then takes microseconds. (For owners and handles of the .NET floor
     /// <see cref="TrackCallSites"/> is cheaper, and tells source lines.) Off by default.

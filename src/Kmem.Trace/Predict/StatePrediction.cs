@@ -136,6 +136,7 @@ public sealed class StatePrediction
         }
         catch (FormatException error)
         {
+            prediction.AbandonFibers();
             throw new InvalidDataException(
                 $"{events}, line {prediction._event?.Line}: '{prediction._event}' cannot be read: {error.Message}", error);
         }

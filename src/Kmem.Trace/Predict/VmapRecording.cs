@@ -74,6 +74,8 @@ internal sealed class VmapRecording
             throw new TraceFormatException($"the trace has no markers {BeginMarker} and {EndMarker} around a snapshot");
 
         recording.Cpus = Math.Max(recording.Cpus, trace.HeaderCpus);
+        if (recording.Cpus > CpuSet.MaxCpus)
+            throw new TraceFormatException($"the trace speaks of {recording.Cpus} CPUs, of at most {CpuSet.MaxCpus}");
         return recording;
     }
 

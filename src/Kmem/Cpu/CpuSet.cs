@@ -125,7 +125,9 @@ internal sealed class CpuSet : IDisposable
     {
         Bug.OnVm(task->Busy != 0, "per-CPU section entered twice");
         Volatile.Write(ref task->Busy, 1);
+        SimPoint.Here();
         int cpu = Volatile.Read(ref task->Cpu);
+        SimPoint.Here();
         if (cpu < 0)
             return EnterSlow(task);
 
@@ -141,6 +143,7 @@ internal sealed class CpuSet : IDisposable
         {
             LockOrder.Release(LockRank.CpuSection);
             Volatile.Write(ref task->Busy, 0);
+            SimPoint.Here();
         }
         else
         {
@@ -194,6 +197,7 @@ internal sealed class CpuSet : IDisposable
 
         // Moving between CPUs that this thread owns already is what a replay does at every other event.
         Volatile.Write(ref task->Busy, 1);
+        SimPoint.Here();
         bool owned = Volatile.Read(ref _slots[cpu].Owner) == (nint)task;
         task->Cpu = owned ? cpu : -1;
         task->Area = owned ? AreaOf(cpu) : Nowhere.Area;
@@ -256,6 +260,7 @@ internal sealed class CpuSet : IDisposable
         if (task == null)
         {
             task = tasks.Add(this);
+            SimPoint.Keep(tasks);
             *task = new CpuTask
             {
                 MachineId = _id,
@@ -333,7 +338,9 @@ internal sealed class CpuSet : IDisposable
         // the lock, we look at the lock after becoming the owner, so one of the two steps back.
         slot.Owner = (nint)task;
         Interlocked.MemoryBarrier();
+        SimPoint.Here();
         slot.Lock.WaitUntilFree();
+        SimPoint.Here();
         task->Cpu = cpu;
         task->Area = AreaOf(cpu);
         Volatile.Write(ref task->Busy, 1);
@@ -451,6 +458,7 @@ internal sealed class CpuSet : IDisposable
             return;
 
         Volatile.Write(ref slot.Owner, 0);
+        SimPoint.Here();
         if (owner == self)
         {
             if (self->Cpu == cpu)
@@ -466,6 +474,7 @@ internal sealed class CpuSet : IDisposable
         {
             // The owner may move to this CPU at this very moment (Pin); after the barrier it sees that it lost it.
             Interlocked.CompareExchange(ref owner->Cpu, -1, cpu);
+            SimPoint.Here();
             Interlocked.CompareExchange(ref *(nint*)&owner->Area, (nint)Nowhere.Area, (nint)AreaOf(cpu));
             ProcessBarrier.Full();
             var wait = default(Backoff);

@@ -22,6 +22,7 @@ internal sealed class Rcu
     {
         get
         {
+            SimPoint.Gate(_lock);
             lock (_lock)
                 return _waiting.Count + _next.Count + _running;
         }
@@ -31,6 +32,7 @@ internal sealed class Rcu
     /// <returns>What <see cref="ReadUnlock"/> needs.</returns>
     public int ReadLock()
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             _readers[_phase]++;
@@ -40,6 +42,7 @@ internal sealed class Rcu
 
     public void ReadUnlock(int phase)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
             _readers[phase]--;
         Advance();
@@ -48,6 +51,7 @@ internal sealed class Rcu
     /// <summary>Runs work after a grace period (call_rcu); right away if nobody reads. No locks may be held.</summary>
     public void Call(Action work)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
             _next.Add(work);
         Advance();
@@ -68,6 +72,7 @@ internal sealed class Rcu
         while (!Volatile.Read(ref passed))
         {
             Advance();
+            SimPoint.Wait();
             spin.SpinOnce();
         }
     }
@@ -84,6 +89,7 @@ internal sealed class Rcu
                 Run(work);
             if (ready.Count > 0)
             {
+                SimPoint.Gate(_lock);
                 lock (_lock)
                     _running = 0;
             }
@@ -105,6 +111,7 @@ internal sealed class Rcu
     /// <summary>The next batch whose grace period is over, perhaps empty; null if there is nothing to do or to wait for.</summary>
     private List<Action>? TakeReady()
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             int old = _phase ^ 1;

@@ -12,6 +12,13 @@ internal struct Backoff
 
     public void Once()
     {
+#if DEBUG
+        if (SimPoint.Of is { } simulation)
+        {
+            simulation.Wait();
+            return;
+        }
+#endif
         if (_rounds < BusyRounds && !s_alone)
             Thread.SpinWait(1 << _rounds++);
         else

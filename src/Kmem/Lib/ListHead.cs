@@ -39,6 +39,7 @@ internal struct ListHead
         ListHead* prev = node->Prev;
         Bug.OnVm(next->Prev != node || prev->Next != node, "list corrupted");
         next->Prev = prev;
+        SimPoint.Here();
         prev->Next = next;
         node->Next = null;
         node->Prev = null;
@@ -56,6 +57,7 @@ internal struct ListHead
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static unsafe void Insert(ListHead* node, ListHead* prev, ListHead* next)
     {
+        SimPoint.Here();
         next->Prev = node;
         node->Next = next;
         node->Prev = prev;

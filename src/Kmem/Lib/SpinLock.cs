@@ -16,12 +16,14 @@ internal struct SpinLock(LockRank rank)
     public void Acquire()
     {
         LockOrder.Acquire(rank);
+        SimPoint.Here(Name);
         if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
             AcquireSlow();
     }
 
     public bool TryAcquire()
     {
+        SimPoint.Here(Name);
         if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
             return false;
 
@@ -32,9 +34,10 @@ internal struct SpinLock(LockRank rank)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Release()
     {
-        Bug.OnVm(_held == 0, "release of a lock that is not held");
+        Bug.OnVm(_held == 0 && !IsPlantedOpen, "release of a lock that is not held");
         LockOrder.Release(rank);
         Volatile.Write(ref _held, 0);
+        SimPoint.Here(Name);
     }
 
     /// <summary>Opens the lock, whoever held it: only where nobody else is at work (see <see cref="LockOrder.Break"/>).</summary>
@@ -48,9 +51,23 @@ internal struct SpinLock(LockRank rank)
             wait.Once();
     }
 
+#if DEBUG
+    private static readonly string[] s_names = Enum.GetNames<LockRank>();
+
+    private readonly string Name => s_names[(int)rank - 1];
+
+    private readonly bool IsPlantedOpen => SimPoint.Of is { } simulation && !simulation.Excludes(rank);
+#else
+    private const string Name = "";
+    private const bool IsPlantedOpen = false;
+#endif
+
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void AcquireSlow()
     {
+        if (IsPlantedOpen)
+            return;
+
         var wait = default(Backoff);
         do
         {

@@ -1,3 +1,5 @@
+using System.Globalization;
+
 namespace Kmem;
 
 /// <summary>
@@ -7,16 +9,23 @@ namespace Kmem;
 /// <remarks>
 /// A request fails if <see cref="Space"/> is used up, it is the <see cref="Interval"/>-th since the last such one,
 /// <see cref="Probability"/> says so and <see cref="Times"/> is not used up. <see cref="Machine.FailNth"/> overrides
-/// all of
-/// it. Requests with <see cref="Gfp.NoFail"/> never fail.
+/// all of it. Requests with <see cref="Gfp.NoFail"/> never fail. Who fails follows from <see cref="MachineOptions.Seed"/>
+/// and the order of the requests alone.
 /// </remarks>
 public sealed class FaultAttribute
 {
     private readonly Lock _lock = new();
+    private readonly string _name;
+    private readonly KernelLog _log;
     private ulong _random;
     private long _calls;
 
-    internal FaultAttribute(ulong seed) => _random = seed | 1;
+    internal FaultAttribute(string name, ulong seed, KernelLog log)
+    {
+        _name = name;
+        _log = log;
+        _random = (seed * 0x9e37_79b9_7f4a_7c15) | 1;
+    }
 
     /// <summary>Of those whose turn it is, how many fail: 0 to 100 percent.</summary>
     public int Probability { get; set; }
@@ -36,6 +45,18 @@ public sealed class FaultAttribute
     /// <summary>Blocks of pages of a smaller order never fail (min-order); 0 to 10.</summary>
     public int MinOrder { get; set; } = 1;
 
+    /// <summary>Requests that may be served from high memory never fail (ignore-gfp-highmem); for pages only.</summary>
+    public bool IgnoreGfpHighMem { get; set; } = true;
+
+    /// <summary>Only caches with the debugging flag A fail (cache-filter); for objects only.</summary>
+    public bool CacheFilter { get; set; }
+
+    /// <summary>Only threads fail that said so, with <see cref="Machine.MakeItFail"/> (task-filter).</summary>
+    public bool TaskFilter { get; set; }
+
+    /// <summary>Each failure leaves a line in the machine's log (verbose).</summary>
+    public bool Verbose { get; set; }
+
     /// <summary>Requests that failed on purpose since boot.</summary>
     public long Failures { get; private set; }
 
@@ -45,9 +66,12 @@ public sealed class FaultAttribute
         if ((gfp & Gfp.NoFail) != 0)
             return false;
 
+        if (Probability <= 0 || (TaskFilter && !FaultInjection.MakeItFail))
+            return false;
+
         lock (_lock)
         {
-            if (Probability <= 0 || Times == 0 || (IgnoreGfpWait && (gfp & Gfp.DirectReclaim) != 0))
+            if (Times == 0 || (IgnoreGfpWait && (gfp & Gfp.DirectReclaim) != 0))
                 return false;
 
             if (Space > size)
@@ -64,8 +88,34 @@ public sealed class FaultAttribute
             if (Times > 0)
                 Times--;
             Failures++;
-            return true;
         }
+
+        if (Verbose)
+        {
+            _log.Write(
+                $"FAULT_INJECTION: forcing a failure.\nname {_name}, interval {Interval}, probability {Probability}, "
+                + $"space {Space}, times {Times}");
+        }
+
+        return true;
+    }
+
+    /// <summary>Reads the value of a boot parameter: interval, probability, space, times (setup_fault_attr).</summary>
+    /// <exception cref="ArgumentException">It is not four numbers with commas between them.</exception>
+    internal void Apply(string setting)
+    {
+        string[] parts = setting.Split(',');
+        if (parts.Length != 4
+            || !int.TryParse(parts[0], NumberStyles.None, CultureInfo.InvariantCulture, out int interval)
+            || !int.TryParse(parts[1], NumberStyles.None, CultureInfo.InvariantCulture, out int probability)
+            || !long.TryParse(parts[2], NumberStyles.None, CultureInfo.InvariantCulture, out long space)
+            || !int.TryParse(parts[3], NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out int times))
+        {
+            throw new ArgumentException(
+                $"{_name}={setting}: not of the form interval,probability,space,times", nameof(setting));
+        }
+
+        (Interval, Probability, Space, Times) = (interval, probability, space, times);
     }
 
     internal void CountFailure()

@@ -39,6 +39,7 @@ internal sealed partial class PageAllocator
                     break;
                 if (page == null)
                 {
+                    SimPoint.Wait();
                     Thread.Sleep(0);
                     page = TryHard(request, flags, task);
                 }
@@ -259,6 +260,7 @@ internal sealed partial class PageAllocator
                         flags,
                         zone.FreePagesExact + reclaimable))
                 {
+                    SimPoint.Wait();
                     Thread.Yield();
                     return true;
                 }

@@ -88,6 +88,9 @@ internal sealed partial class PageAllocator
         if (missing == 0)
             return filled;
 
+        if (missing > 1 && _faults != null && _faults.FailsPages(gfp, 0))
+            return filled;
+
         ZonePages? zone = missing == 1 ? null : BeginBulk(gfp, node, pages.Length);
         for (int i = 0; zone != null && i < pages.Length; i++)
         {

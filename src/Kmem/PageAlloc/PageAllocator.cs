@@ -191,6 +191,7 @@ internal sealed partial class PageAllocator : IDisposable
     {
         Page* page = CheckedForFree(pfn, order);
         bool compound = page->IsHead;
+        SimPoint.Here();
         int left = Interlocked.Decrement(ref page->RefCount);
         if (left == 0)
         {

@@ -40,6 +40,9 @@ public sealed partial class KmemCache
 
     private unsafe void* AllocSpecial(CpuTask* task, Gfp gfp, int node, nuint requested, bool traceAsKmalloc)
     {
+        if (_debug == null && IsToFail(gfp))
+            return null;
+
         if (_slabs.Kfence is { IsOpen: true } kfence)
         {
             void* guarded = kfence.TryAlloc(this, requested, gfp, node);

@@ -88,7 +88,7 @@ public sealed partial class KmemCache
         if (IsClosed)
             ThrowClosed();
 
-        if (_slabs.Pages.Faults is { } faults && faults.FailsObject(gfp, _objectSize))
+        if (IsToFail(gfp))
             return null;
 
         int stack = _debug!.StoresUser ? _slabs.Stacks.Capture() : 0;

@@ -211,8 +211,12 @@ public sealed partial class KmemCache
                 held = true;
             }
 
+            ulong steps = 0;
             for (Page* link = c->Partial; link != null && !held; link = link->CpuPartialNext)
+            {
                 held = link == slab;
+                Bug.On(++steps > _slabs.Map.EndPfn, "a chain of partial slabs goes in a circle");
+            }
         }
 
         if (held)
@@ -243,7 +247,11 @@ public sealed partial class KmemCache
             KmemCacheCpu* c = CpuAt(cpu);
             var chain = new List<nint>();
             for (Page* link = c->Partial; link != null; link = link->CpuPartialNext)
+            {
                 chain.Add((nint)link);
+                Bug.On(chain.Count > (long)_slabs.Map.EndPfn, "a chain of partial slabs goes in a circle");
+            }
+
             if (!chain.Remove((nint)slab))
                 continue;
 

@@ -189,7 +189,9 @@ internal struct KmemCacheCpu
     {
         // A section as CpuSet.Enter and Leave make it, for the case that needs no lock. Who owns no CPU finds nothing.
         Volatile.Write(ref task->Busy, 1);
+        SimPoint.Here();
         var c = (KmemCacheCpu*)(Volatile.Read(ref *(nuint*)&task->Area) + place);
+        SimPoint.Here();
         void** top = c->Top;
         void* obj = null;
         if (top != c->Low)
@@ -203,6 +205,7 @@ internal struct KmemCacheCpu
         }
 
         Volatile.Write(ref task->Busy, 0);
+        SimPoint.Here();
         return obj;
     }
 
@@ -212,7 +215,9 @@ internal struct KmemCacheCpu
     public static unsafe bool TryPush(CpuTask* task, nuint place, void* obj)
     {
         Volatile.Write(ref task->Busy, 1);
+        SimPoint.Here();
         var c = (KmemCacheCpu*)(Volatile.Read(ref *(nuint*)&task->Area) + place);
+        SimPoint.Here();
         void** top = c->Top;
         if (top != c->High)
         {
@@ -228,6 +233,7 @@ internal struct KmemCacheCpu
         }
 
         Volatile.Write(ref task->Busy, 0);
+        SimPoint.Here();
         return false;
     }
 

@@ -191,7 +191,11 @@ internal sealed class Barn
     {
         var sheaves = new List<nint>();
         for (Sheaf* sheaf = full ? _full : _empty; sheaf != null; sheaf = sheaf->Next)
+        {
             sheaves.Add((nint)sheaf);
+            Bug.On(sheaves.Count > FullCount + EmptyCount + NativeLimit, "a barn's list goes in a circle");
+        }
+
         return sheaves;
     }
 
@@ -208,6 +212,7 @@ internal sealed class Barn
         Sheaf* sheaf = _full;
         if (sheaf != null)
         {
+            SimPoint.Here();
             _full = sheaf->Next;
             FullCount--;
         }
@@ -220,6 +225,7 @@ internal sealed class Barn
         Sheaf* sheaf = _empty;
         if (sheaf != null)
         {
+            SimPoint.Here();
             _empty = sheaf->Next;
             EmptyCount--;
         }

@@ -28,6 +28,7 @@ internal sealed partial class SlabAllocator
         int order = PageAllocator.CompoundOrder(page);
 
         // Two threads that free one block: the type is taken once.
+        SimPoint.Here();
         if (Interlocked.CompareExchange(
                 ref System.Runtime.CompilerServices.Unsafe.As<PageType, uint>(ref page->Type),
                 (uint)PageType.None,

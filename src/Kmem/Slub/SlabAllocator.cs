@@ -54,6 +54,7 @@ internal sealed partial class SlabAllocator : IDisposable
     // A sheaf of 4, 12, 28 or 60 objects with its header.
     private static ReadOnlySpan<int> SheafSizes => [128, 256, 512, 1024];
 
+    private bool _asksFaults;
     private readonly Lock _mutex = new();          // slab_mutex: the list of caches
     private readonly List<KmemCache> _caches = []; // oldest first
     private readonly List<(string Name, KmemCache Cache)> _aliases = [];
@@ -124,10 +125,17 @@ internal sealed partial class SlabAllocator : IDisposable
     public Kfence? Kfence { get; set; }
 
     /// <summary>Every object takes the ways with checks, because somebody wants to see it.</summary>
-    public bool IsWatched => Watch != null || Kfence is { IsOpen: true };
+    public bool IsWatched => Watch != null || _asksFaults || Kfence is { IsOpen: true };
 
     /// <summary>Told of every object; null if nobody wants to know. Set before there are caches.</summary>
     public IAllocationWatch? Watch { get; set; }
+
+    /// <summary>Every request for an object asks the fault injection from here on.</summary>
+    public void AskFaults()
+    {
+        _asksFaults = true;
+        Reroute();
+    }
 
     /// <summary>Told when <see cref="FastId"/> has changed.</summary>
     public Action FastIdChanged { get; set; } = () => { };
@@ -169,6 +177,7 @@ internal sealed partial class SlabAllocator : IDisposable
     {
         get
         {
+            SimPoint.Gate(_mutex);
             lock (_mutex)
                 return _caches.AsEnumerable().Reverse().ToArray();
         }
@@ -232,6 +241,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Puts a cache of known shape into the list, as the newest one.</summary>
     public KmemCache Restore(string name, in SlabGeometry geometry, int refCount, in CacheTraits traits)
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             int id = FreeId();
@@ -250,6 +260,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Finds the caches that descriptors and sheaves come from among those restored.</summary>
     public void RestoreBootCaches()
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             _bootNode = _caches.Find(cache => cache.Name == "kmem_cache_node");
@@ -263,6 +274,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Sets which names were merged into which caches: [name, cache].</summary>
     public void RestoreAliases(IEnumerable<string[]> aliases)
     {
+        SimPoint.Gate(_mutex);
         lock (_mutex)
             _aliases.AddRange(aliases.Select(alias => (alias[0], _caches.First(cache => cache.Name == alias[1]))));
     }
@@ -380,6 +392,7 @@ internal sealed partial class SlabAllocator : IDisposable
         }
 
         flags = Options.Debug.FlagsFor(name, flags);
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             KmemCache? mergeable = freePointerOffset == null ? FindMergeable(size, align, flags, traits) : null;
@@ -409,6 +422,7 @@ internal sealed partial class SlabAllocator : IDisposable
     {
         get
         {
+            SimPoint.Gate(_mutex);
             lock (_mutex)
                 return _aliases.ToArray();
         }
@@ -421,6 +435,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
         cache.FlushRcuSheaves();
         Rcu.Barrier();
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             if (_byId[cache.Id] != cache || cache.IsClosed)
@@ -449,6 +464,7 @@ internal sealed partial class SlabAllocator : IDisposable
 
         // Its last slabs may still wait for readers.
         Rcu.Barrier();
+        SimPoint.Gate(_mutex);
         lock (_mutex)
             _byId[cache.Id] = null;
     }
@@ -466,6 +482,7 @@ internal sealed partial class SlabAllocator : IDisposable
     public void ShrinkAll()
     {
         Quarantine?.Flush(null);
+        SimPoint.Gate(_mutex);
         lock (_mutex)
         {
             foreach (KmemCache cache in Enumerable.Reverse(_caches))

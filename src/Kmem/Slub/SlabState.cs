@@ -53,6 +53,9 @@ internal readonly record struct SlabState(ulong Word)
     public static unsafe SlabState Read(Page* slab) => new(Volatile.Read(ref slab->SlabState));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe bool TryChange(Page* slab, SlabState from, SlabState to) =>
-        Interlocked.CompareExchange(ref slab->SlabState, to.Word, from.Word) == from.Word;
+    public static unsafe bool TryChange(Page* slab, SlabState from, SlabState to)
+    {
+        SimPoint.Here();
+        return Interlocked.CompareExchange(ref slab->SlabState, to.Word, from.Word) == from.Word;
+    }
 }

@@ -111,7 +111,8 @@ internal static class StateRules
         foreach (ulong pfn in lists.SelectMany(list => list))
         {
             Require(
-                pfn >= zone.StartPfn && pfn + (1UL << order) <= zone.StartPfn + zone.Spanned
+                pfn >= zone.StartPfn && pfn - zone.StartPfn < zone.Spanned
+                && 1UL << order <= zone.Spanned - (pfn - zone.StartPfn)
                 && (pfn & ((1UL << order) - 1)) == 0,
                 $"{what}: frame {pfn} cannot be on this list");
         }
@@ -125,7 +126,9 @@ internal static class StateRules
         {
             string what = $"slab {row.Pfn}";
             Require(names.Contains(row.Cache), $"{what}: there is no cache {row.Cache}");
-            Require(row.Order is >= 0 and <= PageOrder.Max && row.Pfn + (1UL << row.Order) <= end, $"{what}: no such frames");
+            Require(
+                row.Order is >= 0 and <= PageOrder.Max && row.Pfn < end && 1UL << row.Order <= end - row.Pfn,
+                $"{what}: no such frames");
             Require(row.Objects is > 0 and <= MostObjects, $"{what}: {row.Objects} objects");
             Require(
                 (long)row.Objects * caches[row.Cache].Size <= (long)Pfn.PageSize << row.Order,

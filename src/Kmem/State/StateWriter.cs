@@ -270,13 +270,22 @@ internal static class StateWriter
         };
     }
 
-    private static unsafe SheafState? WriteSheaf(nint sheaf, MachineParts machine) => sheaf == 0 ? null : new SheafState
+    private static unsafe SheafState? WriteSheaf(nint sheaf, MachineParts machine)
     {
-        Addr = Address((void*)sheaf, machine),
-        Size = ((Sheaf*)sheaf)->Size,
-        Capacity = (int)((Sheaf*)sheaf)->Capacity,
-        Objects = Sheaf.Objects((Sheaf*)sheaf).ToArray().Select(obj => Address((void*)obj, machine)).ToArray(),
-    };
+        if (sheaf == 0)
+            return null;
+
+        var it = (Sheaf*)sheaf;
+        Bug.On(!machine.Map.Contains(it) || it->Size < 0 || it->Size > it->Capacity, "a sheaf is none");
+        Bug.On(!machine.Map.Contains(Sheaf.ObjectsOf(it) + it->Size), "a sheaf ends outside RAM");
+        return new SheafState
+        {
+            Addr = Address(it, machine),
+            Size = it->Size,
+            Capacity = (int)it->Capacity,
+            Objects = Sheaf.Objects(it).ToArray().Select(obj => Address((void*)obj, machine)).ToArray(),
+        };
+    }
 
     private static unsafe ulong AddressOrZero(nint pointer, MachineParts machine) =>
         pointer == 0 ? 0 : Address((void*)pointer, machine);

@@ -46,6 +46,7 @@ public sealed class AddressSpace : IDisposable
     {
         get
         {
+            SimPoint.Gate(_lock);
             lock (_lock)
                 return [.. _mappings.Values];
         }
@@ -70,6 +71,7 @@ public sealed class AddressSpace : IDisposable
     /// <exception cref="ObjectDisposedException">The process has ended.</exception>
     public unsafe VmapError RemapVmallocRange(VirtAddr start, nuint bytes, void* area, ulong firstPage = 0)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             ObjectDisposedException.ThrowIf(_closed, this);
@@ -97,6 +99,7 @@ public sealed class AddressSpace : IDisposable
     /// <returns>False if none starts there.</returns>
     public bool Unmap(VirtAddr start)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             if (!_mappings.Remove(start.Value, out UserMapping mapping))
@@ -114,6 +117,7 @@ public sealed class AddressSpace : IDisposable
     /// <exception cref="ObjectDisposedException">The process has ended.</exception>
     public PageWalk Walk(VirtAddr address)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             ObjectDisposedException.ThrowIf(_closed, this);
@@ -124,6 +128,7 @@ public sealed class AddressSpace : IDisposable
     /// <summary>Ends the process: its mappings, and its own page tables.</summary>
     public void Dispose()
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             if (_closed)

@@ -42,6 +42,7 @@ public sealed class DmaDevice
     {
         get
         {
+            SimPoint.Gate(_lock);
             lock (_lock)
                 return _byPointer.Count;
         }
@@ -55,6 +56,7 @@ public sealed class DmaDevice
     public Pfn Translate(DmaAddress address)
     {
         ulong page = address.Value >> Pfn.PageShift;
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             foreach ((ulong first, DmaBuffer buffer) in _buffers)
@@ -73,6 +75,7 @@ public sealed class DmaDevice
     /// <returns>False if there are none.</returns>
     internal bool Add(nint pointer, DmaBuffer buffer, out DmaAddress address)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             ulong first = buffer.Frames[0].Value;
@@ -91,6 +94,7 @@ public sealed class DmaDevice
 
     internal DmaBuffer? Find(nint pointer)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
             return _byPointer.GetValueOrDefault(pointer);
     }
@@ -98,6 +102,7 @@ public sealed class DmaDevice
     /// <summary>Takes a buffer away; null if none is there.</summary>
     internal DmaBuffer? Remove(nint pointer)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             if (!_byPointer.Remove(pointer, out DmaBuffer? buffer))

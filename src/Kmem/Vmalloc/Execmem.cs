@@ -55,6 +55,7 @@ internal sealed class Execmem
     {
         get
         {
+            SimPoint.Gate(_gate);
             lock (_gate)
                 return _free.Aggregate(0UL, (sum, range) => sum + (range.Value - range.Key));
         }
@@ -90,6 +91,7 @@ internal sealed class Execmem
             return;
 
         ulong va = _vmalloc.ContainsOrModule(pointer) ? _vmalloc.AddressOf(pointer) : 0;
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             if (_busy.ContainsKey(va))
@@ -138,6 +140,7 @@ internal sealed class Execmem
 
     private unsafe void* AllocCached(ulong bytes)
     {
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             FreePendingLocked();
@@ -236,6 +239,7 @@ internal sealed class Execmem
     /// <returns>How much of the cache is in use.</returns>
     public override string ToString()
     {
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             return string.Create(

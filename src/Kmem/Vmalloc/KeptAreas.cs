@@ -50,6 +50,7 @@ internal sealed class KeptAreas
     /// <param name="pages">Its pages, without the guard.</param>
     public void Put(nint area, ulong start, ulong pages)
     {
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             int at = NewEntry();
@@ -81,6 +82,7 @@ internal sealed class KeptAreas
         if (Count == 0)
             return 0;
 
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             for (int at = _newestOf[BucketOf(pages)]; at != None; at = _entries[at].Next)
@@ -96,6 +98,7 @@ internal sealed class KeptAreas
     /// <summary>Takes the area that was kept for the longest time; 0 if there is none.</summary>
     public nint TakeOldest()
     {
+        SimPoint.Gate(_gate);
         lock (_gate)
             return _oldest == None ? 0 : RemoveLocked(_oldest);
     }

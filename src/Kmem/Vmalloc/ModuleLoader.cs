@@ -23,6 +23,7 @@ internal sealed class ModuleLoader(Execmem execmem, VmallocAllocator vmalloc, Ke
     {
         get
         {
+            SimPoint.Gate(_gate);
             lock (_gate)
                 return [.. _loaded];
         }
@@ -34,6 +35,7 @@ internal sealed class ModuleLoader(Execmem execmem, VmallocAllocator vmalloc, Ke
     public KernelModule? Load(ModuleImage image)
     {
         vmalloc.CheckMaySleep();
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             ModuleImage.Require(
@@ -65,6 +67,7 @@ internal sealed class ModuleLoader(Execmem execmem, VmallocAllocator vmalloc, Ke
     public bool Unload(KernelModule module)
     {
         vmalloc.CheckMaySleep();
+        SimPoint.Gate(_gate);
         lock (_gate)
         {
             if (!_loaded.Remove(module))

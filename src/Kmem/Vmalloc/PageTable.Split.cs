@@ -32,6 +32,7 @@ internal abstract partial class PageTable
         ulong old;
         do
         {
+            SimPoint.Here();
             old = Volatile.Read(ref *at);
             if (!PageTableEntry.IsLeaf(old, leaf.Level))
             {

@@ -284,6 +284,7 @@ internal abstract partial class PageTable : IDisposable
             if (fresh == NoTable)
                 return NoTable;
             ulong mine = (fresh << Pfn.PageShift) | PageTableEntry.Table;
+            SimPoint.Here();
             entry = Interlocked.CompareExchange(ref *at, mine, 0);
             if (entry == 0)
             {

@@ -67,6 +67,7 @@ internal sealed class PercpuAllocator
     {
         get
         {
+            SimPoint.Gate(_lock);
             lock (_lock)
                 return _chunks.Count;
         }
@@ -77,6 +78,7 @@ internal sealed class PercpuAllocator
     {
         get
         {
+            SimPoint.Gate(_lock);
             lock (_lock)
                 return _chunks.Sum(chunk => (long)chunk.Populated) * _unitOffsets.Length;
         }
@@ -104,6 +106,7 @@ internal sealed class PercpuAllocator
         bool atomic = !gfp.MayBlock();
         _slabs.Pages.CheckContext(gfp, _slabs.Cpus.Current);
         ulong address;
+        SimPoint.Gate(_lock);
         lock (_lock)
             address = AllocLocked(bytes, Math.Max((int)align, SmallestObject), atomic);
         if (address != 0)
@@ -128,6 +131,7 @@ internal sealed class PercpuAllocator
     /// <exception cref="KernelBugException">No object starts there.</exception>
     public unsafe void Free(ulong address)
     {
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             PercpuChunk? chunk = _chunks.Find(it => it.Contains(address));
@@ -158,6 +162,7 @@ internal sealed class PercpuAllocator
     public IEnumerable<(ulong Address, Pfn Frame)> MappedPages()
     {
         List<(ulong Address, Pfn Frame)> all = [];
+        SimPoint.Gate(_lock);
         lock (_lock)
         {
             foreach (PercpuChunk chunk in _chunks)

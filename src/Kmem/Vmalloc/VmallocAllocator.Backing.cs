@@ -65,6 +65,7 @@ internal sealed partial class VmallocAllocator
         {
             if ((request.Gfp & Gfp.NoFail) == 0)
                 return "failed to map pages";
+            SimPoint.Wait();
             Thread.Sleep(1);
         }
 

@@ -80,6 +80,7 @@ internal sealed partial class VmallocAllocator
         void* pointer = PointerOf(vm->Address);
         if ((request.Gfp & Gfp.Zero) != 0)
             NativeMemory.Clear(pointer, (nuint)(pages << Pfn.PageShift));
+        SimPoint.Here();
         Interlocked.And(ref *(long*)&vm->Flags, ~(long)VmFlags.Kept);
         Interlocked.Increment(ref _reused);
         return pointer;

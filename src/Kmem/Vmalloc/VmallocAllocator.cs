@@ -405,6 +405,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         while (vm == null && shift == Pfn.PageShift && (request.Gfp & Gfp.NoFail) != 0)
         {
             Warn(request, "vm_struct allocation failed. Retrying.");
+            SimPoint.Wait();
             Thread.Sleep(1);
             vm = Reserve(request, VmFlags.Alloc | VmFlags.Uninitialized | request.Flags, shift);
         }
@@ -478,6 +479,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         {
             head = Volatile.Read(ref _deferred);
             *link = head;
+            SimPoint.Here();
         }
         while (Interlocked.CompareExchange(ref _deferred, (nint)pointer, head) != head);
     }

@@ -34,6 +34,7 @@ internal sealed partial class VmapAllocator
     /// <returns>Whether there was anything to purge.</returns>
     public bool PurgeLazy(bool full)
     {
+        SimPoint.Gate(_purgeLock);
         lock (_purgeLock)
         {
             VmapPurge purge = VmapPurge.Begin(full);
@@ -44,6 +45,7 @@ internal sealed partial class VmapAllocator
     /// <summary>What a failed allocation does (reclaim_and_purge_vmap_areas).</summary>
     public void ReclaimAndPurge()
     {
+        SimPoint.Gate(_purgeLock);
         lock (_purgeLock)
         {
             VmapPurge purge = VmapPurge.Begin(full: true);
@@ -59,6 +61,7 @@ internal sealed partial class VmapAllocator
     /// <param name="end">Their end: 0 for none.</param>
     public void UnmapAliases(ulong start = ulong.MaxValue, ulong end = 0)
     {
+        SimPoint.Gate(_purgeLock);
         lock (_purgeLock)
         {
             bool flush = end > start;
@@ -77,6 +80,7 @@ internal sealed partial class VmapAllocator
     /// <summary>Empties all pools into the free tree (the vmap-node shrinker's scan; drop_caches).</summary>
     public void ShrinkPools()
     {
+        SimPoint.Gate(_purgeLock);
         lock (_purgeLock)
         {
             foreach (VmapNode node in _nodes)

@@ -342,6 +342,7 @@ internal sealed partial class VmapAllocator : IDisposable
     private unsafe VmapError TakeFromTree(in VmapRequest request, Gfp gfp, int cpu, out ulong start)
     {
         // A block may have to be split, and under the lock is no place to allocate an object for that.
+        SimPoint.Here();
         nint spare = Volatile.Read(ref _spare[cpu]) == 0 ? (nint)_objects.Alloc(gfp, request.Node) : 0;
         start = 0;
         _freeLock.Acquire();

@@ -92,6 +92,7 @@ internal sealed class VmapBlocks
             foreach (Block block in force ? Snapshot(_queues[cpu]) : Snapshot(_index[cpu]))
             {
                 Queue owner = _queues[block.Cpu];
+                SimPoint.Gate(owner.Gate);
                 lock (owner.Gate)
                 {
                     VmapBlock* state = block.State;
@@ -125,6 +126,7 @@ internal sealed class VmapBlocks
 
     private static List<Block> Snapshot(Queue queue)
     {
+        SimPoint.Gate(queue.Gate);
         lock (queue.Gate)
             return [.. queue.Blocks];
     }
@@ -141,6 +143,7 @@ internal sealed class VmapBlocks
     {
         int order = OrderOf(pages);
         Queue queue = _queues[_vmalloc.Cpus.CurrentCpu];
+        SimPoint.Gate(queue.Gate);
         lock (queue.Gate)
         {
             foreach (Block block in queue.Blocks)
@@ -177,6 +180,7 @@ internal sealed class VmapBlocks
         lock (shard)
             shard.Add(NumberOf(block.Start), block);
         Queue queue = _queues[cpu];
+        SimPoint.Gate(queue.Gate);
         lock (queue.Gate)
         {
             queue.Blocks.Add(block);
@@ -206,6 +210,7 @@ internal sealed class VmapBlocks
 
         int order = OrderOf(pages);
         bool empty;
+        SimPoint.Gate(_queues[block.Cpu].Gate);
         lock (_queues[block.Cpu].Gate)
         {
             int mapped = block.Freed ? 0 : block.Slots[at];

@@ -56,6 +56,61 @@ public sealed class FaultInjectionTests : IDisposable
     }
 
     [Fact]
+    public unsafe void Only_marked_caches_and_threads_fail_if_so_desired()
+    {
+        using Machine machine = Machine.Boot(new MachineOptions
+        {
+            RamBytes = 64 << 20,
+            SlubDebug = "A,marked",
+            FailSlab = "1,100,0,-1",
+        });
+        KmemCache marked = machine.CreateCache("marked", 64);
+        KmemCache other = machine.CreateCache("other", 64, flags: SlabFlags.NoMerge);
+        FaultAttribute faults = machine.FailSlab;
+        Assert.True(marked.Alloc(Gfp.NoWait) == null && other.Alloc(Gfp.NoWait) == null);
+
+        faults.CacheFilter = true;
+        faults.Verbose = true;
+        long lines = machine.Dmesg.TotalLines;
+        Assert.True(marked.Alloc(Gfp.NoWait) == null);
+        Assert.Contains("name failslab, interval 1, probability 100, space 0, times -1", machine.Dmesg.Lines[^1]);
+        Assert.True(machine.Dmesg.TotalLines > lines);
+        other.Free(other.Alloc(Gfp.NoWait));
+
+        faults.CacheFilter = false;
+        faults.TaskFilter = true;
+        other.Free(other.Alloc(Gfp.NoWait));
+        Machine.MakeItFail = true;
+        Assert.True(other.Alloc(Gfp.NoWait) == null);
+        Machine.MakeItFail = false;
+        Assert.Empty(machine.Validate());
+    }
+
+    [Theory]
+    [InlineData("1,2,3")]
+    [InlineData("")]
+    [InlineData("1,2,3,x")]
+    [InlineData("1,2,3,4,5")]
+    public void A_setting_that_makes_no_sense_is_refused(string setting) =>
+        Assert.Throws<ArgumentException>(
+            () => Machine.Boot(new MachineOptions { RamBytes = 16 << 20, FailPageAlloc = setting }));
+
+    [Fact]
+    public void Pages_in_high_memory_and_pages_in_bulk_fail_if_so_desired()
+    {
+        FaultAttribute pages = _machine.FailPageAlloc;
+        (pages.Probability, pages.Times, pages.MinOrder, pages.IgnoreGfpWait) = (100, -1, 0, false);
+        _machine.FreePage(_machine.AllocPage(Gfp.Kernel | Gfp.HighMem));
+        pages.IgnoreGfpHighMem = false;
+        Assert.False(_machine.AllocPage(Gfp.Kernel | Gfp.HighMem).IsValid);
+        var many = new Pfn[5];
+        Array.Fill(many, Pfn.None);
+        Assert.Equal(0, _machine.AllocPagesBulk(Gfp.Kernel, many));
+        pages.Probability = 0;
+        Assert.Empty(_machine.Validate());
+    }
+
+    [Fact]
     public void Whichever_request_of_an_operation_fails_nothing_is_lost()
     {
         Operate();                                              // what is made at first use is there

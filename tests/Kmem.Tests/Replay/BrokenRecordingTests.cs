@@ -52,6 +52,62 @@ public sealed class BrokenRecordingTests
         Assert.True(prediction.PageAllocs > 100);
     }
 
+    /// <summary>A state from another moment, and hundreds of wrong lines: the work does not depend on how wrong it is.</summary>
+    [Fact]
+    public void However_wrong_it_is_it_ends()
+    {
+        int runs = int.TryParse(Environment.GetEnvironmentVariable("KMEM_REPLAY_RUNS"), out int wanted) ? wanted : 6;
+        int refused = 0;
+        for (int seed = 0; seed < runs; seed++)
+        {
+            var random = new Random(seed);
+            string phase = s_phases[seed % s_phases.Length];
+            string[] lines = TestData.ReadGzip($"boot-1cpu/{phase}/events.tsv.gz").TrimEnd('\n').Split('\n');
+            BreakAtRandom(lines, random);
+            var watch = Stopwatch.StartNew();
+            try
+            {
+                Predict(phase, random.Next(4) == 0 ? "state-t0.json.gz" : "state-t1.json.gz", lines.Where(line => line.Length > 0));
+            }
+            catch (AggregateException error) when (error.InnerException is InvalidDataException)
+            {
+                refused++;      // a line that is none
+            }
+
+            TestContext.Current.TestOutputHelper?.WriteLine($"seed {seed}: {phase}, {watch.Elapsed.TotalSeconds:F1} s");
+        }
+
+        Assert.InRange(refused, 0, runs / 2);
+
+        Figures.Add("fuzzing", "recordings of a kernel's state", runs);
+    }
+
+    private static readonly string[] s_phases = ["00-slab", "01-page", "02-vm", "03-fork", "09-tvm"];
+
+    private static void BreakAtRandom(string[] lines, Random random)
+    {
+        for (int i = random.Next(50, 1000); i > 0; i--)
+        {
+            int at = random.Next(lines.Length - 1);
+            switch (random.Next(4))
+            {
+                case 0:
+                    lines[at] = "";
+                    break;
+                case 1:
+                    (lines[at], lines[at + 1]) = (lines[at + 1], lines[at]);
+                    break;
+                case 2:
+                    lines[at] = lines[random.Next(lines.Length)];
+                    break;
+                default:
+                    if (lines[at].Contains("\tPF\t") || lines[at].Contains("\tKF\t") || lines[at].Contains("\tKC\t"))
+                        lines[at] = Elsewhere(lines[at]);
+                    break;
+            }
+        }
+    }
+
     /// <summary>What is done to a line.</summary>
     public enum Damage
     {
