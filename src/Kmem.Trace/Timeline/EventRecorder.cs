@@ -184,7 +184,7 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         {
             Offset = offset,
             Requested = (uint)requested,
-            Cache = head->Type == PageType.Slab && _machine.Slabs.TryCacheOf(head) is { } cache ? (ushort)cache.Id : ushort.MaxValue,
+            Cache = head->Type == PageType.Slab && _machine.Slabs.TryCacheOf(head) is { } cache ? (ushort)(cache.Id + 1) : (ushort)0,
             Sign = (sbyte)sign,
         };
         Objects.Add(change);

@@ -68,7 +68,7 @@ internal struct FrameCell : IEquatable<FrameCell>
     public FrameKind Kind;
     public byte Order;
 
-    /// <summary>The cache of a slab, the CPU of a frame on a list.</summary>
+    /// <summary>The cache of a slab (its number in the machine + 1), the CPU of a frame on a list.</summary>
     public ushort Owner;
 
     /// <summary>Objects of the slab that are given out; kept in the first frame's cell only.</summary>

@@ -145,7 +145,7 @@ internal sealed class FrameScan
             {
                 Kind = FrameKind.Slab,
                 Order = (byte)order,
-                Owner = (ushort)cache.Id,
+                Owner = (ushort)(cache.Id + 1),
                 Objects = (ushort)SlabState.Read(page).Objects,
             };
         }

@@ -25,6 +25,7 @@ internal sealed class Timeline : IDisposable
     private readonly FtraceReader _reader;
     private readonly TimelineOptions _options;
     private readonly Lock _copying = new();
+    private readonly Dictionary<int, string> _cacheNames = [];
     private EventRecorder _recorder = null!;
 
     private Timeline(FtraceReader reader, TimelineOptions options, int cpus)
@@ -67,6 +68,9 @@ internal sealed class Timeline : IDisposable
     public ReadOnlySpan<ObjectChange> Objects => _recorder.Objects.All;
 
     public ReadOnlySpan<FrameChange> Frames => _recorder.Frames.All;
+
+    /// <summary>The name of a cache by the number that frames and objects have; null if there is none.</summary>
+    public string? CacheName(int number) => _cacheNames.GetValueOrDefault(number);
 
     /// <summary>Reads a recording and replays it.</summary>
     /// <param name="reader">A reader that nobody has read events from; must not be read from afterwards.</param>
@@ -189,6 +193,8 @@ internal sealed class Timeline : IDisposable
             machine.CpuSet.Pin(before);
         }
 
+        foreach (KmemCache cache in machine.Slabs.Caches)
+            _cacheNames[cache.Id + 1] = cache.Name;
         Machines = new MomentMachine(this, machine, engine);
     }
 

@@ -29,7 +29,7 @@ internal sealed class TimelineCursor
 
     public long Counter(TickKind kind) => _counters[(int)kind];
 
-    /// <summary>Objects of a cache that are given out; 0xffff: large blocks.</summary>
+    /// <summary>Objects of a cache that are given out; 0: large blocks.</summary>
     public int Active(int cache) => cache < _active.Length ? _active[cache] : 0;
 
     /// <summary>Goes to a moment, 0 … number of events. Costs the changes in between, some ten nanoseconds each.</summary>

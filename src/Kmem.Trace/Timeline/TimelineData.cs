@@ -129,7 +129,7 @@ internal struct ObjectChange
     /// <summary>Bytes asked for.</summary>
     public uint Requested;
 
-    /// <summary>Its cache; 0xffff: a large block or none.</summary>
+    /// <summary>Its cache; 0: a large block.</summary>
     public ushort Cache;
 
     /// <summary>1 or −1.</summary>
