@@ -92,7 +92,10 @@ export const migrateColour = id =>
     [OKABE.vermilion, OKABE.orange, [139, 109, 56], OKABE.purple, OKABE.sky, OKABE.yellow][id] ?? [128, 128, 128];
 
 /** Black or white, whichever can be read on a colour. */
-export const inkOn = ([r, g, b]) => 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#10141a" : "#ffffff";
+export function inkOn(colour) {
+    const [r, g, b] = colour.map(value => (value / 255) ** 2.2);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.19 ? "#10141a" : "#ffffff";
+}
 
 /** What marks of bytes look like. */
 export const markColour = what => ({

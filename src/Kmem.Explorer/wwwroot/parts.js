@@ -28,6 +28,21 @@ export const kindName = (info, name) => [
     named(`kind.${name}`, info.kinds.find(kind => kind.name === name)?.label ?? name),
 ];
 
+const ICONS = {
+    play: "M4 2 L13 8 L4 14 z", pause: "M3 2 h4 v12 h-4 z M9 2 h4 v12 h-4 z", back: "M12 2 L5 8 L12 14 z M3 2 h2 v12 h-2 z",
+    forth: "M4 2 L11 8 L4 14 z M11 2 h2 v12 h-2 z", first: "M8 3 L2.5 8 L8 13 z M14 3 L8.5 8 L14 13 z M0.5 3 h1.6 v10 h-1.6 z",
+    last: "M8 3 L13.5 8 L8 13 z M2 3 L7.5 8 L2 13 z M13.9 3 h1.6 v10 h-1.6 z",
+    split: "M2 2 h12 v5 h-12 z M2 9 h5 v5 h-5 z M9 9 h5 v5 h-5 z", merge: "M2 2 h5 v5 h-5 z M9 2 h5 v5 h-5 z M2 9 h12 v5 h-12 z",
+    fallback: "M2 5 h7 v-3 l5 5 l-5 5 v-3 h-7 z", claim: "M3 1 h2 v14 h-2 z M5 2 h9 l-2.5 3 l2.5 3 h-9 z",
+    refill: "M6 1 h4 v7 h4 l-6 7 l-6 -7 h4 z", drain: "M6 15 h4 v-7 h4 l-6 -7 l-6 7 h4 z", newSlab: "M6.5 2 h3 v4.5 h4.5 v3 h-4.5 v4.5 h-3 v-4.5 h-4.5 v-3 h4.5 z",
+    freeSlab: "M2 6.5 h12 v3 h-12 z", slowPath: "M6.5 1 h3 v9 h-3 z M6.5 12 h3 v3 h-3 z",
+    failure: "M2 4 L4 2 L8 6 L12 2 L14 4 L10 8 L14 12 L12 14 L8 10 L4 14 L2 12 L6 8 z",
+};
+
+/** A small sign; drawn, because fonts do not have all of them. */
+export const icon = name => s("svg", { class: "sign", width: 13, height: 13, viewBox: "0 0 16 16", "aria-hidden": "true" },
+    s("path", { d: ICONS[name] ?? ICONS.slowPath, fill: "currentColor" }));
+
 /** An address as a link to everything about it. */
 export const addressLink = (address, text = address) =>
     address ? h("a", { class: "mono", href: routeTo("explain", { address }) }, text) : "–";

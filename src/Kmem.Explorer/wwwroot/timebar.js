@@ -5,6 +5,7 @@ import { fit, h, onFrame, show } from './dom.js';
 import { count, seconds } from './format.js';
 import { t } from './i18n.js';
 import { css, page } from './palette.js';
+import { icon } from './parts.js';
 import { go } from './route.js';
 
 const SPEEDS = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
@@ -18,7 +19,7 @@ function liveBar(store, scope) {
     const play = h("button", { class: "play main", onclick: () => store.play(store.time.playing ? 0 : 1) });
     const text = h("span", { class: "where" });
     const update = () => {
-        play.textContent = store.time.playing ? `⏸ ${t("time.freeze")}` : `▶ ${t("time.goOn")}`;
+        show(play, icon(store.time.playing ? "pause" : "play"), " ", t(store.time.playing ? "time.freeze" : "time.goOn"));
         text.textContent = t(store.time.playing ? "time.live" : "time.frozen", { t: count(store.time.t) });
     };
     scope.on("time", onFrame(update));
@@ -49,7 +50,7 @@ function recordingBar(store, scope) {
     const draw = onFrame(() => drawTrack(canvas, store, histogram));
     const update = onFrame(() => {
         const { t: at, playing, ns } = store.time;
-        play.textContent = playing ? `⏸ ${t("time.pause")}` : `▶ ${t("time.play")}`;
+        show(play, icon(playing ? "pause" : "play"), " ", t(playing ? "time.pause" : "time.play"));
         const since = ns === null || store.info.firstNs === null ? "" : ` · ${seconds((ns - store.info.firstNs) / 1e9)}`;
         where.textContent = t("time.where", { t: count(at), of: count(events) }) + since;
         event.textContent = store.time.event?.text ?? "";
@@ -79,11 +80,11 @@ function recordingBar(store, scope) {
 
     return h("footer", { class: "time", "aria-label": t("time.label") },
         h("div", { class: "row" },
-            button("⏮", t("time.first"), "Home", () => store.seek(0)),
-            button("◀", t("time.back"), ",", () => store.step(-1)),
+            button(icon("first"), t("time.first"), "Home", () => store.seek(0)),
+            button(icon("back"), t("time.back"), ",", () => store.step(-1)),
             play,
-            button("▶", t("time.forth"), ".", () => store.step(1)),
-            button("⏭", t("time.last"), "End", () => store.seek(events)),
+            button(icon("forth"), t("time.forth"), ".", () => store.step(1)),
+            button(icon("last"), t("time.last"), "End", () => store.seek(events)),
             speed, where, event, marks),
         track);
 }

@@ -77,7 +77,7 @@ function content(store, diff, width) {
             { key: "free", title: t("kind.free"), number: true, of: zone => delta(zone.free) },
             ...Array.from({ length: store.info.maxOrder + 1 }, (_, order) => ({ key: `o${order}`, title: String(order), number: true, of: zone => delta(zone.freeBlocks[order] ?? 0) })),
         ], diff.zones, { label: t("compare.blocks") }))) : null,
-        h("div", { class: "lanes" },
+        h("div", { class: "lanes wide" },
             listPanel(t("slabs.caches"), caches, [
                 { key: "name", title: t("slabs.name") },
                 { key: "slabs", title: t("slabs.slabs"), number: true, of: row => delta(row.slabs) },

@@ -8,7 +8,7 @@ import { h, onFrame, s, show } from './dom.js';
 import { bytes, count, percent, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js';
-import { asTable, empty, frameLink, kindName, label, loading, measured, problem, swatch, table } from './parts.js';
+import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, swatch, table } from './parts.js';
 import { Follower } from './store.js';
 
 const COMPOSITION = ["free", "pcp", "slab", "large", "pageTable", "vmalloc", "movable", "reclaimable", "unmovable", "other"];
@@ -203,18 +203,17 @@ function drawCounters(panel, { counters }) {
             h("div", { class: "tile" }, h("b", {}, count(counters[name])), h("span", {}, t(`counter.${name}`))))));
 }
 
-const SIGNS = {
-    split: ["⑂", "splits"], merge: ["⧉", "merges"], fallback: ["↷", "fallbacks"], claim: ["⚑", "claims"], refill: ["↓", "refills"],
-    drain: ["↑", "drains"], newSlab: ["+", "newSlabs"], freeSlab: ["−", "freeSlabs"], slowPath: ["!", "slowPaths"], failure: ["✕", "failures"],
+const TICK_NAMES = {
+    split: "splits", merge: "merges", fallback: "fallbacks", claim: "claims", refill: "refills", drain: "drains",
+    newSlab: "newSlabs", freeSlab: "freeSlabs", slowPath: "slowPaths", failure: "failures",
 };
 
 function drawTicker(panel, store) {
     const items = store.ticks.slice(-TICKS_SHOWN).reverse();
     show(panel, h("header", {}, h("h2", {}, t("machine.ticker")), h("span", { class: "soft" }, t("machine.tickerAbout"))),
         items.length === 0 ? empty(t("machine.quiet"), t("machine.quietAbout")) : h("ol", { class: "ticker" }, items.map(item => {
-            const [sign, counter] = SIGNS[item.what] ?? ["·", item.what];
-            return h("li", {}, h("span", {}, count(item.t)),
-                h("span", { class: "what" }, h("i", { "aria-hidden": "true" }, sign), t(`tick.${counter}`)),
+            const name = TICK_NAMES[item.what] ?? item.what;
+            return h("li", {}, h("span", {}, count(item.t)), h("span", { class: "what" }, icon(item.what), t(`tick.${name}`)),
                 h("span", {}, tickText(item, store)));
         })));
 }

@@ -80,8 +80,10 @@ class MapView {
         const legend = later(300, () => this.legend.update());
         let legendDue = 0;
         scope.on("cells", buffer => {
+            const known = this.painter.id;
             if (!this.painter.take(buffer, this.viewId)) return;
             draw();
+            if (known !== this.viewId) this.drawOver();
             if (performance.now() > legendDue) {
                 legendDue = performance.now() + 500;
                 this.legend.update();
@@ -127,6 +129,7 @@ class MapView {
         }
         this.deep.classList.toggle("hidden", !this.page);
         this.body.classList.toggle("hidden", Boolean(this.page));
+        this.strip.classList.toggle("hidden", Boolean(this.page));
         this.showCrumbs();
     }
 
@@ -431,13 +434,13 @@ class MapView {
         context.strokeStyle = css(colours.back);
         context.lineWidth = 2;
         context.beginPath();
-        for (let i = 1; i < layout.tilesWide; i++) {
-            context.moveTo(GUTTER + i * tileWide, 0);
-            context.lineTo(GUTTER + i * tileWide, layout.tilesHigh * tileHigh);
-        }
-        for (let j = 1; j < layout.tilesHigh; j++) {
-            context.moveTo(GUTTER, j * tileHigh);
-            context.lineTo(GUTTER + layout.tilesWide * tileWide, j * tileHigh);
+        const tiles = Math.ceil(this.painter.count / TILE_CELLS);
+        for (let i = 0; i < tiles; i++) {
+            const x = GUTTER + (i % layout.tilesWide) * tileWide;
+            const y = Math.floor(i / layout.tilesWide) * tileHigh;
+            context.moveTo(x + tileWide, y);
+            context.lineTo(x + tileWide, y + tileHigh);
+            context.lineTo(x, y + tileHigh);
         }
         context.stroke();
         context.font = "11px ui-monospace, 'DejaVu Sans Mono', monospace";
@@ -556,6 +559,7 @@ class MapView {
         this.page = null;
         this.deep.classList.add("hidden");
         this.body.classList.remove("hidden");
+        this.strip.classList.remove("hidden");
     }
 
     showSummary() {

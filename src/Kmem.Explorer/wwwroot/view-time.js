@@ -142,7 +142,7 @@ class TimeView {
         for (const row of this.body.querySelectorAll("tr[data-n]")) {
             const on = Number(row.dataset.n) === now;
             row.setAttribute("aria-selected", String(on));
-            if (on && (scroll || this.store.time.playing)) row.scrollIntoView({ block: "nearest" });
+            if (on && (scroll || this.store.time.playing)) row.scrollIntoView({ block: scroll ? "center" : "nearest" });
         }
     }
 
