@@ -54,6 +54,20 @@ export function onFrame(action) {
     };
 }
 
+/** Calls at once, and then at most every so many milliseconds; the last wish is always fulfilled. */
+export function atMost(milliseconds, action) {
+    let due = 0;
+    let timer = 0;
+    return () => {
+        if (timer !== 0) return;
+        timer = setTimeout(() => {
+            timer = 0;
+            due = performance.now() + milliseconds;
+            action();
+        }, Math.max(0, due - performance.now()));
+    };
+}
+
 /** Calls once, when nothing was asked for some milliseconds. */
 export function later(milliseconds, action) {
     let timer = 0;

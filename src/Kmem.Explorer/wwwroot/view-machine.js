@@ -4,7 +4,7 @@
 //           free  ▓▓▓▓│▓▓▓│▓▓▓│▓▓▓▓▓▓▓▓▓▶  against min, low, high
 //           order 0 1 2 … 10               columns, one colour a migrate type
 
-import { h, onFrame, s, show } from './dom.js';
+import { atMost, h, s, show } from './dom.js';
 import { bytes, count, percent, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js';
@@ -13,6 +13,7 @@ import { Follower } from './store.js';
 
 const COMPOSITION = ["free", "pcp", "slab", "large", "pageTable", "vmalloc", "movable", "reclaimable", "unmovable", "other"];
 const TICKS_SHOWN = 60;
+const REDRAW_MS = 250;                // numbers that change faster cannot be read
 
 export function machineView(store, main) {
     const scope = store.scope();
@@ -26,7 +27,7 @@ export function machineView(store, main) {
 
     let width = 600;
     const lanes = new Map();
-    const draw = onFrame(() => {
+    const draw = atMost(REDRAW_MS, () => {
         const machine = store.machine;
         if (!machine) return;
         drawUse(use, store, machine, width);
@@ -35,7 +36,7 @@ export function machineView(store, main) {
         drawCounters(counters, machine);
     });
     const box = measured(left, now => { width = now - 30; draw(); });
-    const tick = onFrame(() => drawTicker(ticker, store));
+    const tick = atMost(REDRAW_MS, () => drawTicker(ticker, store));
     scope.add(box.end);
     scope.add(store.subscribe("machine"));
     scope.add(store.subscribe("ticker"));
