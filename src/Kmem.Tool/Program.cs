@@ -71,6 +71,7 @@ internal static class Program
             new GeometryCommand(),
             new PredictCommand(),
             new WalkCommand(),
+            new ServeCommand(),
             new SoakCommand(),
             new BenchCommand(),
             new BenchChildCommand(),
