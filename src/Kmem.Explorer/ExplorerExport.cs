@@ -37,6 +37,7 @@ internal sealed partial class ExplorerExport
 {
     private const int MostEvents = 1_000_000;
     private const int SlabsPerCache = 32;
+    private const int Patience = 10_000;        // ms, for a pattern over files of our own
 
     private readonly TraceSource _source;
     private readonly Timeline _timeline;
@@ -287,12 +288,12 @@ internal sealed partial class ExplorerExport
     private byte[] Page(byte[] data)
     {
         string html = TextOf("index.html");
-        html = StyleLink().Replace(html, match => $"<style>\n{TextOf(match.Groups[1].Value)}\n</style>");
+        html = StyleLink().Replace(html, match => $"<style>\n{TextOf(match.Groups["name"].Value)}\n</style>");
         Match entry = EntryModule().Match(html);
         if (!entry.Success)
             throw new InvalidDataException("index.html has no module to start from");
 
-        string start = entry.Groups[1].Value;
+        string start = entry.Groups["name"].Value;
         var modules = new SortedDictionary<string, string>(StringComparer.Ordinal);
         Collect(start, modules);
         var script = new StringBuilder();
@@ -315,21 +316,21 @@ internal sealed partial class ExplorerExport
             return;
 
         string text = TextOf(name);
-        modules[name] = ModuleImport().Replace(text, "$1$2kmem/$3$2");
+        modules[name] = ModuleImport().Replace(text, "${verb}${quote}kmem/${name}${quote}");
         foreach (Match import in ModuleImport().Matches(text))
-            Collect(import.Groups[3].Value, modules);
+            Collect(import.Groups["name"].Value, modules);
     }
 
     private static string TextOf(string name) => KmemExplorer.FileOf(name) is { } bytes
         ? Encoding.UTF8.GetString(bytes)
         : throw new InvalidDataException($"the explorer's page has no file {name}");
 
-    [GeneratedRegex("<link rel=\"stylesheet\" href=\"([\\w.-]+)\">", RegexOptions.CultureInvariant | RegexOptions.NonBacktracking)]
+    [GeneratedRegex("<link rel=\"stylesheet\" href=\"(?<name>[\\w.-]+)\">", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex StyleLink();
 
-    [GeneratedRegex("<script type=\"module\" src=\"([\\w.-]+)\"></script>", RegexOptions.CultureInvariant | RegexOptions.NonBacktracking)]
+    [GeneratedRegex("<script type=\"module\" src=\"(?<name>[\\w.-]+)\"></script>", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex EntryModule();
 
-    [GeneratedRegex("(\\bfrom\\s*|\\bimport\\s*)([\"'])\\./([\\w.-]+)\\2", RegexOptions.CultureInvariant, 10_000)]
+    [GeneratedRegex("(?<verb>\\bfrom\\s*|\\bimport\\s*)(?<quote>[\"'])\\./(?<name>[\\w.-]+)\\k<quote>", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex ModuleImport();
 }

@@ -260,7 +260,11 @@ class Recording {
     histogram(buckets) {
         buckets = Math.max(1, Math.min(buckets, Math.max(this.to, 1)));
         const objects = new Array(buckets).fill(0), pages = objects.slice(), slow = objects.slice(), freeFrames = objects.slice();
-        const bucketOf = n => Math.min(buckets - 1, Math.floor(n * buckets / Math.max(this.to, 1)));
+        const endOf = bucket => Math.floor(this.to * (bucket + 1) / buckets);
+        const bucketOf = n => {
+            const guess = Math.floor(n * buckets / this.to);
+            return n >= endOf(guess) ? guess + 1 : guess;
+        };
         for (let n = this.from; n < this.to; n++) {
             const kind = this.words.events[(n - this.from) * EVENT_WORDS + 10] & 0xff;
             (kind >= 5 && kind <= 10 ? pages : objects)[bucketOf(n)]++;
@@ -270,7 +274,7 @@ class Recording {
             if ([2, 3, 8, 9].includes(ticks[i + 3] & 0xff)) slow[bucketOf(ticks[i])]++;
         const cursor = this.open();
         for (let bucket = 0; bucket < buckets; bucket++) {
-            cursor.moveTo(Math.min(this.to, Math.max(this.from, Math.floor(this.to * (bucket + 1) / buckets))));
+            cursor.moveTo(Math.max(this.from, endOf(bucket)));
             freeFrames[bucket] = cursor.kinds[FREE];
         }
         return {
@@ -331,7 +335,7 @@ class Recording {
             from, to, events: Math.abs(to - from), frames: difference(before.frames, after.frames), changedFrames, caches,
             sites: [...sums].filter(([id, s]) => this.site(id) && (s.frames || s.objects || s.bytes))
                 .map(([id, sum]) => ({ site: this.site(id), ...sum }))
-                .sort((x, y) => Math.abs(y.bytes) + Math.abs(y.frames) * 4096 - Math.abs(x.bytes) - Math.abs(x.frames) * 4096).slice(0, 100),
+                .sort((x, y) => Math.abs(y.bytes) + Math.abs(y.frames) * 4096 - Math.abs(x.bytes) - Math.abs(x.frames) * 4096 || x.site.id - y.site.id).slice(0, 100),
             counters: difference(before.counters, after.counters),
             zones: after.zones.map((zone, i) => ({
                 id: zone.id, free: zone.free - before.zones[i].free,
