@@ -65,7 +65,8 @@ internal static class Program
 
     private static RootCommand CreateRoot()
     {
-        var root = new RootCommand("The memory allocators of the Linux kernel, at work: replays traces, computes slabs.")
+        var root = new RootCommand(
+            "The memory allocators of the Linux kernel, at work: replays traces, computes slabs.")
         {
             new ReplayCommand(),
             new GeometryCommand(),
