@@ -65,8 +65,7 @@ internal static class Program
 
     private static RootCommand CreateRoot()
     {
-        var root = new RootCommand(
-            "The memory allocators of the Linux kernel, at work: replays traces, computes slabs.")
+        var root = new RootCommand("The memory allocators of the Linux kernel, at work: replays traces, computes slabs.")
         {
             new ReplayCommand(),
             new GeometryCommand(),
