@@ -18,9 +18,11 @@ internal sealed partial class Answers
             ZoneShape its = _shape.Zones[zone];
             steps.Add(new ExplainStep("zone", $"frame {pfn} is in zone {its.Name} of node {its.Node}",
                 new(StringComparer.Ordinal)
-            {
-                ["start"] = (long)its.Start, ["end"] = (long)its.End, ["managed"] = (long)its.Managed,
-            }));
+                {
+                    ["start"] = (long)its.Start,
+                    ["end"] = (long)its.End,
+                    ["managed"] = (long)its.Managed,
+                }));
         }
 
         steps.Add(new ExplainStep(
@@ -29,12 +31,16 @@ internal sealed partial class Answers
                 + "are in use",
             new(StringComparer.Ordinal)
             {
-                ["first"] = (long)frame.Pageblock.First, ["inUse"] = frame.Pageblock.InUse, ["pins"] =
+                ["first"] = (long)frame.Pageblock.First,
+                ["inUse"] = frame.Pageblock.InUse,
+                ["pins"] =
                     frame.Pageblock.Pins,
             }));
         steps.Add(new ExplainStep("block", BlockText(frame), new(StringComparer.Ordinal)
         {
-            ["head"] = (long)frame.Head, ["order"] = frame.Order, ["born"] = frame.Born,
+            ["head"] = (long)frame.Head,
+            ["order"] = frame.Order,
+            ["born"] = frame.Born,
         }));
         string summary = $"{Hex(address)}: {BlockText(frame)}.";
         if (frame.Kind == "slab" && TryObject(moment, address) is { } obj)
@@ -46,7 +52,10 @@ internal sealed partial class Answers
             string text = $"object {obj.Index} of a slab of {obj.CacheName}, {use}{since}";
             steps.Add(new ExplainStep("object", text, new(StringComparer.Ordinal)
             {
-                ["index"] = obj.Index ?? 0, ["size"] = obj.Size, ["objectSize"] = obj.ObjectSize, ["requested"] =
+                ["index"] = obj.Index ?? 0,
+                ["size"] = obj.Size,
+                ["objectSize"] = obj.ObjectSize,
+                ["requested"] =
                     obj.Requested ?? 0,
                 ["offset"] = (long)(address - Convert.ToUInt64(obj.Address, 16)),
             }));
@@ -158,7 +167,9 @@ internal sealed partial class Answers
         };
         return new ExplainStep(NameOf(tick.Kind), text, new(StringComparer.Ordinal)
         {
-            ["pfn"] = tick.Pfn, ["order"] = tick.Order, ["count"] = tick.Count,
+            ["pfn"] = tick.Pfn,
+            ["order"] = tick.Order,
+            ["count"] = tick.Count,
         });
     }
 

@@ -116,8 +116,11 @@ public sealed class AttachTests
         Assert.Throws<ArgumentException>(() => machine.ServeExplorer(new ExplorerOptions { Token = "short" }));
         const string Token = "0123456789abcdef";
         using KmemExplorer explorer = machine.ServeExplorer(new ExplorerOptions { Token = Token });
-        using var client = new HttpClient(new HttpClientHandler { AllowAutoRedirect = false }) { BaseAddress =
-            new Uri(explorer.Url.GetLeftPart(UriPartial.Authority)) };
+        using var client = new HttpClient(new HttpClientHandler { AllowAutoRedirect = false })
+        {
+            BaseAddress =
+            new Uri(explorer.Url.GetLeftPart(UriPartial.Authority))
+        };
         CancellationToken cancel = TestContext.Current.CancellationToken;
         Assert.Equal(HttpStatusCode.Unauthorized, (await client.GetAsync("/api/info", cancel)).StatusCode);
         Assert.Equal(HttpStatusCode.Unauthorized,

@@ -211,7 +211,9 @@ internal sealed class EventRecorder : ITrace, IRareEvents
     private void AddTick(TickKind kind, ulong pfn, int order, int fromOrder, int count, int cache) =>
         Ticks.Add(NewTick(kind, pfn, order) with
         {
-            FromOrder = (byte)fromOrder, Count = count, Cache = (ushort)cache,
+            FromOrder = (byte)fromOrder,
+            Count = count,
+            Cache = (ushort)cache,
         });
 
     /// <summary>One entry for each batch.</summary>
@@ -284,7 +286,10 @@ internal sealed class EventRecorder : ITrace, IRareEvents
                 to++;
             var change = new FrameChange
             {
-                Pfn = (uint)(start + (ulong)from), Count = (ushort)(to - from), From = old[from], To = now[from],
+                Pfn = (uint)(start + (ulong)from),
+                Count = (ushort)(to - from),
+                From = old[from],
+                To = now[from],
             };
             Frames.Add(change);
             _map.Change(change.Pfn, change.Count, change.From, change.To);
@@ -310,7 +315,9 @@ internal sealed class EventRecorder : ITrace, IRareEvents
 
         Frames.Add(new FrameChange
         {
-            Pfn = (uint)pfn, From = new FrameCell { Order = (byte)was }, To = new FrameCell { Order = (byte)type },
+            Pfn = (uint)pfn,
+            From = new FrameCell { Order = (byte)was },
+            To = new FrameCell { Order = (byte)type },
         });
         _map.SetType(pfn, type);
     }
@@ -325,7 +332,10 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         {
             cells.Fill(new FrameCell
             {
-                Kind = FrameKinds.OfType(touch.Type), Order = touch.Order, Born = _now, Site = _site,
+                Kind = FrameKinds.OfType(touch.Type),
+                Order = touch.Order,
+                Born = _now,
+                Site = _site,
             });
         }
         else if (touch.Kind != TouchKind.Drained)

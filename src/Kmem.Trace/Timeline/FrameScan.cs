@@ -99,8 +99,11 @@ internal sealed class FrameScan
     private unsafe void Classify(FrameMap map, ulong start)
     {
         for (ulong pfn = start; pfn < start + ChunkFrames; pfn++)
-            _cells[pfn - start] = new FrameCell { Kind = pfn < map.Frames && map.ZoneOf(pfn) != FrameMap.NoZone
-                ? FrameKind.Reserved : FrameKind.Hole };
+            _cells[pfn - start] = new FrameCell
+            {
+                Kind = pfn < map.Frames && map.ZoneOf(pfn) != FrameMap.NoZone
+                ? FrameKind.Reserved : FrameKind.Hole
+            };
 
         for (ulong pfn = start; pfn < Math.Min(start + ChunkFrames, map.Frames);)
         {
