@@ -73,6 +73,8 @@ internal static class Program
             new WalkCommand(),
             new ExplainCommand(),
             new DrawCommand(),
+            new ServeCommand(),
+            new ExportCommand(),
             new SoakCommand(),
             new BenchCommand(),
             new BenchChildCommand(),

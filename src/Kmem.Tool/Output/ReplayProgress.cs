@@ -19,9 +19,9 @@ internal static class ReplayProgress
     /// <param name="size">Bytes of the input; <c>null</c> if that is not known.</param>
     /// <param name="cancel">Ends the replay with an <see cref="OperationCanceledException"/>.</param>
     /// <param name="replay">The work; calls its argument now and then with the number of events so far.</param>
-    internal static ReplayResult Show(
+    internal static T Show<T>(
         TextWriter error, string name, FtraceReader reader, long? size, CancellationToken cancel,
-        Func<Action<long>, ReplayResult> replay)
+        Func<Action<long>, T> replay)
     {
         if (!Screen.IsTerminal(error)) return replay(_ => cancel.ThrowIfCancellationRequested());
 

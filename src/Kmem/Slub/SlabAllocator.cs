@@ -335,6 +335,14 @@ internal sealed partial class SlabAllocator : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe KmemCache CacheOf(Page* slab) => _byId[((int)slab->SlabCache >> TagShift) - 1]!;
 
+    /// <summary>The same for somebody who looks on from outside: null if the slab has just gone.</summary>
+    public unsafe KmemCache? TryCacheOf(Page* slab)
+    {
+        KmemCache?[] caches = Volatile.Read(ref _byId);
+        uint id = (uint)((int)slab->SlabCache >> TagShift) - 1;
+        return id < (uint)caches.Length ? caches[id] : null;
+    }
+
     /// <summary>The slab that an address lies in, or null if it lies in none.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe Page* SlabOf(void* address)

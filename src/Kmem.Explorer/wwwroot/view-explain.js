@@ -1,0 +1,138 @@
+// Explain: one address (or frame, or event), everything that is known about it, the reasons as values, and one sentence.
+
+import { h, show } from './dom.js';
+import { count, parseAddress } from './format.js';
+import { named, t } from './i18n.js';
+import { objectPanel } from './object-panel.js';
+import { addressLink, empty, facts, frameLink, loading, problem, table } from './parts.js';
+import { go, routeTo } from './route.js';
+import { Follower } from './store.js';
+
+const LONG = 24;
+
+export function explainView(store, main, parameters) {
+    const field = h("input", { type: "search", class: "mono", size: 24, spellcheck: "false", "aria-label": t("app.address"), placeholder: "0xffff8880…" });
+    const form = h("form", {
+        class: "row",
+        onsubmit: e => {
+            e.preventDefault();
+            const value = parseAddress(field.value);
+            field.setCustomValidity(value ? "" : t("app.noAddress"));
+            if (value) go("explain", { address: value });
+            else field.reportValidity();
+        },
+    }, h("label", { class: "row" }, h("h2", {}, t("view.explain")), field), h("button", { class: "main" }, t("explain.ask")));
+    const body = h("div", { class: "stack" });
+    const bytesPlace = h("div");
+    main.append(h("div", { class: "stack" }, h("section", { class: "panel" }, form), body, bytesPlace));
+    field.addEventListener("input", () => field.setCustomValidity(""));
+
+    let question = null;
+    let object = null;
+    const follower = new Follower(store, () => question ? store.get("/api/explain", question) : Promise.resolve(null), answer => {
+        show(body, answer ? content(store, answer) : start(store));
+    }, error => show(body, h("section", { class: "panel" }, problem(error))), 500);
+
+    const enter = now => {
+        const { address, pfn, event } = now;
+        question = address ? { address } : pfn ? { pfn } : event ? { event } : null;
+        field.value = address ?? "";
+        object?.end();
+        object = address ? objectPanel(store, address) : null;
+        show(bytesPlace, object?.root);
+        if (question) show(body, loading());
+        follower.refresh();
+    };
+    enter(parameters);
+    return { enter, end: () => { follower.end(); object?.end(); } };
+}
+
+function start(store) {
+    const event = store.time.event;
+    return h("section", { class: "panel" }, empty(t("explain.start"), h("p", {}, t("explain.startAbout"))),
+        event?.address ? h("p", { class: "right" }, t("explain.try"), " ", addressLink(event.address)) : null);
+}
+
+function content(store, answer) {
+    const sentence = answer.summary ?? answer.sentence;
+    const steps = answer.steps ?? [];
+    const rest = Object.entries(answer).filter(([name, value]) =>
+        !["summary", "sentence", "steps", "t", "address", "life", "lifeOmitted", "decision", "mapping", "pinned"].includes(name) && value !== null);
+    const plain = rest.filter(([, value]) => typeof value !== "object");
+    const parts = rest.filter(([, value]) => typeof value === "object" && !(Array.isArray(value) && value.length === 0));
+    return [
+        h("section", { class: "panel", "aria-label": t("explain.sentence") },
+            sentence ? h("p", { class: "sentence" }, sentence) : null,
+            facts([[t("object.address"), answer.address ? addressLink(answer.address) : null],
+                ...plain.map(([name, value]) => [title(name), valueOf(store, name, value)])])),
+        steps.length > 0 ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.steps"))), stepList(store, steps)) : null,
+        answer.decision ? section(store, "decision", answer.decision) : null,
+        answer.pinned?.length ? pinned(store, answer.pinned) : null,
+        parts.length > 0 && steps.length === 0 ? h("div", { class: "lanes" }, parts.map(([name, value]) => section(store, name, value))) : null,
+        answer.mapping?.steps ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.mapping")),
+            h("a", { href: routeTo("virtual", { address: answer.address }) }, t("explain.walk"))),
+        anyTable(store, answer.mapping.steps)) : null,
+        answer.life?.length ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.life")),
+            answer.lifeOmitted ? h("span", { class: "soft" }, t("explain.omitted", { n: count(answer.lifeOmitted) })) : null),
+        anyTable(store, answer.life)) : null,
+    ];
+}
+
+const stepList = (store, steps) => h("ol", { class: "steps" }, steps.map(step => h("li", {},
+    h("b", {}, title(step.name)), " ", step.text ?? "",
+    step.values && Object.keys(step.values).length > 0
+        ? h("div", { class: "values" }, Object.entries(step.values).map(([name, value]) =>
+            h("span", {}, h("span", { class: "soft" }, `${title(name)} `), h("b", {}, valueOf(store, name, value)))))
+        : null)));
+
+const section = (store, name, value) => h("section", { class: "panel", "aria-label": title(name) }, h("header", {}, h("h2", {}, title(name))),
+    Array.isArray(value) ? (value.length > 0 && typeof value[0] === "object" ? anyTable(store, value) : valueOf(store, name, value)) : nested(store, value));
+
+function nested(store, value) {
+    const entries = Object.entries(value).filter(([, one]) => one !== null && !(Array.isArray(one) && one.length === 0));
+    const tables = entries.filter(([, one]) => Array.isArray(one) && typeof one[0] === "object");
+    const objects = entries.filter(([, one]) => !Array.isArray(one) && typeof one === "object");
+    const plain = entries.filter(entry => !tables.includes(entry) && !objects.includes(entry));
+    return [
+        facts(plain.map(([name, one]) => [title(name), valueOf(store, name, one)])),
+        objects.map(([name, one]) => [h("h3", {}, title(name)), nested(store, one)]),
+        tables.map(([name, one]) => [h("h3", {}, title(name)), anyTable(store, one)]),
+    ];
+}
+
+/** What pins the blocks that would complete a request: freeing these objects gives back that much. */
+const pinned = (store, blocks) => h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.pinned"))),
+    h("ol", { class: "steps" }, blocks.map(block => h("li", {},
+        t("explain.pinnedBlock", { pfn: block.first, zone: block.zone ?? "", used: count(block.framesInUse), free: count(block.framesFree), objects: count(block.objects) }),
+        block.pins?.length ? anyTable(store, block.pins.map(pin => pin)) : null))));
+
+/** A table of whatever the rows have; columns that are empty in all rows are left out. */
+function anyTable(store, rows) {
+    const names = [...new Set(rows.flatMap(row => Object.keys(row)))].filter(name => rows.some(row => row[name] !== null && row[name] !== undefined && row[name] !== ""));
+    return h("div", { class: "scroll" }, table(names.map(name => ({
+        key: name, title: title(name), number: rows.every(row => typeof row[name] === "number"), of: row => valueOf(store, name, row[name]),
+    })), rows));
+}
+
+/** camelCase as words, or the dictionary's term. */
+const title = name => named(`field.${name}`, String(name).replace(/([a-z])([A-Z])/g, "$1 $2").replace(/^./, c => c.toUpperCase()));
+
+const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy", "start pfn"];
+
+function valueOf(store, name, value) {
+    if (value === null || value === undefined) return "–";
+    if (typeof value === "boolean") return t(value ? "app.yes" : "app.no");
+    if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Math.round(value * 1000) / 1000);
+    if (Array.isArray(value)) {
+        if (value.length === 0) return "–";
+        return value.every(one => typeof one === "number") && value.length <= LONG
+            ? h("span", { class: "mono" }, value.map(one => count(one)).join(" "))
+            : value.map(one => typeof one === "object" ? JSON.stringify(one) : String(one)).join(", ");
+    }
+    if (typeof value === "object") {
+        return Object.entries(value).map(([key, one], i) => [i ? " · " : "", `${title(key)} `, valueOf(store, key, one)]);
+    }
+    if (/^0x[0-9a-f]{16}$/i.test(value)) return addressLink(value);
+    if (/^0x[0-9a-f]{1,10}$/i.test(value) && FRAMES.includes(name)) return frameLink(Number(value), value);
+    return /^0x/.test(value) || name === "callSite" || name === "site" ? h("span", { class: "mono" }, value) : value;
+}

@@ -1,0 +1,95 @@
+namespace Kmem.Tracing;
+
+/// <summary>
+/// The allocators themselves at a moment of a <see cref="Timeline"/>, for the questions that frames alone do not
+/// answer: the
+/// order of free lists, what is in sheaves, the bytes of an object. A machine is replayed forwards to the moment; for
+/// one
+/// that lies behind, a second machine starts again from the beginning.
+/// </summary>
+/// <remarks>Replaying is deterministic, so all machines agree. One question at a time.</remarks>
+internal sealed class MomentMachine : IDisposable
+{
+    private const int Machines = 2;
+
+    private readonly Timeline _timeline;
+    private readonly Lock _lock = new();
+    private readonly List<Place> _places = [];      // the one used last comes last
+
+    internal MomentMachine(Timeline timeline, Machine machine, ReplayEngine engine)
+    {
+        _timeline = timeline;
+        _places.Add(new Place(machine, engine) { Moment = timeline.Events });
+    }
+
+    /// <summary>Asks the machine at a moment.</summary>
+    /// <param name="moment">0 … number of events.</param>
+    /// <param name="question">Runs alone, on a CPU of the machine; must not change anything.</param>
+    public T Ask<T>(int moment, Func<Machine, T> question)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(moment);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(moment, _timeline.Events);
+        lock (_lock)
+        {
+            Place place = At(moment);
+            int before = place.Machine.CpuSet.Pin(0);
+            try
+            {
+                for (; place.Moment < moment; place.Moment++)
+                    place.Engine.StepOne(_timeline.EventAt(place.Moment).ToTraceEvent());
+                place.Machine.CpuSet.Pin(0);
+                return question(place.Machine);
+            }
+            finally
+            {
+                place.Machine.CpuSet.Pin(before);
+            }
+        }
+    }
+
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            foreach (Place place in _places)
+                place.Machine.Dispose();
+            _places.Clear();
+        }
+    }
+
+    /// <summary>The machine that has the shortest way; if there is none behind the moment, a new one.</summary>
+    private Place At(int moment)
+    {
+        Place? best = null;
+        foreach (Place place in _places)
+        {
+            if (place.Moment <= moment && (best == null || place.Moment > best.Moment))
+                best = place;
+        }
+
+        if (best == null)
+        {
+            if (_places.Count == Machines)
+            {
+                _places[0].Machine.Dispose();
+                _places.RemoveAt(0);
+            }
+
+            (Machine machine, ReplayEngine engine) = _timeline.Boot();
+            best = new Place(machine, engine);
+        }
+
+        _places.Remove(best);
+        _places.Add(best);
+        return best;
+    }
+
+    private sealed class Place(Machine machine, ReplayEngine engine)
+    {
+        public Machine Machine { get; } = machine;
+
+        public ReplayEngine Engine { get; } = engine;
+
+        public int Moment { get; set; }
+    }
+}
