@@ -21,7 +21,12 @@ public sealed partial class Server : IDisposable
     /// <summary>Starts it and waits for the line that says where it is.</summary>
     public static async Task<Server> Start(params string[] args)
     {
-        var start = new ProcessStartInfo("dotnet") { RedirectStandardOutput = true, RedirectStandardInput = true };
+        var start = new ProcessStartInfo("dotnet") 
+        {
+            RedirectStandardOutput = true,
+            RedirectStandardInput = true,
+            UseShellExecute = false,
+        };
         start.ArgumentList.Add(Path.Combine(AppContext.BaseDirectory, "Kmem.Tool.dll"));
         start.ArgumentList.Add("serve");
         foreach (string arg in args)

@@ -276,6 +276,10 @@ export default {
     "area.vmalloc": "vmalloc",
     "area.vmap": "vmap",
     "area.ioremap": "ioremap",
+    "area.vmMapRam": "vm_map_ram",
+    "area.sparse": "sparse",
+    "area.dma": "DMA",
+    "area.unpurged": "freed, not yet unmapped",
     "area.other": "other",
 
     "explain.ask": "Explain",

@@ -276,6 +276,10 @@ export default {
     "area.vmalloc": "vmalloc",
     "area.vmap": "vmap",
     "area.ioremap": "ioremap",
+    "area.vmMapRam": "vm_map_ram",
+    "area.sparse": "稀疏",
+    "area.dma": "DMA",
+    "area.unpurged": "已释放，尚未解除映射",
     "area.other": "其他",
 
     "explain.ask": "解释",

@@ -83,7 +83,7 @@ class MapView {
             const known = this.painter.id;
             if (!this.painter.take(buffer, this.viewId)) return;
             draw();
-            if (known !== this.viewId) this.drawOver();
+            if (known !== this.viewId) this.shown();
             if (performance.now() > legendDue) {
                 legendDue = performance.now() + 500;
                 this.legend.update();
@@ -141,7 +141,10 @@ class MapView {
         if (width === 0 || height === 0) return;
         this.width = width - GUTTER;
         this.height = height;
-        if (this.level === null || this.size === 0) this.fitFrames(0, this.store.info.frames);
+        if (this.level === null || this.size === 0) {
+            this.fresh = this.selected === null;
+            this.fitFrames(0, this.store.info.frames);
+        }
         else this.ask();
     }
 
@@ -166,6 +169,30 @@ class MapView {
             break;
         }
         this.ask();
+    }
+
+    /** The first cells of a window are there. */
+    shown() {
+        this.drawOver();
+        if (!this.fresh) return;
+        this.fresh = false;
+        this.fitUsed();
+    }
+
+    /** Where nearly all memory has never been used, begins with the part that was. */
+    fitUsed() {
+        const { painter } = this;
+        let first = -1;
+        let last = -1;
+        for (let cell = 0; cell < painter.count; cell++) {
+            const word = painter.words[cell * 4];
+            const used = (word & 0xff) > KIND_PCP || ((word >>> 15) & 1) === 1 && (word & 0xff) === KIND_FREE;
+            if (!used || (word & 0xff) === 1) continue;
+            if (first < 0) first = cell;
+            last = cell;
+        }
+        if (first < 0 || (last - first + 1) * 4 > painter.count) return;
+        this.fitFrames(painter.first + first * 2 ** painter.level, (last - first + 1) * 2 ** painter.level);
     }
 
     fitAll() {
