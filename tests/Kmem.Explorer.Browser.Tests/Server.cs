@@ -9,6 +9,7 @@ public sealed partial class Server : IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(60);
 
     private readonly Process _process;
+    private bool _disposed;
 
     private Server(Process process, string url) => (_process, Url) = (process, url);
 
@@ -47,6 +48,9 @@ public sealed partial class Server : IDisposable
 
     public void Dispose()
     {
+        if (_disposed)
+            return;
+        _disposed = true;
         if (!_process.HasExited)
             _process.Kill();
         _process.WaitForExit();

@@ -220,6 +220,7 @@ class MapView {
     }
 
     zoom(by) {
+        if (!this.layout) return;
         if (this.page) {
             if (by < 0) this.close();
             return;
@@ -264,11 +265,13 @@ class MapView {
     }
 
     pan(tiles, rows) {
+        if (!this.layout) return;
         this.first += (tiles + rows * this.layout.tilesWide) * TILE_CELLS * 2 ** this.level;
         this.ask();
     }
 
     jump(e) {
+        if (!this.layout) return;
         const box = this.strip.getBoundingClientRect();
         const frame = (e.clientX - box.left) / box.width * this.store.info.frames;
         this.first = frame - this.windowFrames() / 2;
@@ -357,6 +360,7 @@ class MapView {
 
     /** Moves the selection by cells on the screen; pans where it would leave. */
     move(dx, dy) {
+        if (!this.layout) return;
         const cell = this.selected === null ? -1 : this.cellOfFrame(this.selected);
         if (cell < 0 || cell >= this.painter.count) return this.choose(0);
         const x = this.layout.x(cell) + dx;
@@ -479,7 +483,7 @@ class MapView {
             if (frame >= this.store.info.frames) break;
             context.fillStyle = css(colours.soft);
             context.fillText(pfnText(frame), GUTTER - 8, j * tileHigh + 2);
-            if (tileHigh * every >= 34) context.fillText(bytes(frame * this.store.info.pageBytes), GUTTER - 8, j * tileHigh + 16);
+            if (tileHigh * every >= 34) context.fillText(`${count(Math.floor(frame * this.store.info.pageBytes / 2 ** 20))} MiB`, GUTTER - 8, j * tileHigh + 16);
         }
     }
 
