@@ -264,6 +264,7 @@ internal sealed partial class Answers
         CountFrames(old, sums, -1);
         return [.. sums.Where(pair => pair.Key > 0 && pair.Value is not (0, 0, 0))
             .OrderByDescending(pair => Math.Abs(pair.Value.Bytes) + (Math.Abs(pair.Value.Frames) << Pfn.PageShift))
+            .ThenBy(pair => pair.Key)
             .Take(MostDiffSites)
             .Select(pair => new SiteDiffAnswer(SiteOf(pair.Key)!, pair.Value.Frames, pair.Value.Objects, pair.Value.Bytes))];
     }

@@ -72,6 +72,7 @@ internal static class Program
             new PredictCommand(),
             new WalkCommand(),
             new ServeCommand(),
+            new ExportCommand(),
             new SoakCommand(),
             new BenchCommand(),
             new BenchChildCommand(),
