@@ -227,12 +227,11 @@ class MapView {
         }
         const middle = this.selected ?? this.first + this.layout.cells * 2 ** this.level / 2;
         const cell = this.cellOfFrame(middle);
-        this.zoomTo(cell >= 0 && cell < this.layout.cells ? cell : this.layout.cells / 2, by);
+        this.zoomTo(cell >= 0 && cell < this.layout.cells ? cell : this.layout.cells / 2, by, middle);
     }
 
-    /** Zooms by steps of two; the cell stays where it is, as far as tiles allow. */
-    zoomTo(cell, by) {
-        const frame = this.first + cell * 2 ** this.level;
+    /** Zooms by steps of two; the cell stays where it is, as far as tiles allow, and shows that frame of it. */
+    zoomTo(cell, by, frame = this.first + cell * 2 ** this.level) {
         const across = cell / this.layout.cells;
         for (let i = 0; i < Math.abs(by); i++) {
             if (by > 0 && this.level > 0) this.level--;
