@@ -87,6 +87,7 @@ export default {
     "machine.tickerAbout": "the newest first",
     "machine.quiet": "Nothing yet",
     "machine.quietAbout": "Play or step: splits, merges, fallbacks and slow paths appear here.",
+    "machine.quietLive": "Single events are told of recordings only.",
 
     "counter.objectAllocs": "objects allocated",
     "counter.objectFrees": "objects freed",

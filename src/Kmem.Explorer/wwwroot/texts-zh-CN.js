@@ -87,6 +87,7 @@ export default {
     "machine.tickerAbout": "最新的在前",
     "machine.quiet": "尚无事件",
     "machine.quietAbout": "播放或单步：拆分、合并、回退与慢速路径会显示在这里。",
+    "machine.quietLive": "只有记录才逐一显示事件。",
 
     "counter.objectAllocs": "分配对象",
     "counter.objectFrees": "释放对象",
