@@ -81,14 +81,16 @@ internal sealed partial class Answers
             }
 
             foreach (ref readonly Tick tick in timeline.TicksOf(cursor.Moment, end))
-                slow[bucket] += tick.Kind is TickKind.SlowPath or TickKind.Failure or TickKind.Fallback or TickKind.Claim ? 1 : 0;
+                slow[bucket] += tick.Kind is TickKind.SlowPath or TickKind.Failure or TickKind.Fallback or TickKind.Claim
+                    ? 1 : 0;
             cursor.MoveTo(end);
             free[bucket] = cursor.Map.FramesOf(FrameKind.Free);
         }
 
         return new HistogramAnswer(
             buckets, (double)timeline.Events / buckets,
-            [new SeriesAnswer("objects", objects), new SeriesAnswer("pages", pages), new SeriesAnswer("slow", slow)], free);
+            [new SeriesAnswer("objects", objects), new SeriesAnswer("pages", pages), new SeriesAnswer("slow", slow)],
+                free);
     }
 
     public DiffAnswer Diff(int from, int to)
@@ -103,7 +105,8 @@ internal sealed partial class Answers
         return new DiffAnswer(
             from, to, Math.Abs(to - from),
             NonZero(Enumerable.Range(0, FrameKinds.Count).Select(kind => KeyValuePair.Create(
-                FrameKinds.Name((FrameKind)kind), now.Map.FramesOf((FrameKind)kind) - old.Map.FramesOf((FrameKind)kind)))),
+                FrameKinds.Name((FrameKind)kind),
+                    now.Map.FramesOf((FrameKind)kind) - old.Map.FramesOf((FrameKind)kind)))),
             changed,
             CachesOf(old, now),
             SitesOf(timeline, from, to, old.Map, now.Map),
@@ -123,9 +126,11 @@ internal sealed partial class Answers
         var kinds = new bool[Enum.GetValues<TraceEventKind>().Length];
         foreach (TraceEventKind kind in Enum.GetValues<TraceEventKind>())
             kinds[(int)kind] = filter.Kinds?.Contains(EventText.NameOf(kind)) ?? true;
-        HashSet<int>? sites = filter.Site == null ? null : [.. Enumerable.Range(1, Math.Max(timeline.CallSites.Count - 1, 0))
+        HashSet<int>? sites = filter.Site == null
+            ? null : [.. Enumerable.Range(1, Math.Max(timeline.CallSites.Count - 1, 0))
             .Where(id => timeline.CallSites[id].Contains(filter.Site, StringComparison.OrdinalIgnoreCase))];
-        HashSet<int>? caches = filter.Cache == null ? null : [.. Enumerable.Range(1, Math.Max(timeline.Names.Count - 1, 0))
+        HashSet<int>? caches = filter.Cache == null
+            ? null : [.. Enumerable.Range(1, Math.Max(timeline.Names.Count - 1, 0))
             .Where(id => timeline.Names[id].Equals(filter.Cache, StringComparison.Ordinal))];
         ulong direct = timeline.Machines.Ask(timeline.Events, machine => machine.Slabs.Addresses.DirectMap);
         return n =>
@@ -135,7 +140,8 @@ internal sealed partial class Answers
                 && (filter.Cpu == null || e.Cpu == filter.Cpu)
                 && (filter.Pid == null || e.Pid == filter.Pid)
                 && (sites == null || sites.Contains(e.CallSite))
-                && (caches == null || (e.Kind != TraceEventKind.Other && caches.Contains(e.Name)) || IsOf(timeline, n, filter.Cache!))
+                && (caches == null || (e.Kind != TraceEventKind.Other && caches.Contains(e.Name))
+                    || IsOf(timeline, n, filter.Cache!))
                 && (filter.Address is not { } address || Touches(timeline, n, e, address, direct));
         };
     }
@@ -203,7 +209,8 @@ internal sealed partial class Answers
 
             ulong end = pfn + 1;
             while (end < now.Frames && old.At(end).Kind == was.Kind && now.At(end).Kind == cell.Kind
-                && (was.Kind != cell.Kind || old.At(end).Owner != now.At(end).Owner || old.At(end).Born != now.At(end).Born))
+                && (was.Kind != cell.Kind || old.At(end).Owner != now.At(end).Owner
+                    || old.At(end).Born != now.At(end).Born))
             {
                 end++;
             }
@@ -266,10 +273,12 @@ internal sealed partial class Answers
             .OrderByDescending(pair => Math.Abs(pair.Value.Bytes) + (Math.Abs(pair.Value.Frames) << Pfn.PageShift))
             .ThenBy(pair => pair.Key)
             .Take(MostDiffSites)
-            .Select(pair => new SiteDiffAnswer(SiteOf(pair.Key)!, pair.Value.Frames, pair.Value.Objects, pair.Value.Bytes))];
+            .Select(pair => new SiteDiffAnswer(SiteOf(pair.Key)!, pair.Value.Frames, pair.Value.Objects,
+                pair.Value.Bytes))];
     }
 
-    private static void CountFrames(FrameMap map, Dictionary<int, (long Frames, long Objects, long Bytes)> sums, int sign)
+    private static void CountFrames(FrameMap map, Dictionary<int, (long Frames, long Objects, long Bytes)> sums,
+        int sign)
     {
         for (ulong pfn = 0; pfn < map.Frames;)
         {
@@ -294,13 +303,16 @@ internal sealed partial class Answers
         pairs.Where(pair => pair.Value != 0).ToDictionary(StringComparer.Ordinal);
 }
 
-internal sealed record HistogramAnswer(int Buckets, double PerBucket, IReadOnlyList<SeriesAnswer> Series, IReadOnlyList<long> FreeFrames);
+internal sealed record HistogramAnswer(int Buckets, double PerBucket, IReadOnlyList<SeriesAnswer> Series,
+    IReadOnlyList<long> FreeFrames);
 
 internal sealed record SeriesAnswer(string Name, IReadOnlyList<int> Counts);
 
 internal sealed record DiffAnswer(
-    int From, int To, int Events, IReadOnlyDictionary<string, long> Frames, long ChangedFrames, IReadOnlyList<CacheDiffAnswer> Caches,
-    IReadOnlyList<SiteDiffAnswer> Sites, IReadOnlyDictionary<string, long> Counters, IReadOnlyList<ZoneDiffAnswer> Zones,
+    int From, int To, int Events, IReadOnlyDictionary<string, long> Frames, long ChangedFrames,
+        IReadOnlyList<CacheDiffAnswer> Caches,
+    IReadOnlyList<SiteDiffAnswer> Sites, IReadOnlyDictionary<string, long> Counters,
+        IReadOnlyList<ZoneDiffAnswer> Zones,
     IReadOnlyList<RangeAnswer> Ranges, bool RangesTruncated);
 
 internal sealed record CacheDiffAnswer(int Id, string Name, long Slabs, long Objects, long Active);

@@ -16,22 +16,31 @@ internal sealed partial class Answers
         if (frame.Zone is { } zone)
         {
             ZoneShape its = _shape.Zones[zone];
-            steps.Add(new ExplainStep("zone", $"frame {pfn} is in zone {its.Name} of node {its.Node}", new(StringComparer.Ordinal)
-            {
-                ["start"] = (long)its.Start, ["end"] = (long)its.End, ["managed"] = (long)its.Managed,
-            }));
+            steps.Add(new ExplainStep("zone", $"frame {pfn} is in zone {its.Name} of node {its.Node}",
+                new(StringComparer.Ordinal)
+                {
+                    ["start"] = (long)its.Start,
+                    ["end"] = (long)its.End,
+                    ["managed"] = (long)its.Managed,
+                }));
         }
 
         steps.Add(new ExplainStep(
             "pageblock",
-            $"its pageblock is {frame.MigrateType}: {frame.Pageblock.InUse} of {frame.Pageblock.Frames} frames are in use",
+            $"its pageblock is {frame.MigrateType}: {frame.Pageblock.InUse} of {frame.Pageblock.Frames} frames "
+                + "are in use",
             new(StringComparer.Ordinal)
             {
-                ["first"] = (long)frame.Pageblock.First, ["inUse"] = frame.Pageblock.InUse, ["pins"] = frame.Pageblock.Pins,
+                ["first"] = (long)frame.Pageblock.First,
+                ["inUse"] = frame.Pageblock.InUse,
+                ["pins"] =
+                    frame.Pageblock.Pins,
             }));
         steps.Add(new ExplainStep("block", BlockText(frame), new(StringComparer.Ordinal)
         {
-            ["head"] = (long)frame.Head, ["order"] = frame.Order, ["born"] = frame.Born,
+            ["head"] = (long)frame.Head,
+            ["order"] = frame.Order,
+            ["born"] = frame.Born,
         }));
         string summary = $"{Hex(address)}: {BlockText(frame)}.";
         if (frame.Kind == "slab" && TryObject(moment, address) is { } obj)
@@ -39,10 +48,15 @@ internal sealed partial class Answers
             string since = obj.Born > 0
                 ? $", since event {obj.Born - 1}" + (obj.Site is { } site ? $" by {site.Name}" : "")
                 : "";
-            string text = $"object {obj.Index} of a slab of {obj.CacheName}, {(obj.Allocated ? "in use" : "free")}{since}";
+            string use = obj.Allocated ? "in use" : "free";
+            string text = $"object {obj.Index} of a slab of {obj.CacheName}, {use}{since}";
             steps.Add(new ExplainStep("object", text, new(StringComparer.Ordinal)
             {
-                ["index"] = obj.Index ?? 0, ["size"] = obj.Size, ["objectSize"] = obj.ObjectSize, ["requested"] = obj.Requested ?? 0,
+                ["index"] = obj.Index ?? 0,
+                ["size"] = obj.Size,
+                ["objectSize"] = obj.ObjectSize,
+                ["requested"] =
+                    obj.Requested ?? 0,
                 ["offset"] = (long)(address - Convert.ToUInt64(obj.Address, 16)),
             }));
             summary = $"{Hex(address)}: {text}.";
@@ -99,9 +113,11 @@ internal sealed partial class Answers
         }
 
         List<ExplainStep> steps = [.. walk.Steps.Select(step => new ExplainStep(
-            step.Level, $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}", new(StringComparer.Ordinal) { ["index"] = step.Index }))];
+            step.Level, $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}",
+                new(StringComparer.Ordinal) { ["index"] = step.Index }))];
         string summary = walk.Mapped
-            ? $"{Hex(address)} is mapped to frame {walk.Frame?.Number.ToString(CultureInfo.InvariantCulture) ?? "of no memory"}"
+            ? $"{Hex(address)} is mapped to frame "
+                + (walk.Frame?.Number.ToString(CultureInfo.InvariantCulture) ?? "of no memory")
                 + (walk.Area is { } area ? $", in the {area.Text} area {area.Start}." : ".")
             : walk.Stop!;
         return new ExplainAnswer(moment, Hex(address), walk.Region, summary, steps);
@@ -137,24 +153,30 @@ internal sealed partial class Answers
         {
             TickKind.Split => $"a free block of order {tick.FromOrder} is split for order {tick.Order}",
             TickKind.Merge => $"what came back merges to a free block of order {tick.FromOrder}",
-            TickKind.Fallback => $"no block of the wanted type: {TypeOf(tick.Migratetype)} steals order {tick.FromOrder} from {TypeOf(tick.FromType)}",
-            TickKind.Claim => $"no block of the wanted type: {TypeOf(tick.Migratetype)} claims a pageblock of {TypeOf(tick.FromType)}",
+            TickKind.Fallback => $"no block of the wanted type: {TypeOf(tick.Migratetype)} steals order {tick.FromOrder} "
+                + $"from {TypeOf(tick.FromType)}",
+            TickKind.Claim => $"no block of the wanted type: {TypeOf(tick.Migratetype)} claims a pageblock "
+                + $"of {TypeOf(tick.FromType)}",
             TickKind.Refill => $"CPU {tick.Cpu} refills its list with {tick.Count} blocks of order {tick.Order}",
             TickKind.Drain => $"CPU {tick.Cpu} gives back {tick.Count} blocks of order {tick.Order}",
-            TickKind.NewSlab => $"{timeline.CacheName(tick.Cache)} gets a new slab of order {tick.Order} at frame {tick.Pfn}",
+            TickKind.NewSlab => $"{timeline.CacheName(tick.Cache)} gets a new slab of order {tick.Order} "
+                + $"at frame {tick.Pfn}",
             TickKind.FreeSlab => $"{timeline.CacheName(tick.Cache)} gives up the slab at frame {tick.Pfn}",
             TickKind.SlowPath => $"no zone is above its low watermark for order {tick.Order}: the slow path",
             _ => $"no memory for order {tick.Order}",
         };
         return new ExplainStep(NameOf(tick.Kind), text, new(StringComparer.Ordinal)
         {
-            ["pfn"] = tick.Pfn, ["order"] = tick.Order, ["count"] = tick.Count,
+            ["pfn"] = tick.Pfn,
+            ["order"] = tick.Order,
+            ["count"] = tick.Count,
         });
     }
 
     private static string TypeOf(byte type) => type < s_migrateTypes.Length ? s_migrateTypes[type] : "?";
 }
 
-internal sealed record ExplainAnswer(int T, string? Address, string Kind, string Summary, IReadOnlyList<ExplainStep> Steps);
+internal sealed record ExplainAnswer(int T, string? Address, string Kind, string Summary,
+    IReadOnlyList<ExplainStep> Steps);
 
 internal sealed record ExplainStep(string Name, string Text, Dictionary<string, long> Values);

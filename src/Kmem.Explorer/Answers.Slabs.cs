@@ -8,8 +8,12 @@ internal sealed partial class Answers
     private const int MostBytes = 4096;
     private const byte PoisonFree = 0x6b, PoisonInUse = 0x5a, PoisonEnd = 0xa5;
 
-    public SlabsAnswer Slabs(int moment) => source.Ask(moment, machine => new SlabsAnswer(moment,
-        [.. machine.Slabs.Caches.Select(cache => RowOf(machine, cache))]));
+    public SlabsAnswer Slabs(int moment) => source.Ask(moment, machine =>
+    {
+        Dictionary<KmemCache, long> live = CountLive(machine);
+        return new SlabsAnswer(
+            moment, [.. machine.Slabs.Caches.Select(cache => RowOf(machine, cache, live.GetValueOrDefault(cache)))]);
+    });
 
     public SlabAnswer Slab(int moment, int id, int offset, int limit) => source.Ask(moment, machine =>
     {
@@ -22,7 +26,8 @@ internal sealed partial class Answers
     {
         ulong pfn = _shape.PfnOf(address)
             ?? throw new QueryException($"{Hex(address)} is not in the direct map", "address", 404);
-        (ObjectAnswer? found, ulong start, int order) = source.Ask(moment, machine => ObjectOf(machine, moment, address, pfn));
+        (ObjectAnswer? found, ulong start, int order) =
+            source.Ask(moment, machine => ObjectOf(machine, moment, address, pfn));
         if (found != null)
             return found;
 
@@ -33,23 +38,38 @@ internal sealed partial class Answers
         string hex = source.Ask(moment, machine => HexOf(machine, at, (int)Math.Min(bytes, MostBytes)));
         return new ObjectAnswer(
             moment, frame.Kind, null, null, null, null, Hex(at), bytes, bytes,
-            frame.Kind is not ("free" or "pcp" or "reserved" or "hole"), frame.Site, frame.Born, null, hex, Hex(at), []);
+            frame.Kind is not ("free" or "pcp" or "reserved" or "hole"), frame.Site, frame.Born, null, hex, Hex(at),
+                []);
     }
 
-    private static CacheRow RowOf(Machine machine, KmemCache cache)
+    /// <summary>Objects given out, of all caches in one walk.</summary>
+    private static unsafe Dictionary<KmemCache, long> CountLive(Machine machine)
+    {
+        var live = new Dictionary<KmemCache, long>();
+        machine.Slabs.ForEachSlab(page =>
+        {
+            if (machine.Slabs.TryCacheOf((Page*)page) is { } cache)
+                live[cache] = live.GetValueOrDefault(cache) + cache.ObserveLive((Page*)page);
+        });
+        return live;
+    }
+
+    private static CacheRow RowOf(Machine machine, KmemCache cache, long active)
     {
         SlabGeometry shape = cache.Geometry;
         long total = cache.TotalObjects;
-        long active = cache.LiveCount;
         return new CacheRow(
-            cache.Id + 1, cache.Name, cache.ObjectSize, cache.SlotSize, shape.ObjectsPerSlab, shape.Order, total, active,
-            total == 0 ? 0 : (int)(active * 100 / total), cache.SlabCount, (cache.SlabCount * (long)Pfn.PageSize) << shape.Order,
+            cache.Id + 1, cache.Name, cache.ObjectSize, cache.SlotSize, shape.ObjectsPerSlab, shape.Order, total,
+                active,
+            total == 0 ? 0 : (int)(active * 100 / total), cache.SlabCount,
+                (cache.SlabCount * (long)Pfn.PageSize) << shape.Order,
             shape.Align, FlagsOf(cache.Flags),
             [.. machine.Slabs.AliasNames.Where(alias => alias.Cache == cache).Select(alias => alias.Name)],
             cache.SheafCapacity, cache.CpuPartial, cache.MinPartial);
     }
 
-    private static string FlagsOf(SlabFlags flags) => flags == SlabFlags.None ? "" : flags.ToString().Replace(", ", "|", StringComparison.Ordinal);
+    private static string FlagsOf(SlabFlags flags) => flags == SlabFlags.None
+        ? "" : flags.ToString().Replace(", ", "|", StringComparison.Ordinal);
 
     private static SlabAnswer SlabOf(Machine machine, KmemCache cache, int moment, int offset, int limit)
     {
@@ -57,25 +77,32 @@ internal sealed partial class Answers
         SlabCpuAnswer[] cpus = [.. Enumerable.Range(0, machine.Cpus).Select(cpu => CpuOf(machine, cache, cpu, places))];
         SlabNodeAnswer[] nodes = [.. cache.Nodes.Select((node, id) => NodeOf(machine, node, id, places))];
         var all = new List<ulong>();
-        ForEachSlab(machine, cache, all.Add);
+        long live = 0;
+        ForEachSlab(machine, cache, (pfn, objects) =>
+        {
+            all.Add(pfn);
+            live += objects;
+        });
         return new SlabAnswer(
-            moment, RowOf(machine, cache), cache.Geometry.FreePointerOffset, cpus, nodes, all.Count, offset,
+            moment, RowOf(machine, cache, live), cache.Geometry.FreePointerOffset, cpus, nodes, all.Count, offset,
             [.. all.Skip(offset).Take(limit).Select(pfn => OneSlab(machine, cache, pfn, places))]);
     }
 
-    private static unsafe void ForEachSlab(Machine machine, KmemCache cache, Action<ulong> visit) =>
-        machine.Slabs.ForEachSlab(cache, page => visit(machine.Map.PfnOf((Page*)page)));
+    private static unsafe void ForEachSlab(Machine machine, KmemCache cache, Action<ulong, int> visit) =>
+        machine.Slabs.ForEachSlab(
+            cache, page => visit(machine.Map.PfnOf((Page*)page), cache.ObserveLive((Page*)page)));
 
     private static unsafe SlabCpuAnswer CpuOf(
         Machine machine, KmemCache cache, int cpu, Dictionary<ulong, (string State, int? Cpu)> places)
     {
-        KmemCacheCpu* c = cache.StateOf(cpu);
+        KmemCacheCpu* c = cache.ObserveCpu(cpu);
         Page* slab = c->Slab;
         ulong? current = slab != null && PageLists.IsPage(machine, slab) ? machine.Map.PfnOf(slab) : null;
         if (current is { } pfn)
             places[pfn] = ("cpu", cpu);
         var partial = new List<ulong>();
-        for (Page* page = c->Partial; page != null && PageLists.IsPage(machine, page) && partial.Count < MostBytes; page = page->CpuPartialNext)
+        for (Page* page = c->Partial; page != null && PageLists.IsPage(machine, page)
+            && partial.Count < MostBytes; page = page->CpuPartialNext)
         {
             partial.Add(machine.Map.PfnOf(page));
             places[partial[^1]] = ("cpuPartial", cpu);
@@ -84,14 +111,15 @@ internal sealed partial class Answers
         return new SlabCpuAnswer(
             cpu, current, current == null ? [] : FreeIndices(machine, cache, slab, c->Freelist), partial,
             cache.SheafCapacity == 0 ? null : new SheavesAnswer(
-                SheafOf(machine, c->Main), SheafOf(machine, c->Spare), SheafOf(machine, c->RcuFree)));
+                MainOf(machine, c), SheafOf(machine, c->Spare), SheafOf(machine, c->RcuFree)));
     }
 
     private static unsafe SlabNodeAnswer NodeOf(
         Machine machine, KmemCacheNode node, int id, Dictionary<ulong, (string State, int? Cpu)> places)
     {
         var partial = new List<ulong>();
-        for (ListHead* entry = node.Partial->Next; entry != node.Partial && partial.Count < node.NrPartial; entry = entry->Next)
+        for (ListHead* entry = node.Partial->Next; entry != node.Partial && partial.Count < node.NrPartial; entry =
+            entry->Next)
         {
             Page* page = Page.FromSlabList(entry);
             if (!PageLists.IsPage(machine, page))
@@ -106,15 +134,26 @@ internal sealed partial class Answers
             node.Barn?.EmptyCount ?? 0);
     }
 
-    private static unsafe SheafAnswer? SheafOf(Machine machine, Sheaf* sheaf)
+    /// <summary>The main sheaf's size is in the CPU's state while it is the main one.</summary>
+    private static unsafe SheafAnswer? MainOf(Machine machine, KmemCacheCpu* c) =>
+        c->Main == null ? null : SheafOf(machine, c->Main, c->Top - c->Low);
+
+    private static unsafe SheafAnswer? SheafOf(Machine machine, Sheaf* sheaf) =>
+        sheaf == null ? null : SheafOf(machine, sheaf, sheaf->Size);
+
+    private static unsafe SheafAnswer? SheafOf(Machine machine, Sheaf* sheaf, long size)
     {
-        if (sheaf == null || sheaf->Size < 0 || sheaf->Size > Math.Min(sheaf->Capacity, MostBytes))
+        if (size < 0 || size > Math.Min(sheaf->Capacity, MostBytes))
             return null;
 
         var objects = new List<string?>();
-        foreach (nint obj in Sheaf.Objects(sheaf))
-            objects.Add(machine.Map.Contains((void*)obj) ? Hex(machine.Slabs.KernelAddress((void*)obj)) : null);
-        return new SheafAnswer(sheaf->Size, (int)sheaf->Capacity, objects);
+        for (int i = 0; i < size; i++)
+        {
+            void* obj = Sheaf.ObjectsOf(sheaf)[i];
+            objects.Add(machine.Map.Contains(obj) ? Hex(machine.Slabs.KernelAddress(obj)) : null);
+        }
+
+        return new SheafAnswer((int)size, (int)sheaf->Capacity, objects);
     }
 
     private static unsafe OneSlabAnswer OneSlab(
@@ -123,24 +162,27 @@ internal sealed partial class Answers
         Page* slab = machine.Map.PageOf(pfn);
         SlabState state = SlabState.Read(slab);
         (string where, int? cpu) = places.GetValueOrDefault(pfn, ("full", null));
-        var live = new byte[(state.Objects + 7) / 8];
-        for (int i = 0; i < state.Objects; i++)
+        int objects = cache.ObserveObjects(slab);
+        var live = new byte[(objects + 7) / 8];
+        for (int i = 0; i < objects; i++)
         {
             if (cache.IsLive(cache.ObjectOf(slab, i)))
                 live[i / 8] |= (byte)(1 << (i % 8));
         }
 
         return new OneSlabAnswer(
-            pfn, Hex(machine.Slabs.KernelAddress(machine.Map.AddressOf(slab))), PageAllocator.CompoundOrder(slab), where, cpu,
-            state.Objects, state.InUse, Convert.ToBase64String(live),
-            state.HasFree ? FreeIndices(machine, cache, slab, cache.ObjectOf(slab, state.FreeIndex)) : []);
+            pfn, Hex(machine.Slabs.KernelAddress(machine.Map.AddressOf(slab))), PageAllocator.CompoundOrder(slab),
+                where, cpu,
+            objects, state.InUse, Convert.ToBase64String(live),
+            state.HasFree && state.FreeIndex < objects
+                ? FreeIndices(machine, cache, slab, cache.ObjectOf(slab, state.FreeIndex)) : []);
     }
 
     /// <summary>A free list as indices. The slab may be at work: a link that leads nowhere ends the list.</summary>
     private static unsafe List<int> FreeIndices(Machine machine, KmemCache cache, Page* slab, void* first)
     {
         var indices = new List<int>();
-        int objects = SlabState.Read(slab).Objects;
+        int objects = cache.ObserveObjects(slab);
         byte* start = (byte*)cache.ObjectOf(slab, 0);
         for (void* obj = first; obj != null && indices.Count < objects; obj = cache.NextFree(obj))
         {
@@ -172,7 +214,7 @@ internal sealed partial class Answers
     {
         ulong slabStart = machine.Slabs.KernelAddress(machine.Map.AddressOf(slab));
         int index = (int)((address - slabStart) / (ulong)cache.SlotSize);
-        int objects = SlabState.Read(slab).Objects;
+        int objects = cache.ObserveObjects(slab);
         if (index >= objects)
             throw new QueryException($"{Hex(address)} is in the unused rest of a slab of {cache.Name}", "address", 404);
 
@@ -183,8 +225,10 @@ internal sealed partial class Answers
         (int number, uint requested) = allocated ? BirthOf(at, moment) : (-1, 0u);
         int length = Math.Min(cache.SlotSize, MostBytes);
         return new ObjectAnswer(
-            moment, "slab", cache.Id + 1, cache.Name, machine.Map.PfnOf(slab), index, Hex(at), cache.SlotSize, cache.ObjectSize,
-            allocated, number < 0 ? null : SiteOf(source.Timeline!.EventAt(number).CallSite), number < 0 ? 0 : (uint)number + 1,
+            moment, "slab", cache.Id + 1, cache.Name, machine.Map.PfnOf(slab), index, Hex(at), cache.SlotSize,
+                cache.ObjectSize,
+            allocated, number < 0 ? null : SiteOf(source.Timeline!.EventAt(number).CallSite), number < 0
+                ? 0 : (uint)number + 1,
             number < 0 ? null : requested, HexOf(machine, slot, length), Hex(slot),
             MarksOf(machine, cache, obj, (int)(at - slot), allocated, requested));
     }
@@ -261,11 +305,14 @@ internal sealed partial class Answers
 internal sealed record SlabsAnswer(int T, IReadOnlyList<CacheRow> Caches);
 
 internal sealed record CacheRow(
-    int Id, string Name, int ObjectSize, int Size, int ObjectsPerSlab, int Order, long Objects, long Active, int Use, long Slabs,
-    long Bytes, int Align, string Flags, IReadOnlyList<string> Aliases, int SheafCapacity, int CpuPartial, int MinPartial);
+    int Id, string Name, int ObjectSize, int Size, int ObjectsPerSlab, int Order, long Objects, long Active, int Use,
+        long Slabs,
+    long Bytes, int Align, string Flags, IReadOnlyList<string> Aliases, int SheafCapacity, int CpuPartial,
+        int MinPartial);
 
 internal sealed record SlabAnswer(
-    int T, CacheRow Cache, int FreeOffset, IReadOnlyList<SlabCpuAnswer> Cpus, IReadOnlyList<SlabNodeAnswer> Nodes, int Total,
+    int T, CacheRow Cache, int FreeOffset, IReadOnlyList<SlabCpuAnswer> Cpus, IReadOnlyList<SlabNodeAnswer> Nodes,
+        int Total,
     int Offset, IReadOnlyList<OneSlabAnswer> Slabs);
 
 internal sealed record SlabCpuAnswer(
@@ -279,10 +326,13 @@ internal sealed record SlabNodeAnswer(
     int Node, IReadOnlyList<ulong> Partial, IReadOnlyList<SheafAnswer> FullSheaves, int EmptySheaves);
 
 internal sealed record OneSlabAnswer(
-    ulong Pfn, string Address, int Order, string State, int? Cpu, int Objects, int InUse, string Live, IReadOnlyList<int> Free);
+    ulong Pfn, string Address, int Order, string State, int? Cpu, int Objects, int InUse, string Live,
+        IReadOnlyList<int> Free);
 
 internal sealed record ObjectAnswer(
-    int T, string Kind, int? Cache, string? CacheName, ulong? Slab, int? Index, string Address, long Size, long ObjectSize,
-    bool Allocated, IdName? Site, uint Born, uint? Requested, string Bytes, string Start, IReadOnlyList<MarkAnswer> Marks);
+    int T, string Kind, int? Cache, string? CacheName, ulong? Slab, int? Index, string Address, long Size,
+        long ObjectSize,
+    bool Allocated, IdName? Site, uint Born, uint? Requested, string Bytes, string Start,
+        IReadOnlyList<MarkAnswer> Marks);
 
 internal sealed record MarkAnswer(int Offset, int Length, string What, string? To);

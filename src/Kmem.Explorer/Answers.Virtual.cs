@@ -15,12 +15,14 @@ internal sealed partial class Answers
 
         List<AreaAnswer> areas = AreasOf(machine, space);
         return new VirtualAnswer(
-            moment, start, end, areas, HolesBetween(areas), space.LazyPages, TreeOf(space, out bool truncated), truncated);
+            moment, start, end, areas, HolesBetween(areas), space.LazyPages, TreeOf(space, out bool truncated),
+                truncated);
     });
 
     public WalkAnswer Walk(int moment, ulong address) => source.Ask(moment, machine =>
     {
-        // A machine makes its tables when they are first needed; one that is replayed must not have what the others have not.
+        // A machine makes its tables when they are first needed; one that is replayed must not have what the others
+        // have not.
         if (source.Timeline != null && machine.VmallocIfUsed is null)
             throw new QueryException("nothing in this recording has made page tables", "address", 409);
 
@@ -43,10 +45,12 @@ internal sealed partial class Answers
         {
             return [.. space.Capture().Nodes.SelectMany(node => node.Busy).OrderBy(area => area.Start).Take(MostAreas)
                 .Select(area => new AreaAnswer(
-                    Hex(area.Start), Hex(area.End), area.End - area.Start, "vmalloc", [], null, null, null, false, null))];
+                    Hex(area.Start), Hex(area.End), area.End - area.Start, "vmalloc", [], null, null, null, false,
+                        null))];
         }
 
-        return [.. machine.Proc.ReadVmallocInfo().Rows.OrderBy(row => row.Start).Take(MostAreas).Select(row => new AreaAnswer(
+        return [.. machine.Proc.ReadVmallocInfo().Rows.OrderBy(row => row.Start).Take(MostAreas).Select(row =>
+            new AreaAnswer(
             Hex(row.Start), Hex(row.End), row.End - row.Start, KindOf(row), FlagsOf(row), row.Caller, row.Pages,
             row.Kind == VmallocInfoKind.Area ? IsGuarded(machine, row) : null,
             row.Kind == VmallocInfoKind.Unpurged,
@@ -68,7 +72,8 @@ internal sealed partial class Answers
     };
 
     private static string[] FlagsOf(VmallocInfoRow row) =>
-        [.. Enum.GetValues<VmallocInfoFlags>().Where(flag => flag != 0 && (row.Flags & flag) != 0).Select(flag => flag.ToString().ToLowerInvariant())];
+        [.. Enum.GetValues<VmallocInfoFlags>().Where(flag => flag != 0 && (row.Flags & flag) != 0).Select(flag =>
+            flag.ToString().ToLowerInvariant())];
 
     private List<HoleAnswer> HolesBetween(List<AreaAnswer> areas)
     {
@@ -102,7 +107,8 @@ internal sealed partial class Answers
             TreeAnswer? Child(bool left) => below.Where(it => it.Start < block.Start == left)
                 .Select(it => Build(it, depth + 1)).FirstOrDefault();
             return new TreeAnswer(
-                Hex(block.Start), Hex(block.End), block.End - block.Start, block.Largest, !block.IsBlack, Child(true), Child(false));
+                Hex(block.Start), Hex(block.End), block.End - block.Start, block.Largest, !block.IsBlack, Child(true),
+                    Child(false));
         }
     }
 
@@ -110,7 +116,8 @@ internal sealed partial class Answers
     {
         PageFrameInfo? frame = walk.IsMapped ? machine.DescribeFrame(walk.Pfn) : null;
         VmallocInfoRow? area = machine.VmallocIfUsed is null ? null
-            : machine.Proc.ReadVmallocInfo().Rows.FirstOrDefault(row => walk.Address >= row.Start && walk.Address < row.End);
+            : machine.Proc.ReadVmallocInfo().Rows.FirstOrDefault(row => walk.Address >= row.Start
+                && walk.Address < row.End);
         PageWalkStep last = walk.Steps[^1];
         string? stop = walk.IsMapped ? null
             : $"Nothing is mapped at {Hex(walk.Address)}: the walk stops at the {last.Name}, entry {last.Index} is "
@@ -119,14 +126,16 @@ internal sealed partial class Answers
         return new WalkAnswer(
             moment, Hex(walk.Address), walk.Region, walk.IsMapped,
             [.. walk.Steps.Select(step => new WalkStepAnswer(
-                step.Name, step.TablePfn == Pfn.None.Value ? null : Hex(step.TablePfn << Pfn.PageShift), step.Index, Hex(step.Entry),
+                step.Name, step.TablePfn == Pfn.None.Value ? null : Hex(step.TablePfn << Pfn.PageShift), step.Index,
+                    Hex(step.Entry),
                 step.FlagNames()))],
             stop,
             walk.IsMapped ? Hex(walk.PhysicalAddress.Value) : null,
             walk.LeafBytes, walk.Prot.ToString(), walk.CacheMode.ToString(),
             frame is null ? null : Hex(_shape.DirectMap + walk.PhysicalAddress.Value),
             frame is null ? null : new WalkFrameAnswer(
-                frame.Frame.ToString(), frame.Frame.Value, frame.Node, frame.Zone, frame.Use, frame.Order, frame.References, frame.Flags),
+                frame.Frame.ToString(), frame.Frame.Value, frame.Node, frame.Zone, frame.Use, frame.Order,
+                    frame.References, frame.Flags),
             area is null ? null : new WalkAreaAnswer(Hex(area.Start), Hex(area.End), KindOf(area)));
     }
 }
@@ -136,7 +145,8 @@ internal sealed record VirtualAnswer(
     TreeAnswer? Tree, bool TreeTruncated);
 
 internal sealed record AreaAnswer(
-    string Start, string End, ulong Bytes, string Kind, IReadOnlyList<string> Flags, string? Caller, ulong? Pages, bool? Guard, bool Lazy,
+    string Start, string End, ulong Bytes, string Kind, IReadOnlyList<string> Flags, string? Caller, ulong? Pages,
+        bool? Guard, bool Lazy,
     int? Node);
 
 internal sealed record HoleAnswer(string Start, string End, ulong Bytes);
@@ -145,12 +155,14 @@ internal sealed record TreeAnswer(
     string Start, string End, ulong Bytes, ulong Max, bool Red, TreeAnswer? Left, TreeAnswer? Right);
 
 internal sealed record WalkAnswer(
-    int T, string Address, string Region, bool Mapped, IReadOnlyList<WalkStepAnswer> Steps, string? Stop, string? Physical, ulong LeafBytes,
+    int T, string Address, string Region, bool Mapped, IReadOnlyList<WalkStepAnswer> Steps, string? Stop,
+        string? Physical, ulong LeafBytes,
     string Prot, string CacheMode, string? DirectMap, WalkFrameAnswer? Frame, WalkAreaAnswer? Area);
 
 internal sealed record WalkStepAnswer(string Level, string? Table, int Index, string Entry, string Flags);
 
 internal sealed record WalkFrameAnswer(
-    string Pfn, ulong Number, int Node, string Zone, string Use, int Order, int References, IReadOnlyList<string> Flags);
+    string Pfn, ulong Number, int Node, string Zone, string Use, int Order, int References,
+        IReadOnlyList<string> Flags);
 
 internal sealed record WalkAreaAnswer(string Start, string End, string Text);

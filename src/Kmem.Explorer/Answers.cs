@@ -3,7 +3,8 @@ using Kmem.Tracing;
 
 namespace Kmem;
 
-/// <summary>The answers to the questions of docs/explorer.md. This part: what the source is, frames, zones and CPUs.</summary>
+/// <summary>The answers to the questions of docs/explorer.md. This part: what the source is, frames, zones and
+/// CPUs.</summary>
 internal sealed partial class Answers(ExplorerSource source)
 {
     public const int Protocol = 1;
@@ -37,7 +38,8 @@ internal sealed partial class Answers(ExplorerSource source)
             _shape.Frames, _shape.RamBytes, (int)Pfn.PageSize, PageOrder.Pageblock, PageOrder.Max, _shape.Cpus,
             Hex(_shape.DirectMap),
             _shape.Zones,
-            [.. Enum.GetValues<FrameKind>().Select(it => new KindAnswer((int)it, FrameKinds.Name(it), FrameKinds.Label(it)))],
+            [.. Enum.GetValues<FrameKind>().Select(it =>
+                new KindAnswer((int)it, FrameKinds.Name(it), FrameKinds.Label(it)))],
             [.. s_migrateTypes.Select((name, id) => new IdName(id, name))],
             kinds,
             Caches(),
@@ -52,7 +54,8 @@ internal sealed partial class Answers(ExplorerSource source)
     {
         if (ids.Count > MostSites)
             throw new QueryException($"ids are {ids.Count}, at most {MostSites} at a time", "ids");
-        return new SitesAnswer([.. ids.Select(id => SiteOf(id) ?? throw new QueryException($"there is no call site {id}", "ids", 404))]);
+        return new SitesAnswer(
+            [.. ids.Select(id => SiteOf(id) ?? throw new QueryException($"there is no call site {id}", "ids", 404))]);
     }
 
     public SitesAnswer FindSites(string text, int limit)
@@ -68,10 +71,12 @@ internal sealed partial class Answers(ExplorerSource source)
         return new SitesAnswer(found);
     }
 
-    public MachineAnswer Machine(int moment) => source.AskFrames(moment, frames => Machine(frames, WatermarksAt(moment)));
+    public MachineAnswer Machine(int moment) =>
+        source.AskFrames(moment, frames => Machine(frames, WatermarksAt(moment)));
 
     /// <summary>
-    /// The numbers of the frames, and what only the allocators know. Those of a recording are asked only when somebody wants
+    /// The numbers of the frames, and what only the allocators know. Those of a recording are asked only when somebody
+    /// wants
     /// them: while a film plays, the frames' own numbers do.
     /// </summary>
     public MachineAnswer Machine(FrameSource frames, IReadOnlyList<ZoneMarks>? marks)
@@ -121,7 +126,8 @@ internal sealed partial class Answers(ExplorerSource source)
                 pins += map.IsPin(map.At(frame), frame) ? 1 : 0;
             FrameCell first = map.At(head);
             return new FrameAnswer(
-                frames.Moment, pfn, Hex(_shape.DirectMap + (pfn << Pfn.PageShift)), FrameKinds.Name(cell.Kind), cell.Order, head,
+                frames.Moment, pfn, Hex(_shape.DirectMap + (pfn << Pfn.PageShift)), FrameKinds.Name(cell.Kind),
+                    cell.Order, head,
                 zone == FrameMap.NoZone ? null : zone,
                 s_migrateTypes[(int)map.TypeOf(pfn)],
                 cell.Kind is FrameKind.Slab or FrameKind.Pcp ? cell.Owner : null,
@@ -178,7 +184,8 @@ internal sealed partial class Answers(ExplorerSource source)
             blocks);
     }
 
-    private static unsafe PcpMarks PcpOf(ZonePages pages, int cpu) => new(pages.PcpOf(cpu)->High, pages.PcpOf(cpu)->Batch);
+    private static unsafe PcpMarks PcpOf(ZonePages pages, int cpu) =>
+        new(pages.PcpOf(cpu)->High, pages.PcpOf(cpu)->Batch);
 
     private static unsafe List<PcpListAnswer> ListsOf(Machine machine, ZonePages pages, int cpu)
     {
@@ -259,7 +266,8 @@ internal sealed record MachineAnswer(
     IReadOnlyList<CpuAnswer> Cpus, IReadOnlyDictionary<string, long> Counters);
 
 internal sealed record ZoneAnswer(
-    int Id, int Node, string Name, ulong Managed, ulong Present, long Free, long? Min, long? Low, long? High, long? Promo,
+    int Id, int Node, string Name, ulong Managed, ulong Present, long Free, long? Min, long? Low, long? High,
+        long? Promo,
     long? Boost, long PcpFrames, long? ReservedHighatomic, IReadOnlyList<FreeBlocksAnswer> FreeBlocks,
     IReadOnlyList<int> Pageblocks);
 

@@ -35,7 +35,8 @@ internal static class ClientMessage
     {
         if (!message.TryGetProperty(name, out JsonElement value) || value.ValueKind == JsonValueKind.Null)
             return otherwise ?? throw new QueryException($"{name} is missing", name);
-        return value.ValueKind == JsonValueKind.Number && value.TryGetInt64(out long number) && number >= min && number <= max
+        return value.ValueKind == JsonValueKind.Number && value.TryGetInt64(out long number) && number >= min
+            && number <= max
             ? number
             : throw new QueryException($"{name} is not a whole number from {min} to {max}", name);
     }
@@ -44,7 +45,8 @@ internal static class ClientMessage
     {
         if (!message.TryGetProperty(name, out JsonElement value))
             throw new QueryException($"{name} is missing", name);
-        return value.ValueKind == JsonValueKind.Number && value.TryGetDouble(out double number) && number >= min && number <= max
+        return value.ValueKind == JsonValueKind.Number && value.TryGetDouble(out double number) && number >= min
+            && number <= max
             ? number
             : throw new QueryException($"{name} is not a number from {min} to {max}", name);
     }
@@ -67,7 +69,8 @@ internal static class ClientMessage
         if (CellsOf(first, count, level) > ExplorerLimits.MaxCells)
         {
             throw new QueryException(
-                $"{count} frames at level {level} are {CellsOf(first, count, level)} cells, at most {ExplorerLimits.MaxCells} at a time", "level");
+                $"{count} frames at level {level} are {CellsOf(first, count, level)} cells, "
+                + $"at most {ExplorerLimits.MaxCells} at a time", "level");
         }
 
         return new FrameView(id, (ulong)first, (ulong)count, level);
@@ -101,7 +104,8 @@ internal static class ClientMessage
             : throw new QueryException($"{name} is not a list of texts", name))];
     }
 
-    private static long CellsOf(long first, long count, int level) => ((first + count + (1L << level) - 1) >> level) - (first >> level);
+    private static long CellsOf(long first, long count, int level) =>
+        ((first + count + (1L << level) - 1) >> level) - (first >> level);
 
     private static IReadOnlySet<int>? Set(JsonElement message, string name)
     {
@@ -136,7 +140,8 @@ internal static class ClientMessage
             return (0, most);
         if (value.ValueKind == JsonValueKind.Array && value.GetArrayLength() == 2
             && value[0].ValueKind == JsonValueKind.Number && value[0].TryGetInt32(out int min)
-            && value[1].ValueKind == JsonValueKind.Number && value[1].TryGetInt32(out int max) && min >= 0 && min <= max)
+            && value[1].ValueKind == JsonValueKind.Number && value[1].TryGetInt32(out int max) && min >= 0
+                && min <= max)
         {
             return (min, Math.Min(max, most));
         }

@@ -145,8 +145,10 @@ internal static class EventText
         {
             TraceEventKind.Kmalloc => Utf8.TryWrite(
                 text, $"kmalloc of {e.BytesRequested} bytes, {e.BytesAllocated} given", out length),
-            TraceEventKind.KmemCacheAlloc => Utf8.TryWrite(text, $"an object of {e.BytesRequested} bytes is given out", out length),
-            TraceEventKind.Kfree or TraceEventKind.KmemCacheFree => Utf8.TryWrite(text, $"an object comes back", out length),
+            TraceEventKind.KmemCacheAlloc =>
+                Utf8.TryWrite(text, $"an object of {e.BytesRequested} bytes is given out", out length),
+            TraceEventKind.Kfree or TraceEventKind.KmemCacheFree =>
+                Utf8.TryWrite(text, $"an object comes back", out length),
             TraceEventKind.PageAlloc => Utf8.TryWrite(text, $"pages are given out: {pages}", out length),
             TraceEventKind.PageFree => Utf8.TryWrite(text, $"pages come back: {pages}", out length),
             _ => Utf8.TryWrite(text, $"{NameOf(e.Kind)}", out length),

@@ -27,16 +27,20 @@ internal sealed class ExplorerApi
             ["/api/sites"] = Sites,
             ["/api/machine"] = (query, to) => Send(to, _answers.Machine(query.Moment(source)), types.MachineAnswer),
             ["/api/machine/pcp"] = (query, to) => Send(
-                to, _answers.Pcp(query.Moment(source), query.Number("cpu", 0, source.Shape.Cpus - 1) ?? 0), types.PcpAnswer),
+                to, _answers.Pcp(query.Moment(source), query.Number("cpu", 0, source.Shape.Cpus - 1) ?? 0),
+                    types.PcpAnswer),
             ["/api/events"] = Events,
             ["/api/histogram"] = (query, to) => Send(
-                to, _answers.Histogram(query.Number("buckets", 1, MostBuckets) ?? DefaultBuckets), types.HistogramAnswer),
+                to, _answers.Histogram(query.Number("buckets", 1, MostBuckets) ?? DefaultBuckets),
+                    types.HistogramAnswer),
             ["/api/slabs"] = (query, to) => Send(to, _answers.Slabs(query.Moment(source)), types.SlabsAnswer),
             ["/api/object"] = (query, to) => Send(
-                to, _answers.Object(query.Moment(source), Required(query.Address("address"), "address")), types.ObjectAnswer),
+                to, _answers.Object(query.Moment(source), Required(query.Address("address"), "address")),
+                    types.ObjectAnswer),
             ["/api/virtual"] = (query, to) => Send(to, _answers.Virtual(query.Moment(source)), types.VirtualAnswer),
             ["/api/walk"] = (query, to) => Send(
-                to, _answers.Walk(query.Moment(source), Required(query.Address("address"), "address")), types.WalkAnswer),
+                to, _answers.Walk(query.Moment(source), Required(query.Address("address"), "address")),
+                    types.WalkAnswer),
             ["/api/explain"] = Explain,
             ["/api/diff"] = (query, to) => Send(
                 to, _answers.Diff(query.Moment(source, "from"), query.Moment(source, "to")), types.DiffAnswer),
@@ -66,16 +70,19 @@ internal sealed class ExplorerApi
             return question;
 
         ExplorerJson types = ExplorerJson.Default;
-        if (After(path, "/api/slabs/") is { } cache && int.TryParse(cache, NumberStyles.None, CultureInfo.InvariantCulture, out int id))
+        if (After(path, "/api/slabs/") is { } cache
+            && int.TryParse(cache, NumberStyles.None, CultureInfo.InvariantCulture, out int id))
         {
             return (query, to) => Send(
                 to,
                 _answers.Slab(
-                    query.Moment(_source), id, query.Number("offset", 0, int.MaxValue) ?? 0, query.Number("limit", 1, MostSlabs) ?? DefaultSlabs),
+                    query.Moment(_source), id, query.Number("offset", 0, int.MaxValue) ?? 0,
+                        query.Number("limit", 1, MostSlabs) ?? DefaultSlabs),
                 types.SlabAnswer);
         }
 
-        if (After(path, "/api/frame/") is { } frame && ulong.TryParse(frame, NumberStyles.None, CultureInfo.InvariantCulture, out ulong pfn))
+        if (After(path, "/api/frame/") is { } frame
+            && ulong.TryParse(frame, NumberStyles.None, CultureInfo.InvariantCulture, out ulong pfn))
             return (query, to) => Send(to, _answers.Frame(query.Moment(_source), pfn), types.FrameAnswer);
 
         throw new QueryException($"there is no question {path}", null, StatusCodes.Status404NotFound);
@@ -89,7 +96,8 @@ internal sealed class ExplorerApi
         int limit = query.Number("limit", 1, MostSites) ?? DefaultSites;
         if (ids == null == (text == null))
             throw new QueryException("expected ids or find", "ids");
-        Send(to, ids != null ? _answers.Sites(ids) : _answers.FindSites(text!, limit), ExplorerJson.Default.SitesAnswer);
+        Send(to, ids != null ? _answers.Sites(ids) : _answers.FindSites(text!, limit),
+            ExplorerJson.Default.SitesAnswer);
     }
 
     private void Events(Query query, IBufferWriter<byte> to)

@@ -18,7 +18,8 @@ internal sealed record ExportOptions
     /// <summary>Last moment; null for the recording's.</summary>
     public int? To { get; init; }
 
-    /// <summary>Moments with slabs, free lists and areas, evenly spread; the first and the last always have them.</summary>
+    /// <summary>Moments with slabs, free lists and areas, evenly spread; the first and the last always have
+    /// them.</summary>
     public int DeepMoments { get; init; } = 9;
 
     public int MaxBytes { get; init; } = 48 << 20;
@@ -63,15 +64,19 @@ internal sealed partial class ExplorerExport
     {
         var export = new ExplorerExport(source, options);
         if (export._from < 0 || export._to > source.Now || export._from > export._to)
-            throw new QueryException($"the moments {export._from} to {export._to} are not within 0 to {source.Now}", "from");
+            throw new QueryException($"the moments {export._from} to {export._to} are not within 0 to {source.Now}",
+                "from");
         if (export._to - export._from > MostEvents)
-            throw new QueryException($"{export._to - export._from} events are too many for one file: at most {MostEvents}; choose with --from and --to", "to");
+            throw new QueryException(
+                $"{export._to - export._from} events are too many for one file: at most {MostEvents}; "
+                + "choose with --from and --to", "to");
 
         byte[] page = export.Page(export.Pack());
         return page.Length <= options.MaxBytes
             ? page
             : throw new QueryException(
-                $"the file would have {page.Length >> 20} MiB, at most {options.MaxBytes >> 20}; choose fewer events with --from and --to", "to");
+                $"the file would have {page.Length >> 20} MiB, at most {options.MaxBytes >> 20}; "
+                + "choose fewer events with --from and --to", "to");
     }
 
     private byte[] Pack()
@@ -142,7 +147,8 @@ internal sealed partial class ExplorerExport
     private int[] Moments()
     {
         int count = Math.Max(2, _options.DeepMoments);
-        return [.. Enumerable.Range(0, count).Select(i => _from + (int)((long)(_to - _from) * i / (count - 1))).Distinct()];
+        return [.. Enumerable.Range(0, count).Select(i => _from
+            + (int)((long)(_to - _from) * i / (count - 1))).Distinct()];
     }
 
     /// <summary>The answers that need the machine itself.</summary>
@@ -173,7 +179,8 @@ internal sealed partial class ExplorerExport
         json.WriteRawValue(answer.WrittenSpan, skipInputValidation: true);
     }
 
-    /// <summary>The frames at the first moment, as runs: count, then the four words of the cell; and the pageblocks.</summary>
+    /// <summary>The frames at the first moment, as runs: count, then the four words of the cell; and the
+    /// pageblocks.</summary>
     private void WriteFrames()
     {
         FrameSource frames = _source.OpenFrames();
@@ -222,7 +229,8 @@ internal sealed partial class ExplorerExport
             foreach (ref readonly ObjectChange change in _timeline.ObjectsOf(n, n + 1))
             {
                 // Objects begin at multiples of eight: terabytes fit.
-                objects.AddRange([(uint)n, (uint)(change.Offset >> 3), change.Requested, change.Cache | (change.Sign > 0 ? 1u << 16 : 0)]);
+                objects.AddRange([(uint)n, (uint)(change.Offset >> 3), change.Requested,
+                    change.Cache | (change.Sign > 0 ? 1u << 16 : 0)]);
             }
 
             foreach (ref readonly Tick tick in _timeline.TicksOf(n, n + 1))
@@ -270,7 +278,8 @@ internal sealed partial class ExplorerExport
             ReadOnlySpan<uint> its =
             [
                 (uint)e.TimestampNs, (uint)(e.TimestampNs >> 32), (uint)e.Place, (uint)(e.Place >> 32),
-                e.BytesRequested, e.BytesAllocated, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16), (uint)e.Pid,
+                e.BytesRequested, e.BytesAllocated, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16),
+                    (uint)e.Pid,
                 (uint)e.Kind | ((uint)e.Order << 8) | ((uint)e.Migratetype << 16) | ((uint)e.Result << 24), e.Cpu,
             ];
             its.CopyTo(words.AsSpan((n - _from) * Words));
@@ -301,7 +310,8 @@ internal sealed partial class ExplorerExport
             .Append("script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data:\">\n");
         script.Append("<script type=\"importmap\">{\"imports\":{");
         script.AppendJoin(',', modules.Select(module =>
-            $"\"kmem/{module.Key}\":\"data:text/javascript;base64,{Convert.ToBase64String(Encoding.UTF8.GetBytes(module.Value))}\""));
+            $"\"kmem/{module.Key}\":\"data:text/javascript;base64,"
+            + $"{Convert.ToBase64String(Encoding.UTF8.GetBytes(module.Value))}\""));
         script.Append("}}</script>\n<script>window.KMEM_EXPORT = {\"protocol\":1,\"data\":\"")
             .Append(Convert.ToBase64String(data))
             .Append("\"};</script>\n<script type=\"module\">import 'kmem/").Append(start).Append("';</script>");
@@ -309,7 +319,8 @@ internal sealed partial class ExplorerExport
             html.AsSpan(0, entry.Index), script.ToString(), html.AsSpan(entry.Index + entry.Length)));
     }
 
-    /// <summary>A module and all that it imports, with names in place of relative addresses, which data: URLs have not.</summary>
+    /// <summary>A module and all that it imports, with names in place of relative addresses, which data: URLs have
+    /// not.</summary>
     private static void Collect(string name, SortedDictionary<string, string> modules)
     {
         if (modules.ContainsKey(name))
@@ -325,12 +336,15 @@ internal sealed partial class ExplorerExport
         ? Encoding.UTF8.GetString(bytes)
         : throw new InvalidDataException($"the explorer's page has no file {name}");
 
-    [GeneratedRegex("<link rel=\"stylesheet\" href=\"(?<name>[\\w.-]+)\">", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
+    [GeneratedRegex("<link rel=\"stylesheet\" href=\"(?<name>[\\w.-]+)\">",
+        RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex StyleLink();
 
-    [GeneratedRegex("<script type=\"module\" src=\"(?<name>[\\w.-]+)\"></script>", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
+    [GeneratedRegex("<script type=\"module\" src=\"(?<name>[\\w.-]+)\"></script>",
+        RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex EntryModule();
 
-    [GeneratedRegex("(?<verb>\\bfrom\\s*|\\bimport\\s*)(?<quote>[\"'])\\./(?<name>[\\w.-]+)\\k<quote>", RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
+    [GeneratedRegex("(?<verb>\\bfrom\\s*|\\bimport\\s*)(?<quote>[\"'])\\./(?<name>[\\w.-]+)\\k<quote>",
+        RegexOptions.CultureInvariant | RegexOptions.ExplicitCapture, Patience)]
     private static partial Regex ModuleImport();
 }

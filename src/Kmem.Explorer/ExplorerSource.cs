@@ -29,7 +29,8 @@ internal abstract class ExplorerSource : IDisposable
     /// <summary>Asks about the frames at a moment.</summary>
     public abstract T AskFrames<T>(int moment, Func<FrameSource, T> question);
 
-    /// <summary>Asks the allocators at a moment. Of a machine at work the answer is a moment old when it comes.</summary>
+    /// <summary>Asks the allocators at a moment. Of a machine at work the answer is a moment old when it
+    /// comes.</summary>
     /// <exception cref="QueryException">The machine is gone.</exception>
     public abstract T Ask<T>(int moment, Func<Machine, T> question);
 

@@ -27,7 +27,8 @@ public sealed record ExplorerOptions
     /// </summary>
     public IPAddress Host { get; init; } = IPAddress.Loopback;
 
-    /// <summary>What a visitor must know; null: nothing, which is allowed on loopback only. At least 16 characters.</summary>
+    /// <summary>What a visitor must know; null: nothing, which is allowed on loopback only. At least 16
+    /// characters.</summary>
     public string? Token { get; init; }
 
     /// <summary>What the page calls the machine; null for the machine's own name.</summary>
@@ -135,7 +136,8 @@ public sealed class KmemExplorer : IDisposable, IAsyncDisposable
         ArgumentOutOfRangeException.ThrowIfGreaterThan(options.Port, IPEndPoint.MaxPort, nameof(options));
         ArgumentOutOfRangeException.ThrowIfLessThan(options.MaxClients, 1, nameof(options));
         if (options.Token == null && !IPAddress.IsLoopback(options.Host))
-            throw new ArgumentException($"{options.Host} can be reached from other machines: that needs a token", nameof(options));
+            throw new ArgumentException($"{options.Host} can be reached from other machines: that needs a token",
+                nameof(options));
         if (options.Token is { Length: < ShortestToken })
             throw new ArgumentException($"the token is shorter than {ShortestToken} characters", nameof(options));
     }
@@ -167,13 +169,15 @@ public sealed class KmemExplorer : IDisposable, IAsyncDisposable
         AddHeaders(context.Response.Headers);
         if (!IsOurHost(context.Request.Host.Host))
         {
-            await RefuseAsync(context, StatusCodes.Status421MisdirectedRequest, "this is not the host that was asked for");
+            await RefuseAsync(context, StatusCodes.Status421MisdirectedRequest,
+                "this is not the host that was asked for");
             return;
         }
 
         if (!IsAllowed(context, out bool byQuery))
         {
-            await RefuseAsync(context, StatusCodes.Status401Unauthorized, "the token is missing or wrong: open the printed address");
+            await RefuseAsync(context, StatusCodes.Status401Unauthorized,
+                "the token is missing or wrong: open the printed address");
             return;
         }
 
@@ -181,7 +185,8 @@ public sealed class KmemExplorer : IDisposable, IAsyncDisposable
         if (byQuery && path == "/")
         {
             context.Response.Cookies.Append(
-                Cookie, _options.Token!, new CookieOptions { HttpOnly = true, SameSite = SameSiteMode.Strict, Path = "/" });
+                Cookie, _options.Token!,
+                    new CookieOptions { HttpOnly = true, SameSite = SameSiteMode.Strict, Path = "/" });
             context.Response.Redirect("/");
             return;
         }
@@ -287,12 +292,14 @@ public sealed class KmemExplorer : IDisposable, IAsyncDisposable
         catch (Exception e) when (e is KernelBugException or InvalidOperationException or IndexOutOfRangeException)
         {
             // The machine changed while it was looked at.
-            (status, error) = (StatusCodes.Status503ServiceUnavailable, new ErrorAnswer($"try again: {e.Message}", null));
+            (status, error) = (StatusCodes.Status503ServiceUnavailable,
+                new ErrorAnswer($"try again: {e.Message}", null));
         }
 
         context.Response.StatusCode = status;
         if (error != null)
-            await context.Response.Body.WriteAsync(JsonSerializer.SerializeToUtf8Bytes(error, ExplorerJson.Default.ErrorAnswer));
+            await context.Response.Body.WriteAsync(
+                JsonSerializer.SerializeToUtf8Bytes(error, ExplorerJson.Default.ErrorAnswer));
         else
             await context.Response.Body.WriteAsync(answer.WrittenMemory);
     }
@@ -331,7 +338,8 @@ public static class MachineExplorer
     /// <param name="options">Where to listen; null: any free port, loopback only.</param>
     /// <returns>The server; <see cref="KmemExplorer.Url"/> says where. Dispose it before the machine.</returns>
     /// <exception cref="IOException">The port is in use.</exception>
-    /// <exception cref="ArgumentException">Not on loopback and without a token, or another impossible option.</exception>
+    /// <exception cref="ArgumentException">Not on loopback and without a token, or another impossible
+    /// option.</exception>
     public static KmemExplorer ServeExplorer(this Machine machine, ExplorerOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(machine);

@@ -3,7 +3,8 @@ using Kmem.Tracing;
 
 namespace Kmem;
 
-/// <summary>A machine as it is: at work, or in a recorded state. All connections look at one picture of its frames.</summary>
+/// <summary>A machine as it is: at work, or in a recorded state. All connections look at one picture of its
+/// frames.</summary>
 internal sealed class MachineSource : ExplorerSource
 {
     private static readonly TimeSpan s_fresh = TimeSpan.FromMilliseconds(50);

@@ -26,7 +26,8 @@ internal sealed class Query(IQueryCollection parameters)
     {
         if (Text(name) is not { } text)
             return null;
-        if (int.TryParse(text, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out int number) && number >= min && number <= max)
+        if (int.TryParse(text, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out int number)
+            && number >= min && number <= max)
             return number;
         throw new QueryException($"{name} is '{text}', expected a number from {min} to {max}", name);
     }

@@ -33,7 +33,11 @@ internal sealed class TraceSource : ExplorerSource
     /// <summary>Reads a recording; see <see cref="Timeline.Read"/>.</summary>
     public static TraceSource Read(
         FtraceReader reader, ReplayOptions replay, int maxEvents, string name, Action<long>? progress = null) =>
-        new(Timeline.Read(reader, new TimelineOptions { Replay = replay, MaxEvents = maxEvents }, progress)) { Name = name };
+        new(Timeline.Read(reader, new TimelineOptions { Replay = replay, MaxEvents = maxEvents }, progress))
+        {
+            Name =
+            name
+        };
 
     public override FrameSource OpenFrames() => new CursorFrames(_timeline.Open());
 

@@ -97,6 +97,7 @@ public sealed partial class Machine
         _account.ThrowIfClosed();
         int size = stamps ? KmemCache<T>.StampOffset + sizeof(ulong) : sizeof(T);
         KmemCache cache = CreateCache(name, size, align: 0, flags | SlabFlags.NoMerge);
+        cache.SkipsKfence = true; // a handle looks for its stamp in the object, alive or not
         return new KmemCache<T>(_account, cache, _map, stamps ? KmemCache<T>.StampOffset : 0);
     }
 
@@ -218,6 +219,14 @@ public sealed partial class Machine
         public VmallocAllocator Vmalloc => machine.Vmallocs;
 
         public unsafe void* Alloc(nuint bytes, Gfp gfp)
+        {
+            void* memory = AllocCore(bytes, gfp);
+            if (memory != null)
+                machine._slabs.Watch?.Disown((nint)memory); // a managed object holds it, which a leak scan does not see
+            return memory;
+        }
+
+        private unsafe void* AllocCore(nuint bytes, Gfp gfp)
         {
             if (bytes <= Pfn.PageSize)
                 return machine.Kmalloc(bytes, gfp);

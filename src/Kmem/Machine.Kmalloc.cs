@@ -171,6 +171,12 @@ public sealed partial class Machine
         {
             if (!_map.Contains(pointer))
                 _slabs.ThrowNotASlab(pointer, "usercopy");
+            if (Kfence is { } kfence && kfence.Contains(pointer))
+            {
+                kfence.CheckAccess(pointer, count, write: false);
+                return;
+            }
+
             Page* head = Page.HeadOf(_map.PageAt(pointer));
             ulong end = (ulong)_map.AddressOf(head) + ((ulong)Pfn.PageSize << PageAllocator.CompoundOrder(head));
             if (count > end - (ulong)pointer)

@@ -4,7 +4,8 @@ namespace Kmem;
 public sealed partial class Machine
 {
     /// <summary>
-    /// Reads the machine while it is certain that its memory stays; disposing it waits for the reader. False: it was disposed.
+    /// Reads the machine while it is certain that its memory stays; disposing it waits for the reader. False: it was
+    /// disposed.
     /// </summary>
     internal bool TryObserve(Action<Machine> read)
     {

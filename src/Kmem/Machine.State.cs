@@ -104,6 +104,7 @@ public sealed partial class Machine
     internal MachineState WriteState()
     {
         VmallocIfUsed?.DropKept();
+        _slabs.Quarantine?.Flush(null);
         return StateWriter.Write(Parts());
     }
 
@@ -112,8 +113,10 @@ public sealed partial class Machine
     {
         if (_slabs.Rcu.Pending > 0)
             yield return "frees that wait for the end of a grace period";
-        if (Options.SlabFreelistRandom)
+        if (_slabs.Options.FreelistRandom)
             yield return "free lists in random order";
+        if (Kfence != null)
+            yield return "objects between guard pages";
         if (VmallocIfUsed is not { } vmalloc)
             yield break;
 

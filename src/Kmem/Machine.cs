@@ -35,20 +35,24 @@ public sealed partial class Machine : IDisposable
     {
         Options = options;
         _cpus = new CpuSet(options.Cpus, SlabAllocator.CpuAreaBytes);
-        _ram = options.PortableMemory ? Ram.CreatePortable(endPfn << Pfn.PageShift) : Ram.Create(endPfn << Pfn.PageShift);
+        _ram = options.PortableMemory
+            ? Ram.CreatePortable(endPfn << Pfn.PageShift)
+            : Ram.Create(endPfn << Pfn.PageShift, options.HugePages);
         _map = new MemMap(endPfn, _ram.Base);
         _blocks = new PageblockMap(endPfn);
         _nodes = layOut(_blocks);
         int[] nodeOfCpu = Enumerable.Range(0, options.Cpus)
             .Select(cpu => ZoneLayout.NodeOfCpu(cpu, options.Cpus, _nodes.Length)).ToArray();
         _pages = new PageAllocator(_cpus, _map, _blocks, _nodes, nodeOfCpu, Dmesg);
+        _pages.Harden(options.Profile.InitOnAlloc, options.Profile.InitOnFree);
         _slabs = new SlabAllocator(_pages, _map, _cpus, nodeOfCpu, Dmesg, new SlabOptions
         {
             Merge = options.Profile.SlabMerge,
             MemoryCgroups = options.Profile.MemoryCgroups,
             SheavesEverywhere = options.Profile.SheavesEverywhere,
-            FreelistRandom = options.SlabFreelistRandom,
-            FreelistHardened = options.SlabFreelistHardened,
+            FreelistRandom = options.SlabFreelistRandom || options.Profile.SlabFreelistRandom,
+            FreelistHardened = options.SlabFreelistHardened || options.Profile.SlabFreelistHardened,
+            Hardening = options.Profile.Hardening,
             CacheLineSize = options.CacheLineSize,
             Seed = options.Seed,
             Debug = SlubDebugSetting.Parse(options.SlubDebug),
@@ -136,6 +140,7 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("PageTableLevels is neither 4 nor 5", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
+        options.Kfence?.Check();
 
         BootMemoryMap map = options.MemoryMap ?? BootMemoryMap.ForRam(options.RamBytes, options.Nodes);
         Func<int, int, int> distance = options.NodeDistance ?? ((a, b) => a == b ? 10 : 20);
@@ -143,7 +148,16 @@ public sealed partial class Machine : IDisposable
             options,
             map.EndPfn,
             blocks => ZoneLayout.Build(map, options.Cpus, options.MovableBytes, distance, blocks));
-        machine.Start(map);
+        try
+        {
+            machine.Start(map);
+        }
+        catch
+        {
+            machine.DisposeParts();
+            throw;
+        }
+
         machine.StartMetrics();
         return machine;
     }
@@ -208,6 +222,7 @@ public sealed partial class Machine : IDisposable
         _physical?.Dispose();
         _recordedVmap?.Dispose();
         _cpus.Dispose();
+        Kfence?.Close();
         _slabs.Dispose();
         _pages.Dispose();
         _blocks.Dispose();
@@ -227,6 +242,10 @@ public sealed partial class Machine : IDisposable
             Options.WatermarkScaleFactor,
             Options.Profile.TransparentHugePages);
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
+        if (Options.Profile.ShufflePages)
+            _pages.Shuffle(_slabs.NextRandom);
+        StartKfence();
+        StartTracking();
         _slabs.Start();
         _kmalloc.Start();
         StartUpkeep();

@@ -17,4 +17,19 @@ public sealed partial record MachineOptions
     /// as fast as ever.
     /// </remarks>
     public string? SlubDebug { get; init; }
+
+    /// <summary>
+    /// Keeps the call site of every allocation, for <see cref="Machine.Allocations"/> and
+    /// <see cref="Machine.ScanForLeaks"/>; each one then takes microseconds. (For owners and handles of the .NET floor
+    /// <see cref="TrackCallSites"/> is cheaper, and tells source lines.) Off by default.
+    /// </summary>
+    public bool TrackAllocations { get; init; }
+
+    /// <summary>
+    /// Puts some of the objects that are allocated on pages of their own, between pages that nobody may touch
+    /// (CONFIG_KFENCE, mm/kfence, Linux 6.18), so that a use after free or past an end ends the process where it
+    /// happens,
+    /// in production, too. Null: none.
+    /// </summary>
+    public KfenceOptions? Kfence { get; init; }
 }

@@ -88,6 +88,15 @@ public sealed partial record MachineOptions
     /// </summary>
     public double? DecaySeconds { get; init; }
 
+    /// <summary>
+    /// Ask the host to back the RAM with huge pages of 2 MiB (MADV_HUGEPAGE). They save page faults and TLB misses where
+    /// most of the RAM is used; a sparse machine costs 2 MiB for each frame that is touched first, and memory goes back
+    /// to the host in whole huge pages or by splitting them. Has effect on Linux where
+    /// <c>/sys/kernel/mm/transparent_hugepage/shmem_enabled</c> is not <c>never</c> or <c>deny</c>;
+    /// <see cref="Machine.RamDescription"/> says so.
+    /// </summary>
+    public bool HugePages { get; init; }
+
     /// <summary>Use ordinary process memory for the RAM even where something better is there.</summary>
     public bool PortableMemory { get; init; }
 }

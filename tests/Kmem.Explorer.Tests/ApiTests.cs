@@ -15,7 +15,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         Assert.Equal("trace", info.GetProperty("source").GetString());
         Assert.True(info.GetProperty("seekable").GetBoolean());
         Assert.Equal(ExplorerFixture.Events, info.GetProperty("events").GetInt32());
-        Assert.Equal(ExplorerFixture.Events, info.GetProperty("eventKinds").EnumerateArray().Sum(it => it.GetProperty("count").GetInt32()));
+        Assert.Equal(ExplorerFixture.Events,
+            info.GetProperty("eventKinds").EnumerateArray().Sum(it => it.GetProperty("count").GetInt32()));
         Assert.Equal(12, info.GetProperty("kinds").GetArrayLength());
         Assert.All(info.GetProperty("zones").EnumerateArray(), zone =>
             Assert.True(zone.GetProperty("end").GetInt64() > zone.GetProperty("start").GetInt64()));
@@ -43,9 +44,11 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         }
 
         JsonElement pcp = await fixture.GetAsync($"/api/machine/pcp?t={t}&cpu=1");
-        long listed = pcp.GetProperty("zones").EnumerateArray().SelectMany(zone => zone.GetProperty("lists").EnumerateArray())
+        long listed = pcp.GetProperty("zones").EnumerateArray().SelectMany(zone =>
+            zone.GetProperty("lists").EnumerateArray())
             .Sum(list => (long)list.GetProperty("frames").GetArrayLength() << list.GetProperty("order").GetInt32());
-        Assert.Equal(listed, machine.GetProperty("cpus")[1].GetProperty("zones").EnumerateArray().Sum(it => it.GetProperty("frames").GetInt64()));
+        Assert.Equal(listed, machine.GetProperty("cpus")[1].GetProperty("zones").EnumerateArray().Sum(it =>
+            it.GetProperty("frames").GetInt64()));
     }
 
     [Fact]
@@ -57,8 +60,10 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         Assert.All(first.GetProperty("events").EnumerateArray(), e =>
             Assert.True(e.GetProperty("kind").GetString() is "kmalloc" or "kfree"));
         int next = first.GetProperty("next").GetInt32();
-        JsonElement back = await fixture.GetAsync($"/api/events?from={next - 1}&limit=10&kind=kmalloc,kfree&direction=-1");
-        Assert.Equal(numbers.Reverse(), back.GetProperty("events").EnumerateArray().Select(it => it.GetProperty("n").GetInt32()));
+        JsonElement back = await fixture.GetAsync(
+            $"/api/events?from={next - 1}&limit=10&kind=kmalloc,kfree&direction=-1");
+        Assert.Equal(numbers.Reverse(),
+            back.GetProperty("events").EnumerateArray().Select(it => it.GetProperty("n").GetInt32()));
         JsonElement last = await fixture.GetAsync($"/api/events?from={ExplorerFixture.Events - 1}&limit=10");
         Assert.False(last.GetProperty("more").GetBoolean());
         Assert.Equal(JsonValueKind.Null, last.GetProperty("next").ValueKind);
@@ -67,19 +72,24 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
     [Fact]
     public async Task EventsAreFilteredByWhatTheyAreAbout()
     {
-        JsonElement e = (await fixture.GetAsync("/api/events?kind=kmem_cache_alloc&from=5000&limit=1")).GetProperty("events")[0];
+        JsonElement e = (await fixture.GetAsync("/api/events?kind=kmem_cache_alloc&from=5000&limit=1")).GetProperty(
+            "events")[0];
         string address = e.GetProperty("address").GetString()!;
         string cache = e.GetProperty("cache").GetString()!;
         int site = e.GetProperty("site").GetProperty("id").GetInt32();
-        JsonElement same = await fixture.GetAsync($"/api/events?address={address}&from={e.GetProperty("n").GetInt32()}&limit=1");
+        JsonElement same = await fixture.GetAsync(
+            $"/api/events?address={address}&from={e.GetProperty("n").GetInt32()}&limit=1");
         Assert.Equal(e.GetProperty("n").GetInt32(), same.GetProperty("events")[0].GetProperty("n").GetInt32());
         JsonElement ofCache = await fixture.GetAsync($"/api/events?cache={Uri.EscapeDataString(cache)}&limit=20");
-        Assert.All(ofCache.GetProperty("events").EnumerateArray(), it => Assert.Equal(cache, it.GetProperty("cache").GetString()));
+        Assert.All(ofCache.GetProperty("events").EnumerateArray(), it =>
+            Assert.Equal(cache, it.GetProperty("cache").GetString()));
         JsonElement sites = await fixture.GetAsync($"/api/sites?ids={site}");
         string name = sites.GetProperty("sites")[0].GetProperty("name").GetString()!;
         Assert.Equal(e.GetProperty("site").GetProperty("name").GetString(), name);
-        JsonElement ofSite = await fixture.GetAsync($"/api/events?site={Uri.EscapeDataString(name)}&limit=5&cpu={e.GetProperty("cpu").GetInt32()}");
-        Assert.All(ofSite.GetProperty("events").EnumerateArray(), it => Assert.Equal(site, it.GetProperty("site").GetProperty("id").GetInt32()));
+        JsonElement ofSite = await fixture.GetAsync(
+            $"/api/events?site={Uri.EscapeDataString(name)}&limit=5&cpu={e.GetProperty("cpu").GetInt32()}");
+        Assert.All(ofSite.GetProperty("events").EnumerateArray(), it =>
+            Assert.Equal(site, it.GetProperty("site").GetProperty("id").GetInt32()));
         JsonElement found = await fixture.GetAsync($"/api/sites?find={Uri.EscapeDataString(name[..5])}");
         Assert.Contains(found.GetProperty("sites").EnumerateArray(), it => it.GetProperty("id").GetInt32() == site);
     }
@@ -87,7 +97,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
     [Fact]
     public async Task AnObjectIsFoundWhereItsEventPutIt()
     {
-        JsonElement e = (await fixture.GetAsync("/api/events?kind=kmem_cache_alloc&from=9000&limit=1")).GetProperty("events")[0];
+        JsonElement e = (await fixture.GetAsync("/api/events?kind=kmem_cache_alloc&from=9000&limit=1")).GetProperty(
+            "events")[0];
         int t = e.GetProperty("n").GetInt32() + 1;
         string address = e.GetProperty("address").GetString()!;
         JsonElement obj = await fixture.GetAsync($"/api/object?address={address}&t={t}");
@@ -102,7 +113,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         Assert.Equal("slab", frame.GetProperty("kind").GetString());
         Assert.Equal(e.GetProperty("cache").GetString(), frame.GetProperty("ownerName").GetString());
         JsonElement why = await fixture.GetAsync($"/api/explain?address={address}&t={t}");
-        Assert.Contains(e.GetProperty("cache").GetString()!, why.GetProperty("summary").GetString(), StringComparison.Ordinal);
+        Assert.Contains(e.GetProperty("cache").GetString()!, why.GetProperty("summary").GetString(),
+            StringComparison.Ordinal);
         JsonElement ofEvent = await fixture.GetAsync($"/api/explain?event={t - 1}");
         Assert.Contains(address, ofEvent.GetProperty("summary").GetString(), StringComparison.Ordinal);
     }
@@ -114,7 +126,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
     public async Task SlabsAddUp(int t)
     {
         JsonElement slabs = await fixture.GetAsync($"/api/slabs?t={t}");
-        foreach (JsonElement row in slabs.GetProperty("caches").EnumerateArray().Where(it => it.GetProperty("slabs").GetInt64() > 0).Take(12))
+        foreach (JsonElement row in slabs.GetProperty("caches").EnumerateArray().Where(it =>
+            it.GetProperty("slabs").GetInt64() > 0).Take(12))
         {
             int id = row.GetProperty("id").GetInt32();
             JsonElement cache = await fixture.GetAsync($"/api/slabs/{id}?t={t}&limit=256");
@@ -122,7 +135,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
             Assert.Equal(row.GetProperty("slabs").GetInt32(), cache.GetProperty("total").GetInt32());
             Assert.Equal(
                 row.GetProperty("active").GetInt32(),
-                all.Sum(slab => Convert.FromBase64String(slab.GetProperty("live").GetString()!).Sum(bits => int.PopCount(bits))));
+                all.Sum(slab => Convert.FromBase64String(slab.GetProperty("live").GetString()!).Sum(bits =>
+                    int.PopCount(bits))));
             foreach (JsonElement slab in all)
             {
                 // A slab counts as free what is on its own list; its CPU's list is beside it.
@@ -130,7 +144,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
                 Assert.Equal(slab.GetProperty("objects").GetInt32(), slab.GetProperty("inUse").GetInt32() + free);
                 bool current = slab.GetProperty("state").GetString() == "cpu";
                 Assert.Equal(current, cache.GetProperty("cpus").EnumerateArray().Any(
-                    cpu => cpu.GetProperty("slab") is { ValueKind: JsonValueKind.Number } pfn && pfn.GetInt64() == slab.GetProperty("pfn").GetInt64()));
+                    cpu => cpu.GetProperty("slab") is { ValueKind: JsonValueKind.Number } pfn
+                        && pfn.GetInt64() == slab.GetProperty("pfn").GetInt64()));
             }
         }
     }
@@ -144,7 +159,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         foreach (JsonProperty kind in diff.GetProperty("frames").EnumerateObject())
         {
             Assert.Equal(
-                to.GetProperty("frames").GetProperty(kind.Name).GetInt64() - from.GetProperty("frames").GetProperty(kind.Name).GetInt64(),
+                to.GetProperty("frames").GetProperty(kind.Name).GetInt64() - from.GetProperty("frames").GetProperty(
+                    kind.Name).GetInt64(),
                 kind.Value.GetInt64());
         }
 
@@ -202,8 +218,10 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
     [Fact]
     public async Task HeadersKeepStrangersOut()
     {
-        HttpResponseMessage response = await fixture.Client.GetAsync("/api/info", TestContext.Current.CancellationToken);
-        Assert.Contains("default-src 'none'", response.Headers.GetValues("Content-Security-Policy").Single(), StringComparison.Ordinal);
+        HttpResponseMessage response =
+            await fixture.Client.GetAsync("/api/info", TestContext.Current.CancellationToken);
+        Assert.Contains("default-src 'none'", response.Headers.GetValues("Content-Security-Policy").Single(),
+            StringComparison.Ordinal);
         Assert.Equal("nosniff", response.Headers.GetValues("X-Content-Type-Options").Single());
         Assert.True(response.Headers.CacheControl!.NoStore);
 
@@ -211,7 +229,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         request.Headers.Host = "evil.example";
         HttpResponseMessage other = await fixture.Client.SendAsync(request, TestContext.Current.CancellationToken);
         Assert.Equal(HttpStatusCode.MisdirectedRequest, other.StatusCode);
-        HttpResponseMessage post = await fixture.Client.PostAsync("/api/info", null, TestContext.Current.CancellationToken);
+        HttpResponseMessage post =
+            await fixture.Client.PostAsync("/api/info", null, TestContext.Current.CancellationToken);
         Assert.Equal(HttpStatusCode.MethodNotAllowed, post.StatusCode);
     }
 }

@@ -9,7 +9,8 @@ public sealed class AttachTests
     [Fact]
     public async Task ALiveMachineIsShownAsItIs()
     {
-        using Machine machine = Machine.Boot(new MachineOptions { Name = "mine", RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
+        using Machine machine =
+            Machine.Boot(new MachineOptions { Name = "mine", RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
         using KmemExplorer explorer = machine.ServeExplorer();
         using var client = new HttpClient { BaseAddress = explorer.Url };
         JsonElement info = await GetAsync(client, "/api/info");
@@ -20,19 +21,22 @@ public sealed class AttachTests
         JsonElement obj = await GetAsync(client, $"/api/object?address={address}");
         Assert.True(obj.GetProperty("allocated").GetBoolean());
         Assert.Equal("kmalloc-128", obj.GetProperty("cacheName").GetString());
-        Assert.Equal(HttpStatusCode.Conflict, (await client.GetAsync("/api/events", TestContext.Current.CancellationToken)).StatusCode);
+        Assert.Equal(HttpStatusCode.Conflict,
+            (await client.GetAsync("/api/events", TestContext.Current.CancellationToken)).StatusCode);
     }
 
     [Fact]
     public async Task PagesOfALiveMachineComeAndGoOnTheMap()
     {
-        using Machine machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
+        using Machine machine =
+            Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
         using KmemExplorer explorer = machine.ServeExplorer();
         await using Socket socket = await Socket.OpenAsync(explorer.Url);
         await socket.SendAsync("""{"type":"view","id":1,"count":65536,"level":0}""");
         await socket.CellsAsync(it => it.Cells.Length == 65536 * 4);
         Pfn block = machine.AllocPages(Gfp.Kernel, 5);
-        await socket.CellsAsync(it => (it.Cells[block.Value * 4] & 0xff) is 8 or 9 && (it.Cells[block.Value * 4] >> 8 & 15) == 5);
+        await socket.CellsAsync(it => (it.Cells[block.Value * 4] & 0xff) is 8 or 9
+            && (it.Cells[block.Value * 4] >> 8 & 15) == 5);
         machine.FreePages(block, 5);
         await socket.CellsAsync(it => (it.Cells[block.Value * 4] & 0xff) == 2);
         await socket.SendAsync("""{"type":"seek","t":0}""");
@@ -42,12 +46,14 @@ public sealed class AttachTests
     [Fact]
     public async Task AreasAndTheirWalksAreShown()
     {
-        using Machine machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
+        using Machine machine =
+            Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Profile = KernelProfile.Linux618 });
         string start = Vmalloc(machine, 5 * 4096);
         using KmemExplorer explorer = machine.ServeExplorer();
         using var client = new HttpClient { BaseAddress = explorer.Url };
         JsonElement space = await GetAsync(client, "/api/virtual");
-        JsonElement area = space.GetProperty("areas").EnumerateArray().Single(it => it.GetProperty("start").GetString() == start);
+        JsonElement area = space.GetProperty("areas").EnumerateArray().Single(it =>
+            it.GetProperty("start").GetString() == start);
         Assert.Equal(5, area.GetProperty("pages").GetInt32());
         Assert.True(area.GetProperty("guard").GetBoolean());
         Assert.NotEqual(JsonValueKind.Null, space.GetProperty("tree").ValueKind);
@@ -71,11 +77,13 @@ public sealed class AttachTests
         int answered = 0;
         for (int i = 0; i < 40; i++)
         {
-            foreach (string path in (string[])["/api/machine", "/api/slabs", $"/api/slabs/{1 + i}", "/api/virtual", "/api/machine/pcp?cpu=1"])
+            foreach (string path in (string[])["/api/machine", "/api/slabs", $"/api/slabs/{1 + i}", "/api/virtual",
+                "/api/machine/pcp?cpu=1"])
             {
                 HttpResponseMessage response = await client.GetAsync(path, TestContext.Current.CancellationToken);
                 Assert.True(
-                    response.StatusCode is HttpStatusCode.OK or HttpStatusCode.NotFound or HttpStatusCode.ServiceUnavailable,
+                    response.StatusCode
+                        is HttpStatusCode.OK or HttpStatusCode.NotFound or HttpStatusCode.ServiceUnavailable,
                     $"{path}: {response.StatusCode}");
                 answered += response.StatusCode == HttpStatusCode.OK ? 1 : 0;
             }
@@ -108,10 +116,15 @@ public sealed class AttachTests
         Assert.Throws<ArgumentException>(() => machine.ServeExplorer(new ExplorerOptions { Token = "short" }));
         const string Token = "0123456789abcdef";
         using KmemExplorer explorer = machine.ServeExplorer(new ExplorerOptions { Token = Token });
-        using var client = new HttpClient(new HttpClientHandler { AllowAutoRedirect = false }) { BaseAddress = new Uri(explorer.Url.GetLeftPart(UriPartial.Authority)) };
+        using var client = new HttpClient(new HttpClientHandler { AllowAutoRedirect = false })
+        {
+            BaseAddress =
+            new Uri(explorer.Url.GetLeftPart(UriPartial.Authority))
+        };
         CancellationToken cancel = TestContext.Current.CancellationToken;
         Assert.Equal(HttpStatusCode.Unauthorized, (await client.GetAsync("/api/info", cancel)).StatusCode);
-        Assert.Equal(HttpStatusCode.Unauthorized, (await client.GetAsync("/api/info?token=0123456789abcdeX", cancel)).StatusCode);
+        Assert.Equal(HttpStatusCode.Unauthorized,
+            (await client.GetAsync("/api/info?token=0123456789abcdeX", cancel)).StatusCode);
         Assert.Equal(HttpStatusCode.OK, (await client.GetAsync("/api/info?token=" + Token, cancel)).StatusCode);
         Assert.Contains("token=" + Token, explorer.Url.Query, StringComparison.Ordinal);
         HttpResponseMessage first = await client.GetAsync("/?token=" + Token, cancel);
@@ -139,9 +152,11 @@ public sealed class AttachTests
         return JsonDocument.Parse(text).RootElement;
     }
 
-    private static unsafe string Allocate(Machine machine) => "0x" + machine.KernelAddressOf(machine.Kmalloc(100, Gfp.Kernel));
+    private static unsafe string Allocate(Machine machine) => "0x"
+        + machine.KernelAddressOf(machine.Kmalloc(100, Gfp.Kernel));
 
-    private static unsafe string Vmalloc(Machine machine, nuint bytes) => "0x" + machine.KernelAddressOf(machine.Vmalloc(bytes));
+    private static unsafe string Vmalloc(Machine machine, nuint bytes) => "0x"
+        + machine.KernelAddressOf(machine.Vmalloc(bytes));
 
     private static unsafe void Churn(Machine machine, int seed, CancellationToken stop)
     {

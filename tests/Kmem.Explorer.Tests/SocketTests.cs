@@ -119,7 +119,8 @@ public sealed class SocketTests(ExplorerFixture fixture) : IClassFixture<Explore
     [Fact]
     public async Task APageFromElsewhereIsNotLetIn()
     {
-        await Assert.ThrowsAsync<WebSocketException>(() => Socket.OpenAsync(fixture.Explorer.Url, "http://example.org"));
+        await Assert.ThrowsAsync<WebSocketException>(() =>
+            Socket.OpenAsync(fixture.Explorer.Url, "http://example.org"));
         await using Socket own = await Socket.OpenAsync(
             fixture.Explorer.Url, fixture.Explorer.Url.GetLeftPart(UriPartial.Authority));
         Assert.NotNull(await own.NextAsync("hello"));

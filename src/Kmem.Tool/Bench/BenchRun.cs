@@ -7,7 +7,11 @@ namespace Kmem.Tool.Bench;
 /// <param name="Passes">Over how many processes the time of each allocator is divided.</param>
 /// <param name="UseC">Whether the loops in C run as well.</param>
 internal sealed record BenchPlan(
-    IReadOnlyList<Workload> Workloads, IReadOnlyCollection<string> Against, Effort Effort, int Passes, bool UseC);
+    IReadOnlyList<Workload> Workloads, IReadOnlyCollection<string> Against, Effort Effort, int Passes, bool UseC)
+{
+    /// <summary>Profiles that take part besides the native one, where workloads share a process.</summary>
+    internal IReadOnlyList<KernelProfile> Profiles { get; init; } = [];
+}
 
 /// <summary>What one workload gave.</summary>
 internal sealed record WorkloadResult(Workload Workload, IReadOnlyList<CaseResult> Cases);
@@ -66,7 +70,9 @@ internal static class BenchRun
     {
         Effort effort = plan.Effort with { Seconds = plan.Effort.Seconds / plan.Passes };
         string[] peers = [.. workload.Peers.Where(plan.Against.Contains)];
-        string[] together = [.. workload.Own, .. peers.Where(it => !NativeLibraryPeer.NeedsPreload(it))];
+        IEnumerable<string> profiles = workload.OwnProcess || !workload.Own.Contains("kmem")
+            ? [] : plan.Profiles.Select(it => CaseFactory.ProfilePrefix + it.Name);
+        string[] together = [.. workload.Own, .. profiles, .. peers.Where(it => !NativeLibraryPeer.NeedsPreload(it))];
         IEnumerable<string[]> groups = workload.OwnProcess ? together.Select(it => new[] { it }) : [together];
         foreach (string[] group in groups)
         {

@@ -5,7 +5,7 @@ internal sealed class KmemHost : IDisposable
 {
     private KmemCache? _cache;
 
-    internal KmemHost()
+    internal KmemHost(KernelProfile? profile = null)
     {
         // One slot for every thread of the busiest workload; slots that nobody uses cost nothing.
         int cpus = Math.Clamp(4 * Environment.ProcessorCount, 12, 256);
@@ -13,7 +13,7 @@ internal sealed class KmemHost : IDisposable
         {
             RamBytes = 4UL << 30,
             Cpus = cpus,
-            Profile = KernelProfile.Native,
+            Profile = profile ?? KernelProfile.Native,
         });
     }
 
@@ -48,6 +48,10 @@ internal sealed class KmemHost : IDisposable
 /// <param name="small">A fiftieth of the objects, for a quick look.</param>
 internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
 {
+    /// <summary>What comes before the name of a profile: <c>kmem-hardened</c>.</summary>
+    internal const string ProfilePrefix = "kmem-";
+
+    private readonly Dictionary<string, KmemHost> _others = [];
     private readonly int _threads = Math.Clamp(Environment.ProcessorCount, 2, 32);
 
     /// <summary>Makes a case; null if the allocator is not installed.</summary>
@@ -64,9 +68,12 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
             case "kmem-cache":
                 return Object<CacheHeap, nint>(workload.Name, allocator, new CacheHeap(host.Value.Cache));
             case "kmem-scope":
-                return new ScopeCase(allocator, host.Value.Cache, Shape(workload.Name));
+                return new ScopeCase(allocator, host.Value.Cache, OrderOf(workload.Name));
             case "kmem-bulk":
                 return new BulkCallCase(allocator, host.Value.Cache);
+            case var _ when ProfileOf(allocator) is { } profile:
+                KmemHost other = Other(profile);
+                return Heap(workload.Name, allocator, new KmallocHeap(other.Machine), other.Trim);
             case "NativeMemory":
                 return Heap(
                     workload.Name, allocator, default(NativeMemoryHeap), () => NativeLibraryPeer.TryLoad("glibc")?.Trim());
@@ -85,6 +92,21 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
                     : null;
         }
     }
+
+    /// <summary>The machines of other profiles.</summary>
+    internal IEnumerable<KmemHost> Others => _others.Values;
+
+    private KmemHost Other(KernelProfile profile)
+    {
+        if (!_others.TryGetValue(profile.Name, out KmemHost? its))
+            _others[profile.Name] = its = new KmemHost(profile);
+        return its;
+    }
+
+    private static KernelProfile? ProfileOf(string allocator) =>
+        allocator.StartsWith(ProfilePrefix, StringComparison.Ordinal)
+            ? KernelProfile.Find(allocator[ProfilePrefix.Length..])
+            : null;
 
     /// <summary>A case on an allocator of addresses.</summary>
     internal Case Heap<TA>(string workload, string name, TA a, Action trim)
@@ -110,9 +132,7 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
         {
             "pair64c" => new ConstantPairCase<TA, TH>(name, a),
             "pair64" or "scope64" => new PairCase<TA, TH>(name, a),
-            "lifo100" => new LifoCase<TA, TH>(name, a),
-            "rand100" => new RandomOrderCase<TA, TH>(name, a),
-            "bulk64" => new BatchCase<TA, TH>(name, a),
+            "lifo100" or "rand100" or "bulk64" => new OrderCase<TA, TH>(name, a, OrderOf(workload)!),
             "rsize" => new RandomSizeCase<TA, TH>(name, a),
             "slots1000" => new SlotsCase<TA, TH>(name, a),
             _ => throw new ArgumentException($"{workload} is no workload of {name}", nameof(workload)),
@@ -127,12 +147,13 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
         return allocator == "kmem" ? all + Math.Max(0, (long)host.Value.Machine.ResidentBytes - shared) : all;
     }
 
-    private static ScopeShape Shape(string workload) => workload switch
+    /// <summary>In which order the objects of a workload are freed; null if each is freed at once.</summary>
+    private static int[]? OrderOf(string workload) => workload switch
     {
-        "lifo100" => ScopeShape.Lifo,
-        "rand100" => ScopeShape.RandomOrder,
-        "bulk64" => ScopeShape.Batch,
-        _ => ScopeShape.Pair,
+        "lifo100" => Tables.NewestFirst,
+        "rand100" => Tables.Order,
+        "bulk64" => Tables.OldestFirst,
+        _ => null,
     };
 
     private static int Pages(string workload) => workload switch

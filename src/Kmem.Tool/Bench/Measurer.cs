@@ -61,6 +61,11 @@ internal static class Measurer
         foreach (Contestant it in contestants) it.Try(it.Case.Dispose);
         string? broken = host.IsValueCreated ? Broken(host.Value) : null;
         if (host.IsValueCreated) host.Value.Dispose();
+        foreach (KmemHost other in factory.Others)
+        {
+            broken ??= Broken(other);
+            other.Dispose();
+        }
         return contestants.ConvertAll(it => it.Result(IsOwn(it.Case.Allocator) ? broken : null, null));
     }
 

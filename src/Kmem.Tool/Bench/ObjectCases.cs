@@ -20,6 +20,12 @@ internal static class Tables
     /// <summary>The numbers from 0 to 99 in some order.</summary>
     internal static int[] Order { get; } = Shuffled();
 
+    /// <summary>The numbers from 99 to 0.</summary>
+    internal static int[] NewestFirst { get; } = [.. Enumerable.Range(0, Batch).Reverse()];
+
+    /// <summary>The numbers from 0 to 63.</summary>
+    internal static int[] OldestFirst { get; } = [.. Enumerable.Range(0, Bulk)];
+
     // A linear congruential generator, which the C program has as well.
     private static uint Next(ref uint state)
     {
@@ -77,71 +83,30 @@ internal sealed class PairCase<TA, TH>(string name, TA allocator) : Case(name)
     }
 }
 
-/// <summary><c>lifo100</c>: a hundred objects of 64 bytes, freed newest first.</summary>
-internal sealed class LifoCase<TA, TH>(string name, TA allocator) : Case(name)
+/// <summary>
+/// <c>lifo100</c>, <c>rand100</c> and <c>bulk64</c>: objects of 64 bytes, freed newest first, in random order, or as they came.
+/// </summary>
+/// <param name="name">The allocator's name.</param>
+/// <param name="allocator">The allocator.</param>
+/// <param name="order">The numbers of the objects in the order in which they are freed.</param>
+internal sealed class OrderCase<TA, TH>(string name, TA allocator, int[] order) : Case(name)
     where TA : struct, IAllocator<TH>
 {
-    private readonly TH[] _objects = new TH[Tables.Batch];
+    private readonly TH[] _objects = new TH[order.Length];
 
-    internal override long Least => Tables.Batch;
+    internal override long Least => order.Length;
 
     [MethodImpl(MethodImplOptions.NoInlining)]
     internal override long Round(long operations)
     {
         TA a = allocator;
         TH[] objects = _objects;
+        int[] frees = order;
         long done = 0;
-        for (; done < operations; done += Tables.Batch)
+        for (; done < operations; done += frees.Length)
         {
             for (int i = 0; i < objects.Length; i++) objects[i] = a.Alloc(Tables.Size);
-            for (int i = objects.Length - 1; i >= 0; i--) a.Free(objects[i]);
-        }
-        return done;
-    }
-}
-
-/// <summary><c>rand100</c>: a hundred objects of 64 bytes, freed in random order.</summary>
-internal sealed class RandomOrderCase<TA, TH>(string name, TA allocator) : Case(name)
-    where TA : struct, IAllocator<TH>
-{
-    private readonly TH[] _objects = new TH[Tables.Batch];
-
-    internal override long Least => Tables.Batch;
-
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    internal override long Round(long operations)
-    {
-        TA a = allocator;
-        TH[] objects = _objects;
-        int[] order = Tables.Order;
-        long done = 0;
-        for (; done < operations; done += Tables.Batch)
-        {
-            for (int i = 0; i < objects.Length; i++) objects[i] = a.Alloc(Tables.Size);
-            foreach (int i in order) a.Free(objects[i]);
-        }
-        return done;
-    }
-}
-
-/// <summary><c>bulk64</c>: 64 objects of 64 bytes, freed in the same order.</summary>
-internal sealed class BatchCase<TA, TH>(string name, TA allocator) : Case(name)
-    where TA : struct, IAllocator<TH>
-{
-    private readonly TH[] _objects = new TH[Tables.Bulk];
-
-    internal override long Least => Tables.Bulk;
-
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    internal override long Round(long operations)
-    {
-        TA a = allocator;
-        TH[] objects = _objects;
-        long done = 0;
-        for (; done < operations; done += Tables.Bulk)
-        {
-            for (int i = 0; i < objects.Length; i++) objects[i] = a.Alloc(Tables.Size);
-            for (int i = 0; i < objects.Length; i++) a.Free(objects[i]);
+            foreach (int i in frees) a.Free(objects[i]);
         }
         return done;
     }
@@ -218,35 +183,22 @@ internal sealed class SlotsCase<TA, TH>(string name, TA allocator) : Case(name)
     }
 }
 
-/// <summary>
-/// The shapes of the single-threaded loops that <c>kmem-scope</c> runs with a handle held by the loop.
-/// </summary>
-internal enum ScopeShape
-{
-    Pair,
-    Lifo,
-    RandomOrder,
-    Batch,
-}
-
 /// <summary><c>kmem-scope</c>: the loop holds a <see cref="CacheScope"/>.</summary>
-internal sealed class ScopeCase(string name, KmemCache cache, ScopeShape shape) : Case(name)
+/// <param name="name">The allocator's name.</param>
+/// <param name="cache">The cache.</param>
+/// <param name="order">The order of the frees, as in <see cref="OrderCase{TA, TH}"/>; null where each object is freed at once.</param>
+internal sealed class ScopeCase(string name, KmemCache cache, int[]? order) : Case(name)
 {
-    private readonly nint[] _objects = new nint[Tables.Batch];
+    private readonly nint[] _objects = new nint[order?.Length ?? 0];
 
-    internal override long Least => Tables.Batch;
-
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    internal override long Round(long operations) => shape switch
-    {
-        ScopeShape.Pair => Pair(cache, operations),
-        ScopeShape.Lifo => Lifo(cache, _objects, operations),
-        ScopeShape.RandomOrder => RandomOrder(cache, _objects, operations),
-        _ => Batch(cache, _objects, operations),
-    };
+    internal override long Least => order?.Length ?? 1;
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static unsafe long Pair(KmemCache cache, long operations)
+    internal override long Round(long operations) =>
+        order == null ? Pairs(cache, operations) : Ordered(cache, _objects, order, operations);
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static unsafe long Pairs(KmemCache cache, long operations)
     {
         using CacheScope scope = cache.Enter(Gfp.Kernel);
         for (long i = 0; i < operations; i++) scope.Free(scope.Alloc());
@@ -254,41 +206,14 @@ internal sealed class ScopeCase(string name, KmemCache cache, ScopeShape shape) 
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private static unsafe long Lifo(KmemCache cache, nint[] objects, long operations)
+    private static unsafe long Ordered(KmemCache cache, nint[] objects, int[] order, long operations)
     {
         using CacheScope scope = cache.Enter(Gfp.Kernel);
         long done = 0;
-        for (; done < operations; done += Tables.Batch)
-        {
-            for (int i = 0; i < objects.Length; i++) objects[i] = (nint)scope.Alloc();
-            for (int i = objects.Length - 1; i >= 0; i--) scope.Free((void*)objects[i]);
-        }
-        return done;
-    }
-
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    private static unsafe long RandomOrder(KmemCache cache, nint[] objects, long operations)
-    {
-        using CacheScope scope = cache.Enter(Gfp.Kernel);
-        int[] order = Tables.Order;
-        long done = 0;
-        for (; done < operations; done += Tables.Batch)
+        for (; done < operations; done += order.Length)
         {
             for (int i = 0; i < objects.Length; i++) objects[i] = (nint)scope.Alloc();
             foreach (int i in order) scope.Free((void*)objects[i]);
-        }
-        return done;
-    }
-
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    private static unsafe long Batch(KmemCache cache, nint[] objects, long operations)
-    {
-        using CacheScope scope = cache.Enter(Gfp.Kernel);
-        long done = 0;
-        for (; done < operations; done += Tables.Bulk)
-        {
-            for (int i = 0; i < Tables.Bulk; i++) objects[i] = (nint)scope.Alloc();
-            for (int i = 0; i < Tables.Bulk; i++) scope.Free((void*)objects[i]);
         }
         return done;
     }

@@ -21,6 +21,9 @@ internal sealed class BenchCommand : Command, IHasExamples
     private readonly Option<string[]> _against = Words(
         "--against", "Only these peers (default: all that are installed)", Workloads.Peers);
 
+    private readonly Option<string[]> _profiles = Words(
+        "--profile", "Measure these profiles, too", KernelProfile.All.Select(profile => profile.Name));
+
     private readonly Option<double?> _seconds = OptionValues.Decimal("--seconds", 0.001, 3600,
         "How long each allocator is measured on each workload (default 1)");
 
@@ -38,6 +41,7 @@ internal sealed class BenchCommand : Command, IHasExamples
     {
         Add(_only);
         Add(_against);
+        Add(_profiles);
         Add(_seconds);
         Add(_quick);
         Add(_noC);
@@ -50,6 +54,7 @@ internal sealed class BenchCommand : Command, IHasExamples
     [
         ("bench", "all workloads beside all peers that are installed; takes some minutes"),
         ("bench --only pair64 rsize --against mimalloc tcmalloc", "two workloads, two peers"),
+        ("bench --only pair64 rand100 --profile hardened linux-6.18", "what other profiles cost"),
         ("bench --json > bench.json", "for a script: ns by allocator, ratio, goal, reached"),
     ];
 
@@ -77,7 +82,10 @@ internal sealed class BenchCommand : Command, IHasExamples
             against.Length == 0 ? [.. Workloads.Peers] : against,
             new Effort(seconds, WarmUps: quick ? 2 : 6, Small: quick),
             Passes: quick ? 1 : 2,
-            UseC: !parsed.GetValue(_noC));
+            UseC: !parsed.GetValue(_noC))
+        {
+            Profiles = [.. (parsed.GetValue(_profiles) ?? []).Select(name => KernelProfile.Find(name)!)],
+        };
     }
 
     private static async Task<BenchResult> RunAsync(BenchPlan plan, TextWriter error, CancellationToken cancel)

@@ -17,11 +17,13 @@ internal sealed class ExportCommand : Command, IHasExamples
         Required = true,
     };
 
-    private readonly Option<int?> _from = OptionValues.Number("--from", 0, MostEvents, "First moment: so many events have happened (default 0)");
+    private readonly Option<int?> _from =
+        OptionValues.Number("--from", 0, MostEvents, "First moment: so many events have happened (default 0)");
 
     private readonly Option<int?> _to = OptionValues.Number("--to", 0, MostEvents, "Last moment (default: the end)");
 
-    private readonly Option<int?> _deep = OptionValues.Number("--slabs", 2, 1000, "Moments at which slabs can be unfolded (default 9)");
+    private readonly Option<int?> _deep =
+        OptionValues.Number("--slabs", 2, 1000, "Moments at which slabs can be unfolded (default 9)");
 
     private readonly RecordingOptions _recording = new();
 
@@ -63,8 +65,10 @@ internal sealed class ExportCommand : Command, IHasExamples
         }
 
         OutputFile.Write(path, it => File.WriteAllBytes(it, page));
+        int events = (parsed.GetValue(_to) ?? source.Now) - (parsed.GetValue(_from) ?? 0);
         parsed.InvocationConfiguration.Output.WriteLine(string.Create(
-            CultureInfo.InvariantCulture, $"{path}: {page.Length >> 10} KiB, {(parsed.GetValue(_to) ?? source.Now) - (parsed.GetValue(_from) ?? 0)} events"));
+            CultureInfo.InvariantCulture,
+                $"{path}: {page.Length >> 10} KiB, {events} events"));
         return ExitCode.Fine;
     }
 }

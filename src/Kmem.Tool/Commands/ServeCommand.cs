@@ -9,7 +9,8 @@ using Kmem.Tracing;
 
 namespace Kmem.Tool.Commands;
 
-/// <summary><c>kmem serve</c>: the explorer in the browser, for a recording, a recorded state, or a machine at work.</summary>
+/// <summary><c>kmem serve</c>: the explorer in the browser, for a recording, a recorded state, or a machine at
+/// work.</summary>
 internal sealed class ServeCommand : Command, IHasExamples
 {
     private const int MostEvents = 50_000_000;
@@ -27,7 +28,8 @@ internal sealed class ServeCommand : Command, IHasExamples
         HelpName = "PATH",
     };
 
-    private readonly Option<int?> _port = OptionValues.Number("--port", 0, IPEndPoint.MaxPort, "TCP port; 0 for any (default 7070)");
+    private readonly Option<int?> _port =
+        OptionValues.Number("--port", 0, IPEndPoint.MaxPort, "TCP port; 0 for any (default 7070)");
 
     private readonly Option<string?> _host = new("--host")
     {
@@ -49,7 +51,8 @@ internal sealed class ServeCommand : Command, IHasExamples
         {
             if (result.GetResult(_state) is not null && result.GetResult(_trace) is { Tokens.Count: > 0 })
                 result.AddError("--state is a state; it excludes TRACE");
-            if (result.GetResult(_host) is { Tokens.Count: > 0 } host && !IPAddress.TryParse(host.Tokens[^1].Value, out _))
+            if (result.GetResult(_host) is { Tokens.Count: > 0 } host
+                && !IPAddress.TryParse(host.Tokens[^1].Value, out _))
                 result.AddError($"--host is '{host.Tokens[^1].Value}', expected an IP address");
         });
         SetAction((parsed, cancel) => RunAsync(parsed, cancel));
@@ -70,7 +73,8 @@ internal sealed class ServeCommand : Command, IHasExamples
         {
             Port = parsed.GetValue(_port) ?? DefaultPort,
             Host = host,
-            Token = IPAddress.IsLoopback(host) ? null : Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(TokenBytes)),
+            Token = IPAddress.IsLoopback(host)
+                ? null : Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(TokenBytes)),
         };
         ExplorerSource source = await Task.Run(() => Open(parsed, cancel), cancel);
         KmemExplorer explorer;
@@ -82,7 +86,8 @@ internal sealed class ServeCommand : Command, IHasExamples
         {
             source.Dispose();
             throw new ToolException(
-                $"cannot listen on {options.Host} port {options.Port}: {(e.InnerException ?? e).Message} (--port 0 takes a free one)", e);
+                $"cannot listen on {options.Host} port {options.Port}: {(e.InnerException ?? e).Message} "
+                + "(--port 0 takes a free one)", e);
         }
 
         await using (explorer)
@@ -118,7 +123,8 @@ internal sealed class ServeCommand : Command, IHasExamples
     private static MachineSource OpenState(string path)
     {
         string file = !Directory.Exists(path) ? path
-            : new[] { "state-t1.json.gz", "state-t0.json.gz" }.Select(name => Path.Combine(path, name)).FirstOrDefault(File.Exists)
+            : new[] { "state-t1.json.gz", "state-t0.json.gz" }.Select(name => Path.Combine(path, name)).FirstOrDefault(
+                File.Exists)
                 ?? throw new ToolException($"{path}: has neither state-t1.json.gz nor state-t0.json.gz");
         try
         {
@@ -136,11 +142,14 @@ internal sealed class ServeCommand : Command, IHasExamples
 internal sealed class RecordingOptions
 {
     private readonly Option<string?> _profile = OptionValues.OneOf(
-        "--profile", "NAME", "Whose rules the machine follows (default linux-6.18)", [.. KernelProfile.All.Select(it => it.Name)]);
+        "--profile", "NAME", "Whose rules the machine follows (default linux-6.18)",
+            [.. KernelProfile.All.Select(it => it.Name)]);
 
-    private readonly Option<int?> _cpus = OptionValues.Number("--cpus", 1, 1024, "CPUs of the machine (default: the recording's)");
+    private readonly Option<int?> _cpus =
+        OptionValues.Number("--cpus", 1, 1024, "CPUs of the machine (default: the recording's)");
 
-    private readonly Option<ulong?> _ram = OptionValues.Size("--ram", 16 << 20, 1UL << 40, "Memory of the machine (default 16 GiB)");
+    private readonly Option<ulong?> _ram =
+        OptionValues.Size("--ram", 16 << 20, 1UL << 40, "Memory of the machine (default 16 GiB)");
 
     private readonly Option<int?> _limit = OptionValues.Number("--limit", 1, 50_000_000, "Read at most so many events");
 
@@ -156,7 +165,8 @@ internal sealed class RecordingOptions
 
     public int? CpusOf(ParseResult parsed) => parsed.GetValue(_cpus);
 
-    public KernelProfile? ProfileOf(ParseResult parsed) => parsed.GetValue(_profile) is { } name ? KernelProfile.Find(name) : null;
+    public KernelProfile? ProfileOf(ParseResult parsed) => parsed.GetValue(_profile) is { } name
+        ? KernelProfile.Find(name) : null;
 
     /// <summary>Reads a recording, with progress on a terminal.</summary>
     public TraceSource Read(ParseResult parsed, string path, int most, CancellationToken cancel)
@@ -174,7 +184,8 @@ internal sealed class RecordingOptions
         FtraceReader reader = FtraceReader.Open(stream, name);
         try
         {
-            TraceSource source = ReplayProgress.Show(parsed.InvocationConfiguration.Error, name, reader, size, cancel, progress =>
+            TraceSource source = ReplayProgress.Show(parsed.InvocationConfiguration.Error, name, reader, size, cancel,
+                progress =>
                 TraceSource.Read(reader, replay, parsed.GetValue(_limit) ?? most, Path.GetFileName(name), progress));
             if (source.IsCut && parsed.GetValue(_limit) is null)
             {
@@ -189,7 +200,8 @@ internal sealed class RecordingOptions
             reader.Dispose();
             throw new ToolException(
                 e is TraceFormatException ? e.Message
-                : e is PlatformException ? $"a machine of {ByteSize.Format(replay.RamBytes)} cannot be built here: {e.Message}"
+                : e is PlatformException
+                    ? $"a machine of {ByteSize.Format(replay.RamBytes)} cannot be built here: {e.Message}"
                 : $"{name}: cannot be read any further: {e.Message}",
                 e);
         }

@@ -3,7 +3,8 @@ namespace Kmem.Tracing;
 /// <content>Event by event, for a time line.</content>
 internal sealed partial class ReplayEngine
 {
-    /// <summary>Carries out one event on the calling thread, which the caller has pinned to a CPU of the machine.</summary>
+    /// <summary>Carries out one event on the calling thread, which the caller has pinned to a CPU of the
+    /// machine.</summary>
     internal EventResult StepOne(in TraceEvent e)
     {
         long failed = _failedAllocs + _tracedFailures + _freesOfFailed;

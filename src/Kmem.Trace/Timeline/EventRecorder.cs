@@ -6,7 +6,8 @@ namespace Kmem.Tracing;
 ///   tracepoints ─▶ which frames were touched ─▶ their descriptors ─▶ runs that differ ─▶ FrameChange, Tick
 ///                                                                                         ObjectChange
 /// </code>
-/// A block taken from a CPU's list touches just its frames. Whatever went to or from the buddy system may have split and
+/// A block taken from a CPU's list touches just its frames. Whatever went to or from the buddy system may have split
+/// and
 /// merged: then the whole largest block around it is looked at.
 /// </summary>
 internal sealed class EventRecorder : ITrace, IRareEvents
@@ -184,7 +185,8 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         {
             Offset = offset,
             Requested = (uint)requested,
-            Cache = head->Type == PageType.Slab && _machine.Slabs.TryCacheOf(head) is { } cache ? (ushort)(cache.Id + 1) : (ushort)0,
+            Cache = head->Type == PageType.Slab && _machine.Slabs.TryCacheOf(head) is { } cache
+                ? (ushort)(cache.Id + 1) : (ushort)0,
             Sign = (sbyte)sign,
         };
         Objects.Add(change);
@@ -209,7 +211,9 @@ internal sealed class EventRecorder : ITrace, IRareEvents
     private void AddTick(TickKind kind, ulong pfn, int order, int fromOrder, int count, int cache) =>
         Ticks.Add(NewTick(kind, pfn, order) with
         {
-            FromOrder = (byte)fromOrder, Count = count, Cache = (ushort)cache,
+            FromOrder = (byte)fromOrder,
+            Count = count,
+            Cache = (ushort)cache,
         });
 
     /// <summary>One entry for each batch.</summary>
@@ -282,7 +286,10 @@ internal sealed class EventRecorder : ITrace, IRareEvents
                 to++;
             var change = new FrameChange
             {
-                Pfn = (uint)(start + (ulong)from), Count = (ushort)(to - from), From = old[from], To = now[from],
+                Pfn = (uint)(start + (ulong)from),
+                Count = (ushort)(to - from),
+                From = old[from],
+                To = now[from],
             };
             Frames.Add(change);
             _map.Change(change.Pfn, change.Count, change.From, change.To);
@@ -308,7 +315,9 @@ internal sealed class EventRecorder : ITrace, IRareEvents
 
         Frames.Add(new FrameChange
         {
-            Pfn = (uint)pfn, From = new FrameCell { Order = (byte)was }, To = new FrameCell { Order = (byte)type },
+            Pfn = (uint)pfn,
+            From = new FrameCell { Order = (byte)was },
+            To = new FrameCell { Order = (byte)type },
         });
         _map.SetType(pfn, type);
     }
@@ -323,7 +332,10 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         {
             cells.Fill(new FrameCell
             {
-                Kind = FrameKinds.OfType(touch.Type), Order = touch.Order, Born = _now, Site = _site,
+                Kind = FrameKinds.OfType(touch.Type),
+                Order = touch.Order,
+                Born = _now,
+                Site = _site,
             });
         }
         else if (touch.Kind != TouchKind.Drained)
@@ -360,7 +372,8 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         }
     }
 
-    /// <summary>A block of a special kind: takes its name from its descriptor, and keeps since when it is there.</summary>
+    /// <summary>A block of a special kind: takes its name from its descriptor, and keeps since when it is
+    /// there.</summary>
     private unsafe void Name(Span<FrameCell> cells, Page* page, ulong pfn)
     {
         FrameCell its = FrameScan.CellOf(_machine, page, _map.TypeOf(pfn), out _);
@@ -391,7 +404,8 @@ internal sealed class EventRecorder : ITrace, IRareEvents
         return (ushort)Math.Max(count, 0);
     }
 
-    /// <summary>Free blocks that are gone in parts were split, those that are new and larger than what came back merged.</summary>
+    /// <summary>Free blocks that are gone in parts were split, those that are new and larger than what came back
+    /// merged.</summary>
     private void TellOfBlocks(Span<FrameCell> now, ulong start)
     {
         ulong lastSplit = ulong.MaxValue;
@@ -410,7 +424,8 @@ internal sealed class EventRecorder : ITrace, IRareEvents
                 AddTick(TickKind.Split, lastSplit, touch.Order, was.Order, 1, 0);
             }
             else if (touch.Kind is TouchKind.Free or TouchKind.Drained
-                && now[at].Kind == FrameKind.Free && now[at].Order > touch.Order && now[at].HeadOf(touch.Pfn) != lastMerge)
+                && now[at].Kind == FrameKind.Free && now[at].Order > touch.Order
+                    && now[at].HeadOf(touch.Pfn) != lastMerge)
             {
                 lastMerge = now[at].HeadOf(touch.Pfn);
                 AddTick(TickKind.Merge, lastMerge, touch.Order, now[at].Order, 1, 0);

@@ -49,7 +49,8 @@ internal static class FrameKinds
     public static bool IsInUse(FrameKind kind) => kind >= FrameKind.Slab;
 
     /// <summary>In use, and nothing can move it away.</summary>
-    public static bool Pins(FrameKind kind) => IsInUse(kind) && kind is not (FrameKind.Movable or FrameKind.Reclaimable);
+    public static bool Pins(FrameKind kind) => IsInUse(kind)
+        && kind is not (FrameKind.Movable or FrameKind.Reclaimable);
 
     /// <summary>What a block that nothing else is known about is taken for.</summary>
     public static FrameKind OfType(Migratetype type) => type switch

@@ -20,7 +20,8 @@ internal sealed class FrameMap
     private const int Orders = PageOrder.Count;
     private const int Types = Migratetypes.Count;
 
-    private static readonly FrameCell[] s_free = Uniform(new FrameCell { Kind = FrameKind.Free, Order = PageOrder.Max });
+    private static readonly FrameCell[] s_free =
+        Uniform(new FrameCell { Kind = FrameKind.Free, Order = PageOrder.Max });
     private static readonly FrameCell[] s_hole = Uniform(default);
 
     private readonly FrameCell[][] _chunks;
@@ -105,7 +106,8 @@ internal sealed class FrameMap
     public long FramesOf(FrameKind kind) =>
         _kinds[(int)kind] - (kind == FrameKind.Hole ? ((long)Chunks * ChunkFrames) - (long)Frames : 0);
 
-    public long FreeBlocks(int zone, int order, Migratetype type) => _freeBlocks[(((zone * Orders) + order) * Types) + (int)type];
+    public long FreeBlocks(int zone, int order, Migratetype type) =>
+        _freeBlocks[(((zone * Orders) + order) * Types) + (int)type];
 
     public long FreeFrames(int zone)
     {

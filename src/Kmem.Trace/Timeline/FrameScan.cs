@@ -1,7 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Reads off a machine's page descriptors what each frame is used for. It takes no locks: of a machine at work it gets a
+/// Reads off a machine's page descriptors what each frame is used for. It takes no locks: of a machine at work it gets
+/// a
 /// picture that may be a moment out of date here and there, never a wrong access.
 /// </summary>
 /// <remarks>
@@ -87,7 +88,8 @@ internal sealed class FrameScan
 
     private void UpdateTypes(FrameMap map, int chunk)
     {
-        for (ulong pfn = (ulong)chunk * ChunkFrames; pfn < (ulong)(chunk + 1) * ChunkFrames; pfn += PageOrder.PageblockPages)
+        for (ulong pfn = (ulong)chunk * ChunkFrames; pfn < (ulong)(chunk
+            + 1) * ChunkFrames; pfn += PageOrder.PageblockPages)
         {
             if (map.ZoneOf(pfn) != FrameMap.NoZone)
                 map.SetType(pfn, _machine.Blocks.TypeOf(pfn));
@@ -97,7 +99,11 @@ internal sealed class FrameScan
     private unsafe void Classify(FrameMap map, ulong start)
     {
         for (ulong pfn = start; pfn < start + ChunkFrames; pfn++)
-            _cells[pfn - start] = new FrameCell { Kind = pfn < map.Frames && map.ZoneOf(pfn) != FrameMap.NoZone ? FrameKind.Reserved : FrameKind.Hole };
+            _cells[pfn - start] = new FrameCell
+            {
+                Kind = pfn < map.Frames && map.ZoneOf(pfn) != FrameMap.NoZone
+                ? FrameKind.Reserved : FrameKind.Hole
+            };
 
         for (ulong pfn = start; pfn < Math.Min(start + ChunkFrames, map.Frames);)
         {
@@ -126,7 +132,8 @@ internal sealed class FrameScan
     }
 
     /// <summary>
-    /// What a descriptor says about the block that begins there; a hole if none does. <paramref name="whole"/>: no part of it
+    /// What a descriptor says about the block that begins there; a hole if none does. <paramref name="whole"/>: no part
+    /// of it
     /// can have been freed.
     /// </summary>
     internal static unsafe FrameCell CellOf(Machine machine, Page* page, Migratetype type, out bool whole)
@@ -146,7 +153,7 @@ internal sealed class FrameScan
                 Kind = FrameKind.Slab,
                 Order = (byte)order,
                 Owner = (ushort)(cache.Id + 1),
-                Objects = (ushort)SlabState.Read(page).Objects,
+                Objects = (ushort)cache.ObserveObjects(page),
             };
         }
 
@@ -161,16 +168,8 @@ internal sealed class FrameScan
         return new FrameCell { Kind = kind, Order = (byte)order };
     }
 
-    private unsafe ushort CountLive(Page* slab)
-    {
-        if (_machine.Slabs.TryCacheOf(slab) is not { } cache)
-            return 0;
-
-        int live = 0;
-        for (int i = 0; i < SlabState.Read(slab).Objects; i++)
-            live += cache.IsLive(cache.ObjectOf(slab, i)) ? 1 : 0;
-        return (ushort)live;
-    }
+    private unsafe ushort CountLive(Page* slab) =>
+        _machine.Slabs.TryCacheOf(slab) is { } cache ? (ushort)cache.ObserveLive(slab) : (ushort)0;
 
     private unsafe void CollectLists(ZonePages zone, int cpu, FrameMap map)
     {
@@ -238,7 +237,8 @@ internal sealed class FrameScan
                 continue;
 
             int count = Math.Min(1 << place.Order, ChunkFrames - i);
-            _cells.AsSpan(i, count).Fill(new FrameCell { Kind = FrameKind.Pcp, Order = place.Order, Owner = place.Cpu });
+            _cells.AsSpan(i, count).Fill(
+                new FrameCell { Kind = FrameKind.Pcp, Order = place.Order, Owner = place.Cpu });
             i += count - 1;
         }
     }

@@ -5,7 +5,8 @@ using System.Runtime.InteropServices;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// A window of a <see cref="FrameMap"/> at a level of detail, as a client sees it: cells of 2^level frames, four words each,
+/// A window of a <see cref="FrameMap"/> at a level of detail, as a client sees it: cells of 2^level frames, four words
+/// each,
 /// and the messages that bring the client up to date. Only chunks that changed are looked at, and nothing is allocated.
 /// </summary>
 /// <remarks>The layout of words and messages is in docs/explorer.md.</remarks>
@@ -39,7 +40,8 @@ internal sealed class FrameView
         Cells = checked((int)((first + count - First + size - 1) >> level));
         _cells = new uint[Cells * CellWords];
         _matched = new int[Cells];
-        _seen = new uint[checked((int)(((First + ((ulong)Cells << level) - 1) >> ChunkShift) - (First >> ChunkShift) + 1))];
+        _seen = new uint[checked(
+            (int)(((First + ((ulong)Cells << level) - 1) >> ChunkShift) - (First >> ChunkShift) + 1))];
         _message = new byte[sizeof(uint) * (HeaderWords + Math.Max(Cells * CellWords, 1))];
     }
 
@@ -119,7 +121,8 @@ internal sealed class FrameView
         return _message.AsMemory(0, at);
     }
 
-    /// <summary>The end of the group of cells that begins here: those of one chunk, or one cell of many chunks.</summary>
+    /// <summary>The end of the group of cells that begins here: those of one chunk, or one cell of many
+    /// chunks.</summary>
     private int NextCell(int cell)
     {
         if (Level >= ChunkShift)

@@ -15,7 +15,8 @@ internal sealed record TimelineOptions
 ///   moment    0 ──── 1 ──── 2 ──── … ──── n        moment t: t events have happened
 ///   event       [0]    [1]    [2]                  each: changes of frames, objects, ticks; readable both ways
 /// </code>
-/// A <see cref="TimelineCursor"/> walks the changes; a <see cref="MomentMachine"/> has the allocators themselves at a moment.
+/// A <see cref="TimelineCursor"/> walks the changes; a <see cref="MomentMachine"/> has the allocators themselves at a
+/// moment.
 /// </summary>
 /// <remarks>Immutable once it is read; any number of threads may look at it.</remarks>
 internal sealed class Timeline : IDisposable

@@ -1,6 +1,7 @@
 namespace Kmem.Tracing;
 
-/// <summary>One moment of a <see cref="Timeline"/>: its frames, and what is counted. Moves by the changes in between.</summary>
+/// <summary>One moment of a <see cref="Timeline"/>: its frames, and what is counted. Moves by the changes in
+/// between.</summary>
 internal sealed class TimelineCursor
 {
     private readonly Timeline _timeline;
@@ -32,7 +33,8 @@ internal sealed class TimelineCursor
     /// <summary>Objects of a cache that are given out; 0: large blocks.</summary>
     public int Active(int cache) => cache < _active.Length ? _active[cache] : 0;
 
-    /// <summary>Goes to a moment, 0 … number of events. Costs the changes in between, some ten nanoseconds each.</summary>
+    /// <summary>Goes to a moment, 0 … number of events. Costs the changes in between, some ten nanoseconds
+    /// each.</summary>
     public void MoveTo(int moment)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(moment);

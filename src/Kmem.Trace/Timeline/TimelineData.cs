@@ -54,7 +54,8 @@ internal struct StoredEvent
     {
         ulong place = IsOfPages(e.Kind) ? e.Pfn : e.Ptr;
         ulong bytes = e.BytesReq;
-        if (e.Kind is TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush or TraceEventKind.PurgeVmapAreaLazy)
+        if (e.Kind is TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush
+            or TraceEventKind.PurgeVmapAreaLazy)
         {
             place = e.VmapStart;
             bytes = e.VmapSize;
@@ -109,7 +110,8 @@ internal struct StoredEvent
 }
 
 /// <summary>A change of the frames: a run of equal ones became another kind of equal ones.</summary>
-/// <remarks>Both ways are there, so time runs backwards as well. Count 0: a pageblock's migrate type, in Order.</remarks>
+/// <remarks>Both ways are there, so time runs backwards as well. Count 0: a pageblock's migrate type, in
+/// Order.</remarks>
 [StructLayout(LayoutKind.Auto)]
 internal struct FrameChange
 {

@@ -17,6 +17,7 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
 
     private readonly List<BrokenRule> _broken = [];
     private readonly Dictionary<nint, List<nint>> _slabs = [];
+    private readonly Dictionary<nint, int> _keptBack = []; // by slab
 
     public IReadOnlyList<BrokenRule> Run()
     {
@@ -28,8 +29,11 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
 
         CollectSlabs();
+        CollectQuarantine();
         foreach (KmemCache cache in slabs.Caches)
             CheckCache(cache);
+        foreach (string damaged in slabs.Kfence?.Damaged() ?? [])
+            Expect(false, "KFENCE-01", $"{damaged}: a byte beside it was changed");
         return _broken;
     }
 
@@ -47,6 +51,21 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
             _slabs[tag] = its = [];
         its.Add(slab);
     });
+
+    /// <summary>Objects in quarantine are neither live nor on a free list: they count with those on a CPU.</summary>
+    private unsafe void CollectQuarantine()
+    {
+        foreach (nint obj in slabs.Quarantine?.List() ?? [])
+        {
+            Page* slab = slabs.SlabOf((void*)obj);
+            Expect(
+                slab != null && !slabs.CacheOf(slab).IsLive((void*)obj),
+                "SHEAF-02",
+                $"0x{obj:x} in quarantine is not a free object of a slab");
+            if (slab != null)
+                _keptBack[(nint)slab] = _keptBack.GetValueOrDefault((nint)slab) + 1;
+        }
+    }
 
     private unsafe void CheckFreeLists(ZonePages zone)
     {
@@ -261,7 +280,8 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         {
             slabCount++;
             objects += SlabState.Read((Page*)slab).Objects;
-            CheckSlab(cache, (Page*)slab, cpuFree.GetValueOrDefault(slab), onLists.Contains(slab));
+            int cached = cpuFree.GetValueOrDefault(slab) + _keptBack.GetValueOrDefault(slab);
+            CheckSlab(cache, (Page*)slab, cached, onLists.Contains(slab));
         }
 
         if ((cache.Flags & SlabFlags.TypesafeByRcu) == 0 || slabs.Rcu.Pending == 0)

@@ -50,6 +50,7 @@ internal sealed class KmallocAllocator
         {
             _placeOfFrame = slabs.PlacesOfFrames;
             _fastId = slabs.FastId;
+            slabs.FastIdChanged = () => _fastId = slabs.FastId;
             _placeOfSize = (uint*)Unsafe.AsPointer(ref MemoryMarshal.GetArrayDataReference(_places));
 
             // Sheaves are kmalloc blocks, and show as such in traces and in slabinfo.
@@ -110,17 +111,7 @@ internal sealed class KmallocAllocator
     /// <summary>The cache of a type and size class; null if a restored machine has none.</summary>
     public KmemCache? CacheAt(KmallocType type, int index) => _caches[Slot(type, index)];
 
-    public ITrace? Trace
-    {
-        get => _trace;
-        set
-        {
-            _trace = value;
-            _fastId = _slabs.FastId;
-        }
-    }
-
-    private ITrace? _trace;
+    public ITrace? Trace { get; set; }
 
     /// <summary>Bytes in live large blocks are counted by the nodes; small ones by their caches.</summary>
     public KmemCache CacheFor(nuint size, Gfp gfp) =>
@@ -184,6 +175,15 @@ internal sealed class KmallocAllocator
             ? CacheFor(size, gfp).AllocCore(gfp, node, size, traceAsKmalloc: true)
             : AllocSlow(size, gfp, node);
 
+    /// <summary>For the use of other allocators: nobody is to look for whoever holds it.</summary>
+    public unsafe void* AllocOwn(nuint size, Gfp gfp, int node = -1)
+    {
+        void* block = Alloc(size, gfp, node);
+        if (block != null)
+            _slabs.Watch?.Disown((nint)block);
+        return block;
+    }
+
     /// <summary>Allocates n × size bytes; a product beyond the address space is refused with a report.</summary>
     public unsafe void* AllocArray(nuint count, nuint size, Gfp gfp) => Alloc(Product(count, size), gfp);
 
@@ -197,7 +197,8 @@ internal sealed class KmallocAllocator
         Page* slab = _slabs.SlabOf(pointer);
         if (slab == null)
         {
-            _slabs.LargeFree(pointer);
+            if (_slabs.Kfence is not { } kfence || !kfence.TryFree(pointer, null))
+                _slabs.LargeFree(pointer);
             return;
         }
 
@@ -246,6 +247,9 @@ internal sealed class KmallocAllocator
             return (cache.Flags & SlabFlags.TypesafeByRcu) != 0 ? (nuint)cache.Geometry.Inuse : (nuint)cache.SlotSize;
         }
 
+        if (_slabs.Kfence is { } kfence && kfence.Contains(pointer))
+            return kfence.SizeOf(pointer, operation);
+
         Page* large = _slabs.LargeBlockAt(pointer);
         if (large == null)
             _slabs.ThrowNotASlab(pointer, operation);
@@ -278,6 +282,9 @@ internal sealed class KmallocAllocator
             if ((gfp & Gfp.Zero) != 0)
                 NativeMemory.Clear((byte*)pointer + size, usable - size);
             debug?.Resize(pointer, size);
+            _slabs.Watch?.Resized((nint)pointer, size);
+            if (_slabs.Kfence is { } kfence && kfence.Contains(pointer))
+                kfence.Shrink(pointer, size);
             return pointer;
         }
 
@@ -341,7 +348,7 @@ internal sealed class KmallocAllocator
         }
 
         int order = PageOrder.ForSize(size);
-        void* block = _slabs.LargeAlloc(order, gfp, node);
+        void* block = _slabs.LargeAlloc(order, size, gfp, node);
         if (block != null && Trace != null)
             Trace.Kmalloc(_slabs.KernelAddress(block), size, (nuint)Pfn.PageSize << order, gfp, node);
         return block;

@@ -24,6 +24,7 @@ internal sealed partial class Buddy : IDisposable
     private readonly PageblockMap _blocks;
     private readonly unsafe ListHead* _lists;
     private readonly unsafe long* _nrFree;
+    private Func<ulong>? _random; // where a freed block goes in its list; null for the kernel's choice
 
     /// <summary>Protects the lists and the zone's counters. A field, not a property: a lock is never copied.</summary>
     public SpinLock Lock = new(LockRank.Zone);
@@ -88,8 +89,35 @@ internal sealed partial class Buddy : IDisposable
             order++;
         }
 
-        bool tail = (flags & FreeFlags.ToTail) != 0 || IsMergeLikely(pfn, order);
+        bool tail = (flags & FreeFlags.ToTail) != 0
+            || (_random == null ? IsMergeLikely(pfn, order) : (_random() & 1) != 0);
         AddLocked(_map.PageOf(pfn), order, type, tail);
+    }
+
+    /// <summary>
+    /// Puts the free blocks of each list in random order; from now on freed ones go to either end by chance
+    /// (__shuffle_zone and shuffle_pick_tail, mm/shuffle.c, Linux 6.18, there for the largest blocks only).
+    /// </summary>
+    public unsafe void Shuffle(Func<ulong> random)
+    {
+        Lock.Acquire();
+        _random = random;
+        for (int list = 0; list < Types * PageOrder.Count; list++)
+        {
+            ListHead* head = _lists + list;
+            var blocks = new List<nint>();
+            for (ListHead* entry = head->Next; entry != head; entry = entry->Next)
+                blocks.Add((nint)entry);
+            ListHead.Init(head);
+            for (int left = blocks.Count; left > 0; left--)
+            {
+                int taken = (int)(random() % (ulong)left);
+                ListHead.AddTail(head, (ListHead*)blocks[taken]);
+                blocks[taken] = blocks[left - 1];
+            }
+        }
+
+        Lock.Release();
     }
 
     /// <summary>

@@ -159,6 +159,7 @@ internal sealed partial class PageAllocator
             ReportBadPage(page, order);
 
         _trace?.MmPageFree(new Pfn(_map.PfnOf(page)), order);
+        Watch?.PagesFreed(_map.PfnOf(page), order);
         if (page->IsHead)
             DissolveCompound(page, order);
         page->Flags = PageFlags.None;

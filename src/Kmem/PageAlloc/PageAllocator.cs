@@ -101,6 +101,29 @@ internal sealed partial class PageAllocator : IDisposable
         }
     }
 
+    /// <summary>Has frames cleared when they are allocated, or freed (init_on_alloc, init_on_free).</summary>
+    public void Harden(bool initOnAlloc, bool initOnFree)
+    {
+        _always = initOnAlloc ? Gfp.Zero : Gfp.None;
+        _clearsFreed = initOnFree;
+    }
+
+    /// <summary>
+    /// Puts the free blocks in random order, and from now on freed ones to either end of their lists.
+    /// </summary>
+    public void Shuffle(Func<ulong> random)
+    {
+        foreach (ZonePages pages in Zones)
+            pages.Buddy.Shuffle(random);
+    }
+
+    /// <summary>Told of every block of frames; null if nobody wants to know.</summary>
+    public IAllocationWatch? Watch { get; set; }
+
+    // Flags that every request has.
+    private Gfp _always;
+    private bool _clearsFreed;
+
     /// <summary>The machine is too small to keep migrate types apart: everything is Unmovable.</summary>
     public bool GroupingDisabled { get; private set; }
 
@@ -189,6 +212,8 @@ internal sealed partial class PageAllocator : IDisposable
     public unsafe void FreeFrozen(Page* page, int order, bool bypassPcp = false)
     {
         PrepareFree(page, order);
+        if (_clearsFreed)
+            new Span<byte>(_map.AddressOf(page), Pfn.PageSize << order).Clear();
         ZonePages zone = ZoneOf(_map.PfnOf(page));
         CpuTask* task = _cpus.Current;
         int cpu = _cpus.Enter(task);
@@ -419,10 +444,11 @@ internal sealed partial class PageAllocator : IDisposable
         page->Flags = (flags & AllocFlags.NoWatermarks) != 0 ? PageFlags.PfMemAlloc : PageFlags.None;
         page->AllocatedOrderPlusOne = (byte)(request.Order + 1);
         page->Private = 0;
-        if ((request.Gfp & Gfp.Zero) != 0)
+        if (((request.Gfp | _always) & Gfp.Zero) != 0)
             new Span<byte>(_map.AddressOf(page), Pfn.PageSize << request.Order).Clear();
         if (request.Order > 0 && (request.Gfp & Gfp.Comp) != 0)
             PrepareCompound(page, request.Order);
+        Watch?.PagesAllocated(_map.PfnOf(page), request.Order, request.Gfp);
     }
 
     private static unsafe void PrepareCompound(Page* head, int order)

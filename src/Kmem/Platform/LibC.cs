@@ -45,6 +45,9 @@ internal static partial class LibC
     /// <summary>A child made by a bare fork must not write to this machine's RAM: leave the range out of it.</summary>
     public const int MadvDontFork = 10;
 
+    /// <summary>Huge pages where the host has them for such memory.</summary>
+    public const int MadvHugePage = 14;
+
     /// <summary>Touching one page of a sparse range must make one page resident, not 2 MiB.</summary>
     public const int MadvNoHugePage = 15;
 

@@ -10,9 +10,10 @@ namespace Kmem;
 /// <remarks>
 /// <para>Errors that cannot be return values: touching a frame when the host has no memory left is SIGBUS or the OOM
 /// killer's (as for any memory on Linux); the container's limit counts touched frames.</para>
-/// <para>Huge pages: a memfd gets them unasked only when the administrator set shmem_enabled to always, within_size or
-/// force. Then, and only then, MADV_NOHUGEPAGE is applied, because a sparse machine would cost 2 MiB for each touched
-/// frame, and releasing one frame of a huge page frees nothing.</para>
+/// <para>Huge pages: who wants them asks for them (MADV_HUGEPAGE), and gets them where the administrator allows them for
+/// shared memory (shmem_enabled is advise, always, within_size or force). For everybody else MADV_NOHUGEPAGE is applied
+/// where a memfd would get them unasked, because a sparse machine would cost 2 MiB for each touched frame, and releasing
+/// one frame of a huge page frees nothing.</para>
 /// <para>Fork: the linear map is left out of children (MADV_DONTFORK), because a shared mapping would let a bare
 /// fork's child write to this machine. Windows are not: the advice would have to be repeated for each mapping.
 /// Starting programs (fork and exec) is safe, the descriptor is close-on-exec.</para>
@@ -26,15 +27,18 @@ internal sealed class LinuxRam : Ram
     private readonly SafeFileHandle _file;
     private readonly Reservation _linearMap;
 
-    private unsafe LinuxRam(string name, SafeFileHandle file, Reservation linearMap, ulong bytes)
+    private unsafe LinuxRam(string name, SafeFileHandle file, Reservation linearMap, ulong bytes, bool hugePages)
         : base(linearMap.Base, bytes)
     {
         Name = name;
         _file = file;
         _linearMap = linearMap;
         Description = $"memfd {name}: {PlatformException.Size(bytes)}, sparse; frames can be released to the host "
-            + "and mapped into windows";
+            + "and mapped into windows" + (hugePages ? "; huge pages where 2 MiB are free" : "");
     }
+
+    /// <summary>Whether the host gives a memfd huge pages when it is asked.</summary>
+    public static bool GivesHugePages => HostInfo.SharedHugePages is "advise" or "always" or "within_size" or "force";
 
     /// <summary>Shown in /proc/PID/maps as "/memfd:NAME (deleted)"; unique in the process.</summary>
     public string Name { get; }
@@ -66,7 +70,7 @@ internal sealed class LinuxRam : Ram
     internal override SafeFileHandle BackingFile => _file;
 
     /// <inheritdoc cref="Ram.Create"/>
-    public static new unsafe LinuxRam Create(ulong bytes)
+    public static new unsafe LinuxRam Create(ulong bytes, bool hugePages = false)
     {
         CheckSize(bytes);
         string name = $"kmem-ram-{Interlocked.Increment(ref s_count)}";
@@ -77,8 +81,8 @@ internal sealed class LinuxRam : Ram
             while (LibC.Ftruncate(file, (long)bytes) != 0) ThrowUnlessInterrupted("ftruncate", bytes);
 
             linearMap = Reservation.Create(bytes, Reservation.NaturalAlignment(bytes), Purpose);
-            MapAll(file, linearMap.Base, bytes);
-            return new LinuxRam(name, file, linearMap, bytes);
+            MapAll(file, linearMap.Base, bytes, hugePages);
+            return new LinuxRam(name, file, linearMap, bytes, hugePages && GivesHugePages);
         }
         catch (PlatformException)
         {
@@ -110,7 +114,7 @@ internal sealed class LinuxRam : Ram
         return new SafeFileHandle(fd, ownsHandle: true);
     }
 
-    private static unsafe void MapAll(SafeFileHandle file, byte* at, ulong bytes)
+    private static unsafe void MapAll(SafeFileHandle file, byte* at, ulong bytes, bool hugePages)
     {
         // NORESERVE: charge what is touched, never the whole size.
         int flags = LibC.MapShared | LibC.MapFixed | LibC.MapNoReserve;
@@ -120,7 +124,9 @@ internal sealed class LinuxRam : Ram
             throw PlatformException.Last("madvise", bytes, Purpose);
 
         // Advice only: a kernel without huge pages refuses it and needs none.
-        if (HostInfo.SharedHugePages is "always" or "within_size" or "force")
+        if (hugePages)
+            _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvHugePage);
+        else if (GivesHugePages)
             _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvNoHugePage);
     }
 

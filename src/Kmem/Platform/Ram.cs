@@ -56,12 +56,13 @@ internal abstract class Ram : IDisposable
 
     /// <summary>RAM of the best kind that this system has: a memfd on Linux, private memory elsewhere.</summary>
     /// <param name="bytes">A multiple of 4096, at least 4096.</param>
+    /// <param name="hugePages">Ask the host for huge pages, where it has them for shared memory.</param>
     /// <exception cref="ArgumentException">A size that cannot be.</exception>
     /// <exception cref="PlatformException">
     /// The host refuses; the message says which call, and the likely cause.
     /// </exception>
-    public static Ram Create(ulong bytes) => HostMemory.CanReserve && HostMemory.IsLinux
-        ? LinuxRam.Create(bytes)
+    public static Ram Create(ulong bytes, bool hugePages = false) => HostMemory.CanReserve && HostMemory.IsLinux
+        ? LinuxRam.Create(bytes, hugePages)
         : CreatePortable(bytes);
 
     /// <summary>RAM that any system can give, without windows: see <see cref="PortableRam"/>.</summary>

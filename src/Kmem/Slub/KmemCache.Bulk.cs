@@ -24,7 +24,7 @@ public sealed partial class KmemCache
         if (_route != 0)
         {
             if (_route < 0)
-                return AllocBulkDebug(task, gfp, objects);
+                return AllocBulkChecked(gfp, objects);
             filled = AllocBulkFromSheaves(task, objects);
         }
 
@@ -178,7 +178,7 @@ public sealed partial class KmemCache
     /// </exception>
     public unsafe void FreeBulk(Span<nint> objects)
     {
-        if (_sheafCapacity == 0)
+        if (_sheafCapacity == 0 || _route < 0)
             _slabs.FreeBulk(this, objects);
         else
             FreeBulkToSheaves(objects);
@@ -198,7 +198,12 @@ public sealed partial class KmemCache
             var other = (void*)objects[good];
             Page* slab = _slabs.SlabOf(other);
             if (slab == null)
-                _slabs.ThrowNotASlab(other, $"kmem_cache_free_bulk({Name})");
+            {
+                Free(other);
+                objects = objects[(good + 1)..];
+                continue;
+            }
+
             KmemCache owner = _slabs.CacheOf(slab);
             if (owner == this || !owner.IsLive(other))
                 _slabs.ThrowBadFree(owner, slab, other);
@@ -287,13 +292,14 @@ public sealed partial class KmemCache
     {
         int left = objects.Length - 1;
         void* head = (void*)objects[left];
-        if (!TryMarkFree(head))
-            _slabs.ThrowBadFree(this, slab, head);
         if (_route < 0)
         {
-            FreeDebug(slab, head);
+            FreeChecked(slab, head);
             return left;
         }
+
+        if (!TryMarkFree(head))
+            _slabs.ThrowBadFree(this, slab, head);
 
         void* tail = head;
         int count = 1;

@@ -13,8 +13,17 @@ public sealed partial class KmemCache
 {
     private readonly SlabDebug? _debug;
 
-    // Which way an object takes: through sheaves (1), from this CPU's slab (0), or with the debugging checks (-1).
-    private readonly int _route;
+    // Which way an object takes: through sheaves (1), from this CPU's slab (0), or with checks on the way (-1).
+    private int _route;
+
+    // The same, while nobody watches the machine's allocations.
+    private readonly int _plainRoute;
+
+    /// <summary>Its freed objects are looked at, so they must stay readable.</summary>
+    internal bool SkipsKfence { get; set; }
+
+    /// <summary>Sends everything the ways with checks, or not any longer.</summary>
+    internal void Watch(bool on) => _route = on && !IsPrivate ? -1 : _plainRoute;
 
     /// <summary>The cache's slab debugging; null in an ordinary cache.</summary>
     internal SlabDebug? Debug => _debug;
@@ -70,24 +79,6 @@ public sealed partial class KmemCache
         if (_slabs.Trace != null)
             TraceAlloc(obj, requested, gfp, node, traceAsKmalloc);
         return obj;
-    }
-
-    /// <summary>All or none, one after the other.</summary>
-    private unsafe int AllocBulkDebug(CpuTask* task, Gfp gfp, Span<nint> objects)
-    {
-        for (int i = 0; i < objects.Length; i++)
-        {
-            objects[i] = (nint)AllocDebug(task, gfp, -1, (nuint)_objectSize, traceAsKmalloc: false);
-            if (objects[i] != 0)
-                continue;
-
-            for (int j = 0; j < i; j++)
-                FreeCore(_slabs.SlabOf((void*)objects[j]), (void*)objects[j]);
-            objects.Clear();
-            return 0;
-        }
-
-        return objects.Length;
     }
 
     /// <summary>One checked object, not yet marked as live; a slab that fails its checks is given up for

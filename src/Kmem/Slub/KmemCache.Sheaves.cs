@@ -91,7 +91,9 @@ public sealed partial class KmemCache
 
         void* obj = Sheaf.Pop(sheaf);
         MarkLive(obj);
-        if ((gfp & Gfp.Zero) != 0)
+        if (_clears && _hardening is { InitOnFree: true })
+            CheckUntouched(obj);
+        if ((gfp & Gfp.Zero) != 0 || (_clears && _hardening is { InitOnAlloc: true }))
             new Span<byte>(obj, _objectSize).Clear();
         return obj;
     }
@@ -217,7 +219,7 @@ public sealed partial class KmemCache
     /// <returns>False if there is no sheaf for it: the object is as before, and the caller finds another way.</returns>
     internal unsafe bool FreeRcu(Page* slab, void* obj)
     {
-        if (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(_cpus.CurrentCpu))
+        if (_route < 0 || (_nodes.Length > 1 && NodeOf(slab) != _slabs.NodeOfCpu(_cpus.CurrentCpu)))
             return false;
         if (!TryMarkFree(obj))
             _slabs.ThrowBadFree(this, slab, obj);
@@ -452,9 +454,17 @@ public sealed partial class KmemCache
 
         _cpus.Leave(task);
         if (flushed != null)
+        {
             Flush(flushed);
+            Sheaf* surplus = barn.TakeSurplus();
+            if (surplus != null)
+                FreeSheaf(surplus);
+        }
         else
+        {
             flushed = NewSheaf(Gfp.NoWait, _sheafCapacity);
+        }
+
         if (flushed == null && !FlushMain(task))
             return false;
 
@@ -606,8 +616,11 @@ public sealed partial class KmemCache
     {
         Gfp plain = gfp & ~(Gfp.Dma | Gfp.Reclaimable | Gfp.Account | Gfp.NoFail);
         var sheaf = (Sheaf*)_slabs.AllocMetadata((nuint)(Sheaf.HeaderBytes + (capacity * sizeof(nint))), plain | Gfp.Zero);
-        if (sheaf != null)
-            *sheaf = new Sheaf { Capacity = capacity };
+        if (sheaf == null)
+            return null;
+
+        _slabs.Watch?.Disown((nint)sheaf);
+        *sheaf = new Sheaf { Capacity = capacity };
         return sheaf;
     }
 

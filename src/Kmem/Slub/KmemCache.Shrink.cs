@@ -17,6 +17,7 @@ public sealed partial class KmemCache
     /// <returns>Whether any slab remains.</returns>
     public bool Shrink()
     {
+        _slabs.Quarantine?.Flush(this);
         FlushAll();
         foreach (KmemCacheNode node in _nodes)
         {
@@ -173,6 +174,8 @@ public sealed partial class KmemCache
                 listed++;
             }
         });
+        foreach (string guarded in _slabs.Kfence?.LiveOf(this) ?? [])
+            text.Append(guarded).Append('\n');
         text.Append($"kmem_cache_destroy {Name}: Slab cache still has objects");
         return text.ToString();
     }
@@ -194,7 +197,7 @@ public sealed partial class KmemCache
     {
         long live = 0;
         _slabs.ForEachSlab(this, slab => live += CountLiveIn((Page*)slab));
-        return live;
+        return live + (_slabs.Kfence?.LiveOf(this).Count ?? 0);
     }
 
     /// <summary>

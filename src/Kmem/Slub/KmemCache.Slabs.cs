@@ -151,6 +151,22 @@ public sealed partial class KmemCache
         }
     }
 
+    /// <summary>Runs the constructor on an object that is in no slab.</summary>
+    internal unsafe void ConstructOne(void* obj)
+    {
+        LockOrder.AssertNoneHeld();
+        Construction? outer = t_constructing;
+        t_constructing = new Construction(this, outer);
+        try
+        {
+            _constructor!(obj);
+        }
+        finally
+        {
+            t_constructing = outer;
+        }
+    }
+
     /// <summary>Gives an empty slab's pages back, after a grace period if readers may still look at its objects.</summary>
     private unsafe void Discard(Page* slab)
     {

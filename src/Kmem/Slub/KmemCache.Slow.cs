@@ -12,7 +12,7 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void* AllocSlow(CpuTask* task, int cpu, Gfp gfp, int node)
     {
-        if (_route < 0)
+        if (_debug != null)
         {
             _cpus.Leave(task);
             return AllocDebugObject(task, gfp, node, (nuint)_objectSize);
@@ -292,7 +292,7 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeSlow(CpuTask* task, int cpu, Page* slab, void* head, void* tail, int count)
     {
-        if (_route < 0)
+        if (_debug != null)
         {
             _cpus.Leave(task);
             FreeChainDebug(slab, head, count);

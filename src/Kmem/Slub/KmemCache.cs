@@ -30,8 +30,8 @@ public sealed partial class KmemCache
     private readonly int _freePointerOffset;
     private readonly int _leftPad;
     private readonly ulong _slabMask;      // bits that two addresses of one slab have in common
-    private readonly ulong _hardening;     // secret of the free pointers; 0 if they are stored plainly
-    private readonly bool _hardened;
+    private readonly ulong _secret;        // of the free pointers; 0 if they are stored plainly
+    private readonly bool _encodesLinks;
     private readonly SlabConstructor? _constructor;
     private nuint _place;                  // of this cache in every CPU's area; 0, where nothing is, when it is gone
     private bool _closed;
@@ -49,7 +49,10 @@ public sealed partial class KmemCache
         _constructor = traits.Constructor;
         _debug = (geometry.Flags & SlabFlagMask.Debug) == 0 ? null : new SlabDebug(this, slabs);
         _sheafCapacity = _debug == null ? traits.SheafCapacity : 0;
-        _route = _debug != null ? -1 : Math.Sign(_sheafCapacity);
+        _hardening = _debug == null && !traits.IsPrivate ? slabs.Options.Hardening : null;
+        _clears = traits.Constructor == null && (geometry.Flags & SlabFlags.TypesafeByRcu) == 0;
+        _plainRoute = _debug != null || _hardening != null ? -1 : Math.Sign(_sheafCapacity);
+        _route = slabs.IsWatched && !traits.IsPrivate ? -1 : _plainRoute;
         IsPrivate = traits.IsPrivate;
         UserOffset = traits.UserOffset;
         UserSize = traits.UserSize;
@@ -61,8 +64,8 @@ public sealed partial class KmemCache
         _slabMask = ~(((ulong)Pfn.PageSize << geometry.Order) - 1);
         _liveShift = LiveObjects.ShiftFor(geometry.Size);
         _live = slabs.Live.MapFor(geometry.Size) - ((ulong)_ram >> _liveShift);
-        _hardened = slabs.Options.FreelistHardened;
-        _hardening = _hardened ? slabs.NextRandom() : 0;
+        _encodesLinks = slabs.Options.FreelistHardened;
+        _secret = _encodesLinks ? slabs.NextRandom() : 0;
         _sequence = slabs.Options.FreelistRandom ? RandomSequence(geometry.ObjectsPerSlab) : null;
         _place = (nuint)(id + 1) * KmemCacheCpu.SizeInBytes;
         for (int cpu = 0; cpu < _cpus.Count; cpu++)
@@ -207,7 +210,12 @@ public sealed partial class KmemCache
 
         Page* slab = _slabs.SlabOf(obj);
         if (slab == null)
+        {
+            if (_slabs.Kfence is { } kfence && kfence.TryFree(obj, this))
+                return;
             _slabs.ThrowNotASlab(obj, $"kmem_cache_free({Name})");
+        }
+
         KmemCache owner = _slabs.CacheOf(slab);
         if (owner.IsPrivate)
             _slabs.ThrowPrivate(owner, obj);
@@ -231,7 +239,7 @@ public sealed partial class KmemCache
         if (_route != 0)
         {
             if (_route < 0)
-                return AllocDebug(task, gfp, node, requested, traceAsKmalloc);
+                return AllocChecked(task, gfp, node, requested, traceAsKmalloc);
             obj = AllocFromSheaf(task, gfp, node);
         }
 
@@ -252,21 +260,18 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     internal unsafe void FreeCore(Page* slab, void* obj)
     {
+        if (_route < 0)
+        {
+            FreeChecked(slab, obj);
+            return;
+        }
+
         if (!TryMarkFree(obj))
             _slabs.ThrowBadFree(this, slab, obj);
 
         CpuTask* task = _cpus.Current;
-        if (_route != 0)
-        {
-            if (_route < 0)
-            {
-                FreeDebug(slab, obj);
-                return;
-            }
-
-            if (FreeToSheaf(task, slab, obj))
-                return;
-        }
+        if (_route != 0 && FreeToSheaf(task, slab, obj))
+            return;
 
         int cpu = _cpus.Enter(task);
         KmemCacheCpu* c = CpuAt(cpu);
@@ -308,19 +313,19 @@ public sealed partial class KmemCache
     {
         byte* word = (byte*)obj + _freePointerOffset;
         ulong stored = Unsafe.ReadUnaligned<ulong>(word);
-        return _hardened ? (void*)Encode(stored, word) : (void*)stored;
+        return _encodesLinks ? (void*)Encode(stored, word) : (void*)stored;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private unsafe void SetFreePointer(void* obj, void* next)
     {
         byte* word = (byte*)obj + _freePointerOffset;
-        Unsafe.WriteUnaligned(word, _hardened ? Encode((ulong)next, word) : (ulong)next);
+        Unsafe.WriteUnaligned(word, _encodesLinks ? Encode((ulong)next, word) : (ulong)next);
     }
 
     /// <summary>pointer XOR secret XOR byte-swapped address of the word; its own inverse (freelist_ptr_encode).</summary>
     private unsafe ulong Encode(ulong pointer, byte* word) =>
-        pointer ^ _hardening ^ System.Buffers.Binary.BinaryPrimitives.ReverseEndianness((ulong)word);
+        pointer ^ _secret ^ System.Buffers.Binary.BinaryPrimitives.ReverseEndianness((ulong)word);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private unsafe void MarkLive(void* obj)

@@ -60,16 +60,31 @@ internal sealed class Barn
     private const int NativeLimit = 64;
     private const int NativeBytes = 1 << 20;
 
+    /// <summary>And where nobody asks for full sheaves, fewer: each of their objects may keep a slab of its own from going.</summary>
+    private const int NativeLeast = 2;
+
+    private readonly int _least;
+    private readonly int _most;
     private SpinLock _lock = new(LockRank.Barn);
+    private int _limit;
     private unsafe Sheaf* _full;
     private unsafe Sheaf* _empty;
 
-    /// <param name="sheafBytes">Bytes of the objects of a sheaf, for a limit by bytes; 0 for the kernel's.</param>
-    public Barn(int sheafBytes) =>
-        Limit = sheafBytes == 0 ? KernelLimit : Math.Clamp(NativeBytes / sheafBytes, KernelLimit, NativeLimit);
+    /// <param name="sheafBytes">
+    /// Bytes of the objects of a sheaf, for a limit by bytes that follows demand; 0 for the kernel's limit.
+    /// </param>
+    public Barn(int sheafBytes)
+    {
+        _most = sheafBytes == 0 ? KernelLimit : Math.Clamp(NativeBytes / sheafBytes, KernelLimit, NativeLimit);
+        _least = sheafBytes == 0 ? KernelLimit : NativeLeast;
+        _limit = sheafBytes == 0 ? KernelLimit : NativeLeast;
+    }
 
-    /// <summary>How many full sheaves are enough, and how many empty ones.</summary>
-    public int Limit { get; }
+    /// <summary>
+    /// How many full sheaves are enough, and how many empty ones. In a barn whose limit follows demand each full sheaf
+    /// asked for raises it by two, and each one offered lowers it by one.
+    /// </summary>
+    public int Limit => Volatile.Read(ref _limit);
 
     public int FullCount { get; private set; }
 
@@ -83,6 +98,7 @@ internal sealed class Barn
         sheaf->Next = _full;
         _full = sheaf;
         FullCount++;
+        OfferedLocked();
         _lock.Release();
     }
 
@@ -142,8 +158,21 @@ internal sealed class Barn
             FullCount++;
         }
 
+        OfferedLocked();
         _lock.Release();
         return empty;
+    }
+
+    /// <summary>A full sheaf more than <see cref="Limit"/>, for the caller to empty; null if there is none.</summary>
+    public unsafe Sheaf* TakeSurplus()
+    {
+        if (_least == _most)
+            return null;
+
+        _lock.Acquire();
+        Sheaf* sheaf = FullCount > _limit ? UnlinkFullLocked() : null;
+        _lock.Release();
+        return sheaf;
     }
 
     /// <summary>Sheaves of a list, head first, for checks and state dumps.</summary>
@@ -155,7 +184,15 @@ internal sealed class Barn
         return sheaves;
     }
 
+    private void OfferedLocked() => _limit = Math.Max(_least, _limit - 1);
+
     private unsafe Sheaf* TakeFullLocked()
+    {
+        _limit = Math.Min(_most, _limit + 2);
+        return UnlinkFullLocked();
+    }
+
+    private unsafe Sheaf* UnlinkFullLocked()
     {
         Sheaf* sheaf = _full;
         if (sheaf != null)

@@ -3,8 +3,8 @@ namespace Kmem;
 /// <content>Blocks too large for a cache: compound pages of type LargeKmalloc.</content>
 internal sealed partial class SlabAllocator
 {
-    /// <summary>Allocates 2^order frames as one kmalloc block (___kmalloc_large_node).</summary>
-    public unsafe void* LargeAlloc(int order, Gfp gfp, int node)
+    /// <summary>Allocates 2^order frames as one kmalloc block of a size (___kmalloc_large_node).</summary>
+    public unsafe void* LargeAlloc(int order, nuint size, Gfp gfp, int node)
     {
         if ((gfp & GfpMask.SlabBug) != 0)
             gfp = FixFlags(gfp);
@@ -14,6 +14,7 @@ internal sealed partial class SlabAllocator
 
         page->Type = PageType.LargeKmalloc;
         AccountPages(page, 1L << order, SlabFlags.None);
+        Watch?.Allocated((nint)Map.AddressOf(page), size, AllocationKind.Large, "kmalloc");
         return Map.AddressOf(page);
     }
 
@@ -35,6 +36,7 @@ internal sealed partial class SlabAllocator
             ThrowNotASlab(address, "kfree");
         }
 
+        Watch?.Freed((nint)address);
         AccountPages(page, -(1L << order), SlabFlags.None);
         Pages.FreeFrozen(page, order);
     }

@@ -14,6 +14,9 @@ internal sealed record SlabOptions
 
     public bool FreelistHardened { get; init; }
 
+    /// <summary>What is done for every object besides; null for nothing.</summary>
+    public Hardening? Hardening { get; init; }
+
     public bool MemoryCgroups { get; init; } = true;
 
     public int CacheLineSize { get; init; } = 64;
@@ -75,6 +78,8 @@ internal sealed partial class SlabAllocator : IDisposable
         Live = new LiveObjects(map.EndPfn << Pfn.PageShift);
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
         PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
+        if (options.Hardening is { QuarantineBytes: > 0 } hardening)
+            Quarantine = new Quarantine(this, hardening.QuarantineBytes);
         Trace = null;
         foreach (string complaint in options.Debug.Complaints)
             log.Write(complaint);
@@ -96,6 +101,9 @@ internal sealed partial class SlabAllocator : IDisposable
 
     public Rcu Rcu { get; } = new();
 
+    /// <summary>Freed objects that are kept back; null where none are.</summary>
+    public Quarantine? Quarantine { get; }
+
     /// <summary>Stacks of the users of debugged caches.</summary>
     public StackDepot Stacks { get; } = new();
 
@@ -108,10 +116,37 @@ internal sealed partial class SlabAllocator : IDisposable
         set
         {
             _trace = value;
-            FastId = value == null && Options.SheavesEverywhere && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
-            foreach (KmemCache cache in Caches)
-                cache.FastId = FastId;
+            Reroute();
         }
+    }
+
+    /// <summary>Puts some objects between guard pages; null if the machine does not.</summary>
+    public Kfence? Kfence { get; set; }
+
+    /// <summary>Every object takes the ways with checks, because somebody wants to see it.</summary>
+    public bool IsWatched => Watch != null || Kfence is { IsOpen: true };
+
+    /// <summary>Told of every object; null if nobody wants to know. Set before there are caches.</summary>
+    public IAllocationWatch? Watch { get; set; }
+
+    /// <summary>Told when <see cref="FastId"/> has changed.</summary>
+    public Action FastIdChanged { get; set; } = () => { };
+
+    /// <summary>Opens or closes the fast paths, for all caches, as those who watch want it. Takes no lock.</summary>
+    public void Reroute()
+    {
+        bool isFast = _trace == null && Options is { SheavesEverywhere: true, Hardening: null } && !IsWatched;
+        FastId = isFast && Pages.Nodes.Count == 1 ? Cpus.Id : -1;
+        foreach (KmemCache? cache in Volatile.Read(ref _byId))
+        {
+            if (cache == null)
+                continue;
+
+            cache.FastId = FastId;
+            cache.Watch(IsWatched);
+        }
+
+        FastIdChanged();
     }
 
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
@@ -149,6 +184,7 @@ internal sealed partial class SlabAllocator : IDisposable
         _bootCache = CreateBoot(
             "kmem_cache", KmemCacheSize + (8 * Pages.Nodes.Count), 0, SlabFlags.HwcacheAlign, plain);
         _bootNode.RefCount = _bootCache.RefCount = BootRefCount; // nobody joins them, nobody destroys them
+        _bootNode.SkipsKfence = _bootCache.SkipsKfence = true; // the machine reads none of these: nothing to catch
         Describe(_bootNode);
         Describe(_bootCache);
         if (Options.SheavesEverywhere)
@@ -410,7 +446,7 @@ internal sealed partial class SlabAllocator : IDisposable
             cache.Shrink();
             if (cache.SheafCapacity > 0)
                 cache.Shrink(); // flushing sheaves put slabs onto CPUs' chains again
-            if (cache.SlabCount > 0)
+            if (cache.SlabCount > 0 || Kfence?.LiveOf(cache).Count > 0)
             {
                 cache.Reopen();
                 Pages.ThrowBug(cache.LeftoverReport());
@@ -437,6 +473,7 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
     public void ShrinkAll()
     {
+        Quarantine?.Flush(null);
         lock (_mutex)
         {
             foreach (KmemCache cache in Enumerable.Reverse(_caches))
@@ -497,6 +534,12 @@ internal sealed partial class SlabAllocator : IDisposable
             Page* slab = SlabOf(last);
             if (slab == null)
             {
+                if (Kfence is { } kfence && kfence.TryFree(last, cache))
+                {
+                    objects = objects[..^1];
+                    continue;
+                }
+
                 if (cache != null)
                     ThrowNotASlab(last, $"kmem_cache_free_bulk({cache.Name})");
                 LargeFree(last);
@@ -518,6 +561,7 @@ internal sealed partial class SlabAllocator : IDisposable
         foreach (KmemCache cache in _caches)
             cache.Abandon();
         _caches.Clear();
+        Quarantine?.Dispose();
         Live.Dispose();
         _places.Dispose();
     }

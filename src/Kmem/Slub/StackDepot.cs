@@ -15,6 +15,7 @@ internal sealed class StackDepot
     private readonly ConcurrentDictionary<string, int> _handles = new(StringComparer.Ordinal);
     private readonly Lock _lock = new();
     private readonly List<string> _stacks = [];
+    private readonly List<string> _sites = []; // the source line of each stack's caller
 
     /// <summary>Keeps the stack of the caller, from the call into the allocators on outwards.</summary>
     /// <returns>Its number, 1 or more; equal stacks have equal numbers.</returns>
@@ -30,6 +31,7 @@ internal sealed class StackDepot
                 return handle;
 
             _stacks.Add(stack);
+            _sites.Add(Site());
             return _handles[stack] = _stacks.Count;
         }
     }
@@ -42,9 +44,36 @@ internal sealed class StackDepot
     }
 
     /// <summary>
+    /// Who called the allocators, as /proc/allocinfo shows it: <c>file:line func:Method</c>; without symbols
+    /// <c>Namespace.Type func:Method</c>.
+    /// </summary>
+    public string SiteOf(int handle)
+    {
+        lock (_lock)
+            return handle > 0 && handle <= _sites.Count ? _sites[handle - 1] : "unknown";
+    }
+
+    /// <summary>
     /// The frame that called the allocators: the second one, because a stack begins with the allocators' own entry.
     /// </summary>
     public static string CallerIn(string[] frames) => frames.Length > 1 ? frames[1] : frames[0];
+
+    private static string Site()
+    {
+        foreach (StackFrame frame in new StackTrace(2, fNeedFileInfo: true).GetFrames())
+        {
+            DiagnosticMethodInfo? method = DiagnosticMethodInfo.Create(frame);
+            if (method == null || method.DeclaringAssemblyName.StartsWith(OwnAssembly, StringComparison.Ordinal))
+                continue;
+
+            string place = frame.GetFileName() is { } file
+                ? string.Create(CultureInfo.InvariantCulture, $"{Path.GetFileName(file)}:{frame.GetFileLineNumber()}")
+                : method.DeclaringTypeName ?? "unknown";
+            return $"{place} func:{method.Name}";
+        }
+
+        return "kmem func:boot";
+    }
 
     /// <summary>The caller's frames, innermost first: the allocators' entry, who called it, and so on.</summary>
     private static List<string> Frames()

@@ -77,7 +77,7 @@ internal sealed partial class VmallocAllocator
         Gfp nested = (request.Gfp & GfpMask.Reclaim) | Gfp.Zero;
         vm->Pages = bytes > LargestKmallocArray
             ? (Page**)AllocCore(new VmallocRequest(bytes, nested, request.Caller) { Node = request.Node })
-            : (Page**)_kmalloc.Alloc(bytes, nested, request.Node);
+            : (Page**)_kmalloc.AllocOwn(bytes, nested, request.Node);
         return vm->Pages != null;
     }
 

@@ -15,7 +15,7 @@ namespace Kmem;
 /// </content>
 internal sealed partial class VmallocAllocator
 {
-    private const ulong MostKeptBytes = 64UL << 20;
+    private const ulong MostKeptBytes = 128UL << 20;
     private const ulong KeptShareOfRam = 8;
 
     /// <summary>A request with any other flag wants something that a kept area may not have.</summary>
@@ -25,7 +25,7 @@ internal sealed partial class VmallocAllocator
     private const VmFlags Keepable = VmFlags.Alloc | VmFlags.AllowHugeVmap;
 
     /// <summary>A larger area is not populated beforehand: its user may want to touch only parts of it.</summary>
-    private const ulong LargestPopulated = (16UL << 20) >> Pfn.PageShift;
+    private const ulong LargestPopulated = (32UL << 20) >> Pfn.PageShift;
 
     private readonly KeptAreas? _kept;
     private long _reused;

@@ -48,7 +48,7 @@ internal sealed partial class VmallocAllocator
     {
         nint NewVm()
         {
-            var vm = (VmStruct*)_kmalloc.Alloc(VmStruct.SizeInBytes, Gfp.Kernel | Gfp.Zero, -1);
+            var vm = (VmStruct*)_kmalloc.AllocOwn(VmStruct.SizeInBytes, Gfp.Kernel | Gfp.Zero, -1);
             if (vm != null)
             {
                 vm->Flags = VmFlags.Alloc | VmFlags.Percpu;

@@ -50,7 +50,7 @@ internal sealed partial class VmallocAllocator
         out _);
 
     public unsafe VmapBlock* NewBlockState() =>
-        (VmapBlock*)_kmalloc.Alloc(VmapBlock.SizeInBytes, Gfp.Kernel | Gfp.Zero);
+        (VmapBlock*)_kmalloc.AllocOwn(VmapBlock.SizeInBytes, Gfp.Kernel | Gfp.Zero);
 
     public unsafe void FreeBlockState(VmapBlock* state, bool afterReaders)
     {

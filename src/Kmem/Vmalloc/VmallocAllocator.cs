@@ -173,7 +173,23 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     {
         _pages.CheckContext(Gfp.Kernel, _cpus.Current);
         FreeDeferred();
-        return AllocCore(request);
+        return AllocWatched(request);
+    }
+
+    /// <summary>
+    /// Who watches wants to know of the areas of users, not of those that hold other areas' page arrays.
+    /// </summary>
+    private unsafe void* AllocWatched(in VmallocRequest request)
+    {
+        void* area = AllocCore(request);
+        if (area != null && _slabs.Watch is { } watch)
+        {
+            watch.Allocated((nint)area, request.Size, AllocationKind.Area, "vmalloc");
+            if (request.Caller is VmCaller.AllocThreadStack or VmCaller.ExecmemAlloc or VmCaller.DmaAllocCoherent)
+                watch.Disown((nint)area);
+        }
+
+        return area;
     }
 
     /// <summary>Frees an area (vfree); where sleeping is forbidden, at the next call where it is not.</summary>
@@ -214,13 +230,17 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         else
             RefuseUnwritable(pointer);
         if (!defer && _kept != null && TryKeep(va))
+        {
+            _slabs.Watch?.Freed((nint)pointer);
             return;
+        }
 
         // Where sleeping is forbidden the memory itself becomes a list entry, which must be writable.
         VmFlags refuse = (NotFreeable & ~need) | VmFlags.Deferred | (defer ? VmFlags.FlushResetPerms : VmFlags.None);
         VmapArea* area = Vmap.NodeOf(va).TakeBusy(va, refuse, defer ? VmFlags.Deferred : VmFlags.None, need);
         if (area == null)
             ThrowNoArea(pointer, operation);
+        _slabs.Watch?.Freed((nint)pointer);
         if (defer)
             PushDeferred(pointer);
         else
@@ -243,7 +263,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
         _pages.CheckContext(Gfp.Kernel, _cpus.Current);
         FreeDeferred();
         if (pointer == null)
-            return AllocCore(new VmallocRequest(size, gfp, VmCaller.Vrealloc));
+            return AllocWatched(new VmallocRequest(size, gfp, VmCaller.Vrealloc));
 
         VmStruct* vm = AllocatedAt(pointer, "vrealloc");
         var old = (nuint)vm->RequestedSize;
@@ -253,10 +273,11 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
             if ((gfp & Gfp.Zero) != 0)
                 NativeMemory.Clear((byte*)pointer + Math.Min(old, size), Math.Max(old, size) - Math.Min(old, size));
             vm->RequestedSize = size;
+            _slabs.Watch?.Resized((nint)pointer, size);
             return pointer;
         }
 
-        void* larger = AllocCore(new VmallocRequest(size, gfp, VmCaller.Vrealloc));
+        void* larger = AllocWatched(new VmallocRequest(size, gfp, VmCaller.Vrealloc));
         if (larger == null)
             return null;
 
@@ -422,7 +443,7 @@ internal sealed partial class VmallocAllocator : IVmapBackend, IDisposable
     {
         RefuseReserved(flags);
         Gfp gfp = request.Gfp & GfpMask.Reclaim;
-        var vm = (VmStruct*)_kmalloc.Alloc(VmStruct.SizeInBytes, gfp | Gfp.Zero, request.Node);
+        var vm = (VmStruct*)_kmalloc.AllocOwn(VmStruct.SizeInBytes, gfp | Gfp.Zero, request.Node);
         if (vm == null)
             return null;
 

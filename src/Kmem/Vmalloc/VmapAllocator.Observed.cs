@@ -3,7 +3,8 @@ namespace Kmem;
 /// <content>Being looked at while it is at work.</content>
 internal sealed partial class VmapAllocator
 {
-    /// <summary>The free tree from the root down, at most so many blocks; a block that is left out has no parent here.</summary>
+    /// <summary>The free tree from the root down, at most so many blocks; a block that is left out has no parent
+    /// here.</summary>
     public unsafe List<VmapBlockState> ObserveFree(int most, out bool truncated)
     {
         var blocks = new List<VmapBlockState>(Math.Min(most, 64));

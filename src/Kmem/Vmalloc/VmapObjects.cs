@@ -41,6 +41,8 @@ internal sealed class VmapObjects : IDisposable
         var area = (VmapArea*)Cache.Alloc(gfp, node);
         if (area == null)
             Refused?.Invoke(gfp);
+        else
+            Cache.Disown(area);
         return area;
     }
 

@@ -114,6 +114,50 @@ public sealed class BrokenSlabRuleTests
         patch.Set(allocated, (byte)0);
     });
 
+    [Fact]
+    [Trait("rule", "SHEAF-02")]
+    public unsafe void Allocated_object_in_quarantine()
+    {
+        using var machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Hardened, RamBytes = 64 << 20, Cpus = 1,
+        });
+        KmemCache cache = machine.CreateCache("kept", 64);
+        void* kept = cache.Alloc(Gfp.Kernel);
+        void* allocated = cache.Alloc(Gfp.Kernel);
+        cache.Free(kept);
+        Assert.Empty(machine.Validate());
+        byte* marks = machine.Slabs.Live.MapFor(cache.SlotSize);
+        int shift = LiveObjects.ShiftFor(cache.SlotSize);
+        byte* MarkOf(void* obj) => marks + (((byte*)obj - machine.Map.RamBase) >> shift);
+        var patch = new LivePatch();
+        patch.Set(MarkOf(kept), *MarkOf(allocated));
+        patch.Set(MarkOf(allocated), (byte)0);
+        string[] broken = [.. machine.Validate().Select(rule => rule.Id)];
+        patch.Undo();
+        Assert.Equal(["SHEAF-02"], broken);
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    [Trait("rule", "KFENCE-01")]
+    public unsafe void Changed_byte_beside_a_guarded_object()
+    {
+        using var machine = Machine.Boot(new MachineOptions
+        {
+            RamBytes = 64 << 20, Cpus = 1, Kfence = new KfenceOptions { EveryNth = 1 },
+        });
+        var p = (byte*)machine.Kmalloc(60, Gfp.Kernel);
+        byte* beside = (nint)p % 4096 == 0 ? p + 60 : p - 1;
+        Assert.Empty(machine.Validate());
+        var patch = new LivePatch();
+        patch.Set(beside, (byte)~*beside);
+        string[] broken = [.. machine.Validate().Select(rule => rule.Id)];
+        patch.Undo();
+        Assert.Equal(["KFENCE-01"], broken);
+        Assert.Empty(machine.Validate());
+    }
+
     private static void Breaks(string[] rules, Action<Scene, LivePatch> damage)
     {
         using var scene = new Scene();

@@ -189,12 +189,35 @@ public sealed class LinuxRamTests : RamContractTests
             string flags = File.ReadLines(fd).First(l => l.StartsWith("flags:", StringComparison.Ordinal));
             Assert.NotEqual(0, Convert.ToInt32(flags["flags:".Length..].Trim(), 8) & 0x80000);      // O_CLOEXEC
 
-            string vmFlags = File.ReadLines("/proc/self/smaps")
-                .SkipWhile(l => !l.Contains(ram.Name + " ", StringComparison.Ordinal))
-                .First(l => l.StartsWith("VmFlags:", StringComparison.Ordinal));
-            Assert.Contains(" dc ", vmFlags, StringComparison.Ordinal);                             // VM_DONTCOPY
+            Assert.Contains(" dc ", FieldOf(ram, "VmFlags:"), StringComparison.Ordinal);            // VM_DONTCOPY
         }
     }
+
+    [Fact]
+    public void HugePagesAreAskedForWhenWanted()
+    {
+        Assert.SkipWhen(HostInfo.SharedHugePages is null, "this kernel has no huge pages");
+        using LinuxRam ram = LinuxRam.Create(4 * MiB, hugePages: true);
+        using LinuxRam plain = LinuxRam.Create(4 * MiB);
+        Assert.Contains(" hg ", FieldOf(ram, "VmFlags:"), StringComparison.Ordinal);
+        Assert.DoesNotContain(" hg ", FieldOf(plain, "VmFlags:"), StringComparison.Ordinal);
+        Assert.Equal(LinuxRam.GivesHugePages, ram.Description.Contains("huge pages", StringComparison.Ordinal));
+    }
+
+    [Fact]
+    public unsafe void OneTouchedFrameIsAHugePageWhereTheHostAllowsIt()
+    {
+        Assert.SkipUnless(LinuxRam.GivesHugePages, "shmem_enabled of this host is never or deny");
+        using LinuxRam ram = LinuxRam.Create(4 * MiB, hugePages: true);
+        using LinuxRam plain = LinuxRam.Create(4 * MiB);
+        ram.Base[0] = 1;
+        plain.Base[0] = 1;
+        Assert.Equal((2 * MiB, 4096UL), (ram.ResidentBytes, plain.ResidentBytes));
+    }
+
+    private static string FieldOf(LinuxRam ram, string field) => File.ReadLines("/proc/self/smaps")
+        .SkipWhile(l => !l.Contains(ram.Name + " ", StringComparison.Ordinal))
+        .First(l => l.StartsWith(field, StringComparison.Ordinal)) + " ";
 
     [Fact]
     public void MoreThanTheAddressSpaceIsAPlatformExceptionThatSaysSo()

@@ -11,7 +11,7 @@ namespace Kmem.Tests;
 public sealed class MisuseTableTests
 {
     private const int Rows = 24;
-    private static readonly string[] s_settings = ["Native", "Linux618", "FZPU"];
+    private static readonly string[] s_settings = ["Native", "Linux618", "Hardened", "FZPU", "KFENCE"];
     private static readonly byte[] s_static = GC.AllocateArray<byte>(64, pinned: true);
 
     public static TheoryData<int, string> Cells
@@ -36,10 +36,16 @@ public sealed class MisuseTableTests
         string promise = Promise(row, setting, out string cell);
         using var machine = Machine.Boot(new MachineOptions
         {
-            Profile = setting == "Native" ? KernelProfile.Native : KernelProfile.Linux618,
+            Profile = setting switch
+            {
+                "Linux618" or "FZPU" => KernelProfile.Linux618,
+                "Hardened" => KernelProfile.Hardened,
+                _ => KernelProfile.Native,
+            },
             RamBytes = 64 << 20,
             Cpus = 2,
             SlubDebug = setting == "FZPU" ? "FZPU" : null,
+            Kfence = setting == "KFENCE" ? new KfenceOptions { EveryNth = 1 } : null,
         });
         string said = Commit(row, machine) + "\n" + machine.Dmesg;
         if (promise.Length == 0)
@@ -48,9 +54,10 @@ public sealed class MisuseTableTests
             Assert.Contains(promise, said);
         if (cell.Contains("both stacks", StringComparison.Ordinal))
         {
-            Assert.Contains("\nAllocated in Kmem.Tests.MisuseTableTests", said);
+            bool guarded = setting == "KFENCE";
+            Assert.Contains(guarded ? "\nallocated by task " : "\nAllocated in Kmem.Tests.MisuseTableTests", said);
             if (row != 8)
-                Assert.Contains("\nFreed in Kmem.Tests.MisuseTableTests", said);
+                Assert.Contains(guarded ? "\nfreed by task " : "\nFreed in Kmem.Tests.MisuseTableTests", said);
         }
 
         Assert.Empty(machine.Validate());
@@ -143,8 +150,11 @@ public sealed class MisuseTableTests
         }
         else if (row == 4)
         {
-            Assert.Equal(a, Alloc(machine));
-            Free(machine, a);
+            // Where freed objects are kept back, the stale pointer is nobody's yet.
+            nint other = Alloc(machine);
+            bool keptBack = machine.Kfence != null || machine.Options.Profile == KernelProfile.Hardened;
+            Assert.Equal(keptBack, a != other);
+            Free(machine, keptBack ? other : a);
         }
 
         string said = Try(() => Free(machine, a));
@@ -204,6 +214,9 @@ public sealed class MisuseTableTests
     {
         // Alone in its cache, so that what lies beside an object is free or the object's own.
         KmemCache cache = machine.CreateCache("table", 104, flags: SlabFlags.NoMerge);
+        if (machine.Kfence is { } kfence)
+            return WriteGuarded(row, machine, kfence, cache);
+
         var p = (byte*)cache.Alloc(Gfp.Kernel);
         if (row == 11)
         {
@@ -224,7 +237,46 @@ public sealed class MisuseTableTests
             p[0] = 1;
         else
             *(ulong*)(p + cache.Geometry.FreePointerOffset) = 0x4141_4141_4141_4141;
+        if (machine.Slabs.Quarantine is { } quarantine)
+        {
+            quarantine.Flush(null); // as if enough others had been freed
+            if (row == 13)
+                machine.Dmesg.Clear();
+        }
+
         return Try(() => cache.Free(cache.Alloc(Gfp.Kernel)));
+    }
+
+    /// <summary>
+    /// What would fault is asked for instead; <see cref="FaultProgramTests"/> do it, in child processes.
+    /// </summary>
+    private static unsafe string WriteGuarded(int row, Machine machine, Kfence kfence, KmemCache cache)
+    {
+        byte* Object(bool left)
+        {
+            byte* p;
+            while (((nint)(p = (byte*)cache.Alloc(Gfp.Kernel)) % 4096 == 0) != left)
+                cache.Free(p);
+            return p;
+        }
+
+        if (row != 11)
+        {
+            byte* p = Object(left: true);
+            cache.Free(p);
+            return Try(() => kfence.CheckAccess(p, 1, write: true));
+        }
+
+        byte* first = Object(left: true);
+        first[104] = 1;
+        string after = Try(() => cache.Free(first));
+        cache.Free(first);
+        byte* last = Object(left: false);
+        last[-1] = 1;
+        string before = Try(() => cache.Free(last));
+        cache.Free(last);
+        Assert.Contains("Corrupted memory at", before);
+        return after;
     }
 
     private static unsafe string Sizes(Machine machine)

@@ -24,6 +24,8 @@ public sealed class SlabModelTests
     [InlineData(9, 2, 1, 64, "portable nomerge")]
     [InlineData(10, 2, 1, 64, "native")]
     [InlineData(11, 4, 1, 20, "native tiny random hardened")]
+    [InlineData(12, 2, 1, 64, "native secure")]
+    [InlineData(13, 4, 2, 96, "native secure")]
     public void Every_answer_agrees_with_the_model(int seed, int cpus, int nodes, int ramMiB, string options)
     {
         int scale = int.TryParse(Environment.GetEnvironmentVariable("KMEM_MODEL_RUNS"), out int runs) ? runs : 1;
@@ -75,7 +77,8 @@ public sealed class SlabModelTests
                 SlabFreelistHardened = options.Contains("hardened"),
                 PortableMemory = options.Contains("portable"),
                 DecaySeconds = 0,
-                Profile = options.Contains("native") ? KernelProfile.Native : options.Contains("nomerge")
+                Profile = options.Contains("secure") ? KernelProfile.Hardened
+                    : options.Contains("native") ? KernelProfile.Native : options.Contains("nomerge")
                     ? KernelProfile.Linux618 with { SlabMerge = false } : KernelProfile.Linux618,
             });
             _model = new SlabModel(_machine, _machine.Map.EndPfn << 12);

@@ -18,6 +18,9 @@ public sealed class SlabStressTests
     [InlineData(8, 16, 1, "native")]
     [InlineData(8, 2, 1, "native random hardened")]
     [InlineData(6, 4, 2, "native")]
+    [InlineData(8, 16, 1, "native secure")]
+    [InlineData(6, 2, 2, "native secure")]
+    [InlineData(6, 4, 1, "native guarded")]
     public void Threads_free_each_others_objects(int threads, int cpus, int nodes, string options)
     {
         using var yard = new Yard(cpus, nodes, options);
@@ -33,6 +36,7 @@ public sealed class SlabStressTests
     [InlineData(3, 8, 1, "")]
     [InlineData(6, 2, 1, "native")]
     [InlineData(3, 8, 1, "native")]
+    [InlineData(6, 2, 1, "native secure")]
     public void Threads_hop_from_cpu_to_cpu(int threads, int cpus, int nodes, string options)
     {
         using var yard = new Yard(cpus, nodes, options);
@@ -107,6 +111,7 @@ public sealed class SlabStressTests
     [InlineData(2, "")]
     [InlineData(4, "")]
     [InlineData(4, "native")]
+    [InlineData(4, "native secure")]
     public void A_reader_never_sees_an_object_freed_before_it_left(int cpus, string options)
     {
         using var yard = new Yard(cpus, 1, options);
@@ -237,7 +242,9 @@ public sealed class SlabStressTests
         {
             Machine = Machine.Boot(new MachineOptions
             {
-                Profile = options.Contains("native") ? KernelProfile.Native : KernelProfile.Linux618,
+                Profile = options.Contains("secure") ? KernelProfile.Hardened
+                    : options.Contains("native") ? KernelProfile.Native : KernelProfile.Linux618,
+                Kfence = options.Contains("guarded") ? new KfenceOptions { EveryNth = 50 } : null,
                 DecaySeconds = 0,
                 RamBytes = 256 << 20,
                 Cpus = cpus,

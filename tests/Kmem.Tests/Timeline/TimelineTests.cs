@@ -125,7 +125,8 @@ public sealed class TimelineTests
 
         foreach (KmemCache cache in machine.Slabs.Caches)
         {
-            Assert.True(cache.SlabCount == cursor.Map.Slabs(cache.Id + 1), $"t={t} {cache.Name}: {cache.SlabCount} slabs");
+            Assert.True(cache.SlabCount == cursor.Map.Slabs(cache.Id + 1),
+                $"t={t} {cache.Name}: {cache.SlabCount} slabs");
             Assert.Equal(cache.LiveCount, cursor.Active(cache.Id + 1));
         }
     }
