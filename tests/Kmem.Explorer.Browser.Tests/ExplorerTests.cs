@@ -101,19 +101,17 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
     [Fact]
     public async Task TheMapZoomsFromTheNodeToBytes()
     {
-        await using Visit visit = await Open("map?color=kind");
+        await using Visit visit = await Open("map?color=kind&first=1048576&level=0&size=5");
         await visit.Until($"() => {Colours} > 3");
         int frame = await FrameOf(visit, "slab");
         await visit.Go($"map?sel={frame}");
         await visit.Page.Locator(".side dl").First.WaitForAsync();
-        string far = visit.Page.Url;
         for (int i = 0; i < 40 && !visit.Page.Url.Contains("deep=page", StringComparison.Ordinal); i++)
         {
             await visit.Page.Keyboard.PressAsync("+");
             await visit.Page.WaitForTimeoutAsync(30);
         }
 
-        Assert.NotEqual(far, visit.Page.Url);
         Assert.Contains("deep=page", visit.Page.Url, StringComparison.Ordinal);
         await visit.Page.Locator(".slab-strip [data-object]").First.ClickAsync();
         await visit.Page.Locator(".hex .byte").First.WaitForAsync();
@@ -188,11 +186,20 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
     }
 
     [Fact]
-    public async Task AWalkShowsEachTable()
+    public async Task AnAreaIsWalkedTableByTable()
     {
-        await using Visit visit = await Open("virtual?address=0xffff888000100000");
+        Assert.SkipWhen(fixture.Chromium.Missing != null, fixture.Chromium.Missing ?? "");
+        using Server server = await Server.Start("--port", "0");
+        await using Visit visit = await Visit.To(fixture.Chromium, server.Url, "virtual");
+        await visit.Page.Locator("[data-area]").First.WaitForAsync();
+        await visit.Page.Locator(".play").ClickAsync();                  // or the area may be gone before it is clicked
+        await visit.Page.Locator(".where", new PageLocatorOptions { HasTextString = "frozen" }).WaitForAsync();
+        await visit.Page.WaitForTimeoutAsync(1000);
+        await visit.Page.Locator("[data-area]").First.ClickAsync();
         await visit.Page.Locator(".walk svg rect").First.WaitForAsync();
-        Assert.True(await visit.Page.Locator(".walk table tbody tr").CountAsync() > 0);
+        await visit.Until("() => document.querySelectorAll('.walk tbody tr').length >= 3");
+        Assert.Matches("address=0xffffc9", visit.Page.Url);
+        await visit.Page.Locator(".tree svg rect").First.WaitForAsync();
     }
 
     [Fact]
@@ -369,14 +376,16 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
         throw new InvalidOperationException($"the map shows no {kind}");
     }
 
-    // Colours that the map's canvas has, and a digest of its pixels.
-    private const string Colours = "(() => { const c = document.querySelector('canvas[data-map=cells]'); const d = c.getContext('2d')"
-        + ".getImageData(0, 0, c.width, c.height).data; const s = new Set(); for (let i = 0; i < d.length; i += 12)"
-        + " s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return s.size; })()";
+    // Colours that the map's canvas has, and a digest of its pixels; both of a copy, so that the canvas stays as fast as it is.
+    private const string Colours = "(() => { " + Data + " const s = new Set();"
+        + " for (let i = 0; i < d.length; i += 12) s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return s.size; })()";
 
-    private const string Pixels = "(() => { const c = document.querySelector('canvas[data-map=cells]'); const d = c.getContext('2d')"
-        + ".getImageData(0, 0, c.width, c.height).data; let s = 0; for (let i = 0; i < d.length; i++) s = (s * 31 + d[i]) | 0;"
-        + " return String(s); })()";
+    private const string Pixels = "(() => { " + Data + " let s = 0;"
+        + " for (let i = 0; i < d.length; i++) s = (s * 31 + d[i]) | 0; return String(s); })()";
+
+    private const string Data = "const c = document.querySelector('canvas[data-map=cells]'); const k = document.createElement('canvas');"
+        + " k.width = c.width; k.height = c.height; const g = k.getContext('2d', { willReadFrequently: true });"
+        + " g.drawImage(c, 0, 0); const d = g.getImageData(0, 0, k.width, k.height).data;";
 
     private static string Quote(string text) => $"'{text}'";
 

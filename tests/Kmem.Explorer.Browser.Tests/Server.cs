@@ -9,6 +9,7 @@ public sealed partial class Server : IDisposable
     private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(60);
 
     private readonly Process _process;
+    private bool _disposed;
 
     private Server(Process process, string url) => (_process, Url) = (process, url);
 
@@ -21,7 +22,12 @@ public sealed partial class Server : IDisposable
     /// <summary>Starts it and waits for the line that says where it is.</summary>
     public static async Task<Server> Start(params string[] args)
     {
-        var start = new ProcessStartInfo("dotnet") { RedirectStandardOutput = true, RedirectStandardInput = true };
+        var start = new ProcessStartInfo("dotnet") 
+        {
+            RedirectStandardOutput = true,
+            RedirectStandardInput = true,
+            UseShellExecute = false,
+        };
         start.ArgumentList.Add(Path.Combine(AppContext.BaseDirectory, "Kmem.Tool.dll"));
         start.ArgumentList.Add("serve");
         foreach (string arg in args)
@@ -42,6 +48,9 @@ public sealed partial class Server : IDisposable
 
     public void Dispose()
     {
+        if (_disposed)
+            return;
+        _disposed = true;
         if (!_process.HasExited)
             _process.Kill();
         _process.WaitForExit();

@@ -17,10 +17,13 @@ internal sealed class Visit : IAsyncDisposable
         page.PageError += (_, error) => _complaints.Enqueue(error);
         page.Console += (_, message) =>
         {
-            if (message.Type is "error" or "warning" && !(FailedRequestsAreExpected && message.Text.Contains("Failed to load")))
+            if (message.Type is "error" or "warning" && !(FailedRequestsAreExpected && IsFailedRequest(message.Text)))
                 _complaints.Enqueue($"{message.Type}: {message.Text} ({message.Location})");
         };
     }
+
+    private static bool IsFailedRequest(string text) =>
+        text.StartsWith("Failed to load", StringComparison.Ordinal) || text.StartsWith("WebSocket connection to", StringComparison.Ordinal);
 
     public IPage Page { get; }
 

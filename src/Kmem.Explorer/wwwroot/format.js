@@ -9,7 +9,7 @@ export const count = n => n === undefined || n === null ? "–" : groups.format(
 /** A frame number as the kernel prints it. */
 export const pfn = n => "0x" + Number(n).toString(16);
 
-const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /** Bytes, in the largest unit that keeps it exact or at most one digit behind the point. */
 export function bytes(n) {

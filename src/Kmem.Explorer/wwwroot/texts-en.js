@@ -87,6 +87,7 @@ export default {
     "machine.tickerAbout": "the newest first",
     "machine.quiet": "Nothing yet",
     "machine.quietAbout": "Play or step: splits, merges, fallbacks and slow paths appear here.",
+    "machine.quietLive": "Single events are told of recordings only.",
 
     "counter.objectAllocs": "objects allocated",
     "counter.objectFrees": "objects freed",
@@ -276,6 +277,10 @@ export default {
     "area.vmalloc": "vmalloc",
     "area.vmap": "vmap",
     "area.ioremap": "ioremap",
+    "area.vmMapRam": "vm_map_ram",
+    "area.sparse": "sparse",
+    "area.dma": "DMA",
+    "area.unpurged": "freed, not yet unmapped",
     "area.other": "other",
 
     "explain.ask": "Explain",

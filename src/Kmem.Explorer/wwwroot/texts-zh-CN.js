@@ -87,6 +87,7 @@ export default {
     "machine.tickerAbout": "最新的在前",
     "machine.quiet": "尚无事件",
     "machine.quietAbout": "播放或单步：拆分、合并、回退与慢速路径会显示在这里。",
+    "machine.quietLive": "只有记录才逐一显示事件。",
 
     "counter.objectAllocs": "分配对象",
     "counter.objectFrees": "释放对象",
@@ -276,6 +277,10 @@ export default {
     "area.vmalloc": "vmalloc",
     "area.vmap": "vmap",
     "area.ioremap": "ioremap",
+    "area.vmMapRam": "vm_map_ram",
+    "area.sparse": "稀疏",
+    "area.dma": "DMA",
+    "area.unpurged": "已释放，尚未解除映射",
     "area.other": "其他",
 
     "explain.ask": "解释",

@@ -1,5 +1,5 @@
-// The bar below every view: where in time, back and forth. Above the line what happened (objects, pages, slow paths by
-// part of the recording), as a shadow how many frames were free; two marks stand for the moments of a difference.
+// The bar below every view: where in time, back and forth. The line above is how many frames were free, the bars below
+// are what happened in each part of the recording (objects, pages, slow paths); two marks are the moments of a difference.
 
 import { fit, h, onFrame, show } from './dom.js';
 import { count, seconds } from './format.js';
@@ -176,12 +176,14 @@ const SERIES = { objects: [0, 158, 115], pages: [230, 159, 0], slow: [213, 94, 0
 function drawHistogram(context, width, height, histogram, soft) {
     const { buckets, series, freeFrames } = histogram;
     const step = width / buckets;
+    const half = Math.round(height * 0.45);
     if (freeFrames?.length) {
         const low = Math.min(...freeFrames);
         const range = Math.max(1, Math.max(...freeFrames) - low);
         context.strokeStyle = css(soft);
+        context.lineWidth = 1.5;
         context.beginPath();
-        freeFrames.forEach((value, i) => context.lineTo((i + 0.5) * step, 3 + (height - 8) * (1 - (value - low) / range)));
+        freeFrames.forEach((value, i) => context.lineTo((i + 0.5) * step, 4 + (half - 6) * (1 - (value - low) / range)));
         context.stroke();
     }
     let most = 1;
@@ -191,10 +193,10 @@ function drawHistogram(context, width, height, histogram, soft) {
         for (const one of series) {
             const n = one.counts[i] ?? 0;
             if (n === 0) continue;
-            const tall = Math.max(one.name === "slow" ? 3 : 1, n / most * (height - 12));
+            const tall = Math.max(one.name === "slow" ? 4 : 0.5, n / most * (height - half - 6));
             y -= tall;
             context.fillStyle = css(SERIES[one.name] ?? SERIES.objects);
-            context.fillRect(i * step, y, Math.max(1, step - 0.3), tall);
+            context.fillRect(i * step, y, step + 0.4, tall);
         }
     }
 }

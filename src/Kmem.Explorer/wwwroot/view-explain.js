@@ -117,11 +117,12 @@ function anyTable(store, rows) {
 /** camelCase as words, or the dictionary's term. */
 const title = name => named(`field.${name}`, String(name).replace(/([a-z])([A-Z])/g, "$1 $2").replace(/^./, c => c.toUpperCase()));
 
-const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy", "start pfn"];
+const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy"];
 
 function valueOf(store, name, value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return t(value ? "app.yes" : "app.no");
+    if (typeof value === "number" && FRAMES.includes(name)) return frameLink(value);
     if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Math.round(value * 1000) / 1000);
     if (Array.isArray(value)) {
         if (value.length === 0) return "–";

@@ -199,8 +199,9 @@ const COUNTERS = ["objectAllocs", "objectFrees", "pageAllocs", "pageFrees", "spl
     "drains", "newSlabs", "freeSlabs", "slowPaths", "failures"];
 
 function drawCounters(panel, { counters }) {
+    panel.classList.toggle("hidden", !counters || !COUNTERS.some(name => typeof counters[name] === "number"));
     show(panel, h("header", {}, h("h2", {}, t("machine.counters"))), h("div", { class: "tiles" },
-        COUNTERS.filter(name => counters?.[name] !== undefined).map(name =>
+        COUNTERS.filter(name => typeof counters?.[name] === "number").map(name =>
             h("div", { class: "tile" }, h("b", {}, count(counters[name])), h("span", {}, t(`counter.${name}`))))));
 }
 
@@ -212,7 +213,7 @@ const TICK_NAMES = {
 function drawTicker(panel, store) {
     const items = store.ticks.slice(-TICKS_SHOWN).reverse();
     show(panel, h("header", {}, h("h2", {}, t("machine.ticker")), h("span", { class: "soft" }, t("machine.tickerAbout"))),
-        items.length === 0 ? empty(t("machine.quiet"), t("machine.quietAbout")) : h("ol", { class: "ticker" }, items.map(item => {
+        items.length === 0 ? empty(t("machine.quiet"), t(store.canSeek ? "machine.quietAbout" : "machine.quietLive")) : h("ol", { class: "ticker" }, items.map(item => {
             const name = TICK_NAMES[item.what] ?? item.what;
             return h("li", {}, h("span", {}, count(item.t)), h("span", { class: "what" }, icon(item.what), t(`tick.${name}`)),
                 h("span", {}, tickText(item, store)));

@@ -83,7 +83,7 @@ class MapView {
             const known = this.painter.id;
             if (!this.painter.take(buffer, this.viewId)) return;
             draw();
-            if (known !== this.viewId) this.drawOver();
+            if (known !== this.viewId) this.shown();
             if (performance.now() > legendDue) {
                 legendDue = performance.now() + 500;
                 this.legend.update();
@@ -141,7 +141,10 @@ class MapView {
         if (width === 0 || height === 0) return;
         this.width = width - GUTTER;
         this.height = height;
-        if (this.level === null || this.size === 0) this.fitFrames(0, this.store.info.frames);
+        if (this.level === null || this.size === 0) {
+            this.fresh = this.selected === null;
+            this.fitFrames(0, this.store.info.frames);
+        }
         else this.ask();
     }
 
@@ -166,6 +169,30 @@ class MapView {
             break;
         }
         this.ask();
+    }
+
+    /** The first cells of a window are there. */
+    shown() {
+        this.drawOver();
+        if (!this.fresh) return;
+        this.fresh = false;
+        this.fitUsed();
+    }
+
+    /** Where nearly all memory has never been used, begins with the part that was. */
+    fitUsed() {
+        const { painter } = this;
+        let first = -1;
+        let last = -1;
+        for (let cell = 0; cell < painter.count; cell++) {
+            const word = painter.words[cell * 4];
+            const used = (word & 0xff) > KIND_PCP || ((word >>> 15) & 1) === 1 && (word & 0xff) === KIND_FREE;
+            if (!used || (word & 0xff) === 1) continue;
+            if (first < 0) first = cell;
+            last = cell;
+        }
+        if (first < 0 || (last - first + 1) * 4 > painter.count) return;
+        this.fitFrames(painter.first + first * 2 ** painter.level, (last - first + 1) * 2 ** painter.level);
     }
 
     fitAll() {
@@ -193,18 +220,18 @@ class MapView {
     }
 
     zoom(by) {
+        if (!this.layout) return;
         if (this.page) {
             if (by < 0) this.close();
             return;
         }
         const middle = this.selected ?? this.first + this.layout.cells * 2 ** this.level / 2;
         const cell = this.cellOfFrame(middle);
-        this.zoomTo(cell >= 0 && cell < this.layout.cells ? cell : this.layout.cells / 2, by);
+        this.zoomTo(cell >= 0 && cell < this.layout.cells ? cell : this.layout.cells / 2, by, middle);
     }
 
-    /** Zooms by steps of two; the cell stays where it is, as far as tiles allow. */
-    zoomTo(cell, by) {
-        const frame = this.first + cell * 2 ** this.level;
+    /** Zooms by steps of two; the cell stays where it is, as far as tiles allow, and shows that frame of it. */
+    zoomTo(cell, by, frame = this.first + cell * 2 ** this.level) {
         const across = cell / this.layout.cells;
         for (let i = 0; i < Math.abs(by); i++) {
             if (by > 0 && this.level > 0) this.level--;
@@ -237,11 +264,13 @@ class MapView {
     }
 
     pan(tiles, rows) {
+        if (!this.layout) return;
         this.first += (tiles + rows * this.layout.tilesWide) * TILE_CELLS * 2 ** this.level;
         this.ask();
     }
 
     jump(e) {
+        if (!this.layout) return;
         const box = this.strip.getBoundingClientRect();
         const frame = (e.clientX - box.left) / box.width * this.store.info.frames;
         this.first = frame - this.windowFrames() / 2;
@@ -330,6 +359,7 @@ class MapView {
 
     /** Moves the selection by cells on the screen; pans where it would leave. */
     move(dx, dy) {
+        if (!this.layout) return;
         const cell = this.selected === null ? -1 : this.cellOfFrame(this.selected);
         if (cell < 0 || cell >= this.painter.count) return this.choose(0);
         const x = this.layout.x(cell) + dx;
@@ -452,7 +482,7 @@ class MapView {
             if (frame >= this.store.info.frames) break;
             context.fillStyle = css(colours.soft);
             context.fillText(pfnText(frame), GUTTER - 8, j * tileHigh + 2);
-            if (tileHigh * every >= 34) context.fillText(bytes(frame * this.store.info.pageBytes), GUTTER - 8, j * tileHigh + 16);
+            if (tileHigh * every >= 34) context.fillText(`${count(Math.floor(frame * this.store.info.pageBytes / 2 ** 20))} MiB`, GUTTER - 8, j * tileHigh + 16);
         }
     }
 

@@ -50,7 +50,7 @@ export function virtualView(store, main, parameters) {
     const follower = new Follower(store, () => store.get("/api/virtual"), now => {
         answer = now;
         if (chosen === null && now.areas.length > 0) {
-            chosen = now.areas[0].start;
+            chosen = (now.areas.find(area => !area.lazy) ?? now.areas[0]).start;
             steps.refresh();
         }
         draw();
@@ -98,7 +98,7 @@ function spaceContent(answer, width, chosen, pick) {
         h("header", {}, h("h2", {}, t("virtual.space")), h("span", { class: "soft" }, t("virtual.about", {
             areas: count(answer.areas.length), holes: count(answer.holes.length), lazy: count(answer.lazyPages) }))),
         h("div", { class: "row small", style: { "margin-bottom": "6px" } },
-            ["vmalloc", "vmap", "ioremap", "other"].map(kind => h("span", { class: "nowrap" }, swatch(areaColour(kind), areaLetter(kind)), " ", t(`area.${kind}`))),
+            KINDS.filter(kind => parts.some(part => !part.hole && areaKind(part.kind) === kind)).map(kind => h("span", { class: "nowrap" }, swatch(areaColour(kind), areaLetter(kind)), " ", t(`area.${kind}`))),
             h("span", { class: "nowrap" }, swatch([128, 128, 128], "g"), " ", t("virtual.guard")),
             h("span", { class: "nowrap" }, swatch(freeColour(9), ""), " ", t("virtual.hole"))),
         svg,
@@ -122,7 +122,7 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
         onclick: open, onkeydown: e => { if (e.key === "Enter") open(); },
     }, s("title", {}, title),
     s("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(1, wide - guard - 1), height: tall - 1, rx: 2, fill: css(areaColour(part.kind)),
-        opacity: part.lazy ? 0.4 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
+        opacity: part.lazy ? 0.6 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
     guard ? s("rect", { x: x + wide - guard, y: y + 0.5, width: guard - 0.5, height: tall - 1, fill: "rgb(128 128 128)" }) : null));
     const letter = areaLetter(part.kind);
     if (wide > 20) {
@@ -132,9 +132,13 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
     }
 }
 
-const areaKind = kind => ["vmalloc", "vmap", "ioremap"].find(name => String(kind).toLowerCase().includes(name)) ?? "other";
-const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", other: "o" })[areaKind(kind)];
-const areaColour = kind => ({ vmalloc: kindColour("vmalloc"), vmap: [86, 180, 233], ioremap: [230, 159, 0], other: [150, 190, 120] })[areaKind(kind)];
+const KINDS = ["vmalloc", "vmap", "ioremap", "vmMapRam", "sparse", "dma", "unpurged", "other"];
+const areaKind = kind => KINDS.find(name => name.toLowerCase() === String(kind).toLowerCase()) ?? "other";
+const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", vmMapRam: "r", sparse: "s", dma: "d", unpurged: "u", other: "o" })[areaKind(kind)];
+const areaColour = kind => ({
+    vmalloc: kindColour("vmalloc"), vmap: [86, 180, 233], ioremap: [230, 159, 0], vmMapRam: [0, 158, 115], sparse: [240, 228, 66], dma: [213, 94, 0],
+    unpurged: [150, 158, 168], other: [150, 190, 120],
+})[areaKind(kind)];
 
 function areaTable(answer, chosen, pick) {
     const rows = answer.areas.slice(0, AREA_ROWS);
