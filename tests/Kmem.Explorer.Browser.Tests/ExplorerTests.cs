@@ -308,7 +308,9 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
         visit.FailedRequestsAreExpected = true;
         await visit.Page.RouteAsync("**/api/slabs?**", route => route.FulfillAsync(new RouteFulfillOptions
         {
-            Status = 503, ContentType = "application/json", Body = """{"error":"busy for a test","parameter":null}""",
+            Status = 503,
+            ContentType = "application/json",
+            Body = """{"error":"busy for a test","parameter":null}""",
         }));
         await visit.Page.Locator(".tabs a[data-view=slabs]").ClickAsync();
         await visit.Page.Locator(".problem", new PageLocatorOptions { HasTextString = "busy for a test" }).WaitForAsync();

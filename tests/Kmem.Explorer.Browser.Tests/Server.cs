@@ -22,7 +22,7 @@ public sealed partial class Server : IDisposable
     /// <summary>Starts it and waits for the line that says where it is.</summary>
     public static async Task<Server> Start(params string[] args)
     {
-        var start = new ProcessStartInfo("dotnet") 
+        var start = new ProcessStartInfo("dotnet")
         {
             RedirectStandardOutput = true,
             RedirectStandardInput = true,

@@ -249,7 +249,10 @@ public sealed class MempoolTests
     {
         using var machine = Machine.Boot(new MachineOptions
         {
-            Profile = KernelProfile.Linux618, RamBytes = 32 << 20, Cpus = 1, SlubDebug = "F,kmalloc-8",
+            Profile = KernelProfile.Linux618,
+            RamBytes = 32 << 20,
+            Cpus = 1,
+            SlubDebug = "F,kmalloc-8",
         });
         using Mempool pool = machine.CreateMempool(2, 100);
         var stale = (byte*)pool.AllocPreallocated();
