@@ -71,6 +71,8 @@ internal static class Program
             new GeometryCommand(),
             new PredictCommand(),
             new WalkCommand(),
+            new ExplainCommand(),
+            new DrawCommand(),
             new SoakCommand(),
             new BenchCommand(),
             new BenchChildCommand(),

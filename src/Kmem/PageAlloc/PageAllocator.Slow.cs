@@ -20,6 +20,7 @@ internal sealed partial class PageAllocator
         bool noFail = (gfp & Gfp.NoFail) != 0;
         WarnBadNoFail(request, task);
         Interlocked.Increment(ref _slowPaths);
+        _trace?.SlowPathStep(SlowStep.Entered);
         if (MayTell(gfp))
             Rare?.SlowPath(order, gfp);
 
@@ -47,6 +48,7 @@ internal sealed partial class PageAllocator
             }
         }
 
+        _trace?.SlowPathStep(SlowStep.Failed);
         ReportFailure(request);
         return null;
     }
@@ -59,6 +61,7 @@ internal sealed partial class PageAllocator
         bool canReclaim = (gfp & Gfp.DirectReclaim) != 0;
         bool costly = order > PageOrder.Costly;
         WakeKswapds(request, flags);
+        _trace?.SlowPathStep(SlowStep.TriedAtMin);
         Page* page = Walk(request, flags, task);
         if (page != null)
             return page;
@@ -154,6 +157,7 @@ internal sealed partial class PageAllocator
         if ((flags & AllocFlags.Kswapd) == 0)
             return;
 
+        _trace?.SlowPathStep(SlowStep.WokeKswapd);
         int last = -1;
         for (int i = request.First; i < request.Zones.Length; i++)
         {
@@ -176,6 +180,7 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
+        _trace?.SlowPathStep(SlowStep.Reclaimed);
         try
         {
             retry.Progress = (FreeSpare?.Invoke() ?? 0)
@@ -192,6 +197,7 @@ internal sealed partial class PageAllocator
 
         if (retry.Progress > 0)
             Unreserve(request, force: false);
+        _trace?.SlowPathStep(SlowStep.DrainedCpuLists);
         DrainAll();
         retry.Drained = true;
         return Walk(request, flags, task);
@@ -206,6 +212,7 @@ internal sealed partial class PageAllocator
             if (zone.Type <= request.Highest
                 && _zones[zone.Index]!.Buddy.UnreserveHighAtomic(request.Migratetype, force, cpu))
             {
+                _trace?.SlowPathStep(SlowStep.UnreservedHighAtomic);
                 return true;
             }
         }
@@ -218,6 +225,7 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
+        _trace?.SlowPathStep(SlowStep.Compacted);
         try
         {
             retry.Result = Hooks.DirectCompact(request.Order, request.Gfp, retry.Priority, request.Zones);
@@ -290,6 +298,7 @@ internal sealed partial class PageAllocator
     private unsafe Page* MayOom(in AllocRequest request, CpuTask* task, out bool progress)
     {
         progress = false;
+        _trace?.SlowPathStep(SlowStep.TriedBeforeOom);
         Page* page = Walk(request, AllocFlags.WatermarkHigh | AllocFlags.CpuSet, task);
         if (page != null)
             return page;
@@ -301,6 +310,7 @@ internal sealed partial class PageAllocator
             return null;
         }
 
+        _trace?.SlowPathStep(SlowStep.OutOfMemory);
         progress = Hooks.OutOfMemory(request.Order, request.Gfp);
         return progress && (request.Gfp & Gfp.NoFail) != 0
             ? Walk(request, AllocFlags.NoWatermarks | AllocFlags.CpuSet, task)
