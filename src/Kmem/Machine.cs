@@ -254,9 +254,9 @@ public sealed partial class Machine : IDisposable
         StartTracking();
         _slabs.Start();
         _kmalloc.Start();
+        StartReclaim();
         if (Options.RememberEvents > 0)
             Remember(Options.RememberEvents);
-        StartReclaim();
         StartUpkeep();
     }
 }
