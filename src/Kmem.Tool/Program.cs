@@ -73,6 +73,8 @@ internal static class Program
             new WalkCommand(),
             new ServeCommand(),
             new ExportCommand(),
+            new ExplainCommand(),
+            new DrawCommand(),
             new SoakCommand(),
             new BenchCommand(),
             new BenchChildCommand(),

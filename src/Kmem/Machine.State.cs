@@ -75,6 +75,8 @@ public sealed partial class Machine
             machine.MinFreeKbytes = state.MinFreeKbytes;
             StateReader.Restore(state, machine.Parts());
             machine.RestoreVmap(state);
+            if (options.RememberEvents > 0)
+                machine.Remember(options.RememberEvents);
             return machine;
         }
         catch (Exception error)

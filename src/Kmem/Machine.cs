@@ -138,6 +138,8 @@ public sealed partial class Machine : IDisposable
             throw new ArgumentException("PercpuPagelistHighFraction is neither 0 nor at least 8", nameof(options));
         if (options.PageTableLevels is not (4 or 5))
             throw new ArgumentException("PageTableLevels is neither 4 nor 5", nameof(options));
+        if (options.RememberEvents < 0)
+            throw new ArgumentException("RememberEvents is negative", nameof(options));
         if (options.MinFreeKbytes < 0)
             throw new ArgumentException("MinFreeKbytes is negative", nameof(options));
         options.Kfence?.Check();
@@ -248,6 +250,8 @@ public sealed partial class Machine : IDisposable
         StartTracking();
         _slabs.Start();
         _kmalloc.Start();
+        if (Options.RememberEvents > 0)
+            Remember(Options.RememberEvents);
         StartUpkeep();
     }
 }

@@ -11,8 +11,9 @@ namespace Kmem.Tests;
 public sealed class ConsoleCollection;
 
 /// <summary>
-/// The C# blocks of the README and of the guide for .NET programs are programs: they compile without a warning, run, and
-/// print what the page says.
+/// The C# blocks of the README, of the guide for .NET programs and of the walkthroughs are programs: they compile
+/// without a
+/// warning, run, and print what the page says.
 /// </summary>
 [Collection("console")]
 public sealed partial class ReadmeTests
@@ -28,6 +29,10 @@ public sealed partial class ReadmeTests
     /// <summary>The same of docs/dotnet.md.</summary>
     public static TheoryData<int, string, string?> GuidePrograms() =>
         ProgramsIn(File.ReadAllText(Repository.PathOf("docs/dotnet.md")));
+
+    /// <summary>The same of all chapters in docs/walkthroughs.</summary>
+    public static TheoryData<int, string, string?> WalkthroughPrograms() =>
+        ProgramsIn(string.Join('\n', WalkthroughTests.Chapters.Select(File.ReadAllText)));
 
     private static TheoryData<int, string, string?> ProgramsIn(string page)
     {
@@ -46,11 +51,13 @@ public sealed partial class ReadmeTests
     {
         Assert.True(Programs().Count >= 2);
         Assert.True(GuidePrograms().Count >= 4);
+        Assert.True(WalkthroughPrograms().Count >= 7);
     }
 
     [Theory]
     [MemberData(nameof(Programs), DisableDiscoveryEnumeration = true)]
     [MemberData(nameof(GuidePrograms), DisableDiscoveryEnumeration = true)]
+    [MemberData(nameof(WalkthroughPrograms), DisableDiscoveryEnumeration = true)]
     public void EachProgramRunsAndPrintsWhatIsShown(int number, string code, string? shown)
     {
         byte[] program = Compile($"readme{number}", code);

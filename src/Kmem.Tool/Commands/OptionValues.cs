@@ -70,6 +70,25 @@ internal static class OptionValues
         return option;
     }
 
+    /// <summary>The name of a profile; <c>null</c> if the option is not given.</summary>
+    internal static Option<KernelProfile?> Profile() => new("--profile")
+    {
+        Description = $"Whose rules the machine follows (default {KernelProfile.Linux618.Name})",
+        HelpName = "NAME",
+        CustomParser = result =>
+        {
+            string name = result.Tokens[^1].Value;
+            KernelProfile? profile = KernelProfile.Find(name);
+            if (profile is null)
+            {
+                string known = string.Join(", ", KernelProfile.All.Select(it => it.Name));
+                result.AddError($"--profile is '{name}', expected {known}");
+            }
+
+            return profile;
+        },
+    };
+
     /// <summary>A switch.</summary>
     internal static Option<bool> Switch(string name, string help) => new(name) { Description = help };
 

@@ -20,7 +20,8 @@ internal static class ParseErrors
         if (parsed.UnmatchedTokens is [string word, ..]) return Unknown(word, command);
         if (command is RootCommand) return $"no command given; there are {Join(Names(command.Subcommands))}";
         string message = parsed.Errors[0].Message.TrimEnd('.');
-        return char.ToLowerInvariant(message[0]) + message[1..];
+        bool name = message.Length > 1 && char.IsUpper(message[1]);     // ADDRESS, TRACE: stay as they are
+        return name ? message : char.ToLowerInvariant(message[0]) + message[1..];
     }
 
     private static string Unknown(string word, Command command)

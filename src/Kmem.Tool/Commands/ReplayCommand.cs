@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.CommandLine.Parsing;
 using Kmem.Tool.Output;
 using Kmem.Tracing;
 
@@ -28,12 +27,7 @@ internal sealed class ReplayCommand : Command, IHasExamples
         Description = "Recording: ftrace text, may be gzip; - is standard input",
     };
 
-    private readonly Option<KernelProfile?> _profile = new("--profile")
-    {
-        Description = $"Whose rules the machine follows (default {KernelProfile.Linux618.Name})",
-        HelpName = "NAME",
-        CustomParser = ParseProfile,
-    };
+    private readonly Option<KernelProfile?> _profile = OptionValues.Profile();
 
     private readonly Option<int?> _cpus = OptionValues.Number("--cpus", 1, 1024,
         "CPUs of the machine (default: those of the recording)");
@@ -113,39 +107,6 @@ internal sealed class ReplayCommand : Command, IHasExamples
             RamBytes = parsed.GetValue(_ram) ?? defaults.RamBytes,
         };
 
-        string name = InputFile.NameOf(path);
-        Stream stream = InputFile.Open(path);
-        long? size = stream.CanSeek ? stream.Length : null;
-        using FtraceReader reader = FtraceReader.Open(stream, name);
-        try
-        {
-            return ReplayProgress.Show(parsed.InvocationConfiguration.Error, name, reader, size, cancel,
-                progress => Tracing.Replay.Run(reader, options, progress));
-        }
-        catch (TraceFormatException e)
-        {
-            throw new ToolException(e.Message, e);
-        }
-        catch (PlatformException e)
-        {
-            throw new ToolException($"a machine of {ByteSize.Format(options.RamBytes)} cannot be built here: "
-                + e.Message, e);
-        }
-        catch (IOException e)
-        {
-            throw new ToolException($"{name}: cannot be read any further: {e.Message}", e);
-        }
-    }
-
-    private static KernelProfile? ParseProfile(ArgumentResult result)
-    {
-        string name = result.Tokens[^1].Value;
-        KernelProfile? profile = KernelProfile.Find(name);
-        if (profile is null)
-        {
-            string known = string.Join(", ", KernelProfile.All.Select(it => it.Name));
-            result.AddError($"--profile is '{name}', expected {known}");
-        }
-        return profile;
+        return ReplayInput.Run(parsed, path, options, cancel);
     }
 }

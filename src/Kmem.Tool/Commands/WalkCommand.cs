@@ -1,6 +1,5 @@
 using System.CommandLine;
 using System.CommandLine.Parsing;
-using System.Globalization;
 using Kmem.Tool.Output;
 using Kmem.Tracing;
 
@@ -194,10 +193,9 @@ internal sealed class WalkCommand : Command, IHasExamples
         if (result.Tokens.Count == 0)
             return null;
         string text = result.Tokens[^1].Value;
-        string digits = text.StartsWith("0x", StringComparison.OrdinalIgnoreCase) ? text[2..] : text;
-        if (ulong.TryParse(digits, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out ulong address))
+        if (HexAddress.TryParse(text, out ulong address))
             return address;
-        result.AddError($"ADDRESS is '{text}', expected up to 16 hexadecimal digits, such as 0xffffc90000000000");
+        result.AddError(HexAddress.Rule(text));
         return null;
     }
 

@@ -96,6 +96,12 @@ public sealed class RecordedKernel : IDisposable
         }
     }
 
+    /// <summary>Explains an address, by the kernel's own page tables.</summary>
+    /// <param name="address">A kernel's address.</param>
+    /// <returns>As <see cref="Machine.Explain(VirtAddr)"/>; recordings of a state tell no life stories.</returns>
+    public Explanation Explain(VirtAddr address) =>
+        Machine.ExplainWith(address, va => Walk(new VirtAddr(va)));
+
     /// <inheritdoc/>
     public void Dispose() => Machine.Dispose();
 

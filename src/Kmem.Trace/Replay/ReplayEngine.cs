@@ -71,10 +71,27 @@ internal sealed partial class ReplayEngine
         _lastPage = new LastPage[machine.Cpus];
     }
 
+    /// <summary>What the events are carried out on.</summary>
+    public Machine Machine => _machine;
+
+    /// <summary>Events so far.</summary>
+    public long Events => _events;
+
+    /// <summary>So many events, and no more.</summary>
+    public long StopAfter { get; set; } = long.MaxValue;
+
+    /// <summary>End with the first allocation that finds no memory.</summary>
+    public bool StopAtFailure { get; init; }
+
+    /// <summary>Is told which event is carried out, or null.</summary>
+    public EventMemory? Memory { get; init; }
+
     /// <summary>Replays the events that were read already, then the rest of the trace.</summary>
     public void Run(IReadOnlyList<TraceEvent> first)
     {
         long start = Stopwatch.GetTimestamp();
+        if (Memory != null)
+            Memory.NameOfCallSite = site => _reader.CallSites[site];
         int before = _cpus.Pin(0);
         try
         {
@@ -88,7 +105,7 @@ internal sealed partial class ReplayEngine
             _cpus.Pin(before);
         }
 
-        _elapsed = Stopwatch.GetElapsedTime(start);
+        _elapsed += Stopwatch.GetElapsedTime(start);
     }
 
     /// <summary>Replays up to the end, or to an event that ends in a misuse report.</summary>
@@ -96,11 +113,11 @@ internal sealed partial class ReplayEngine
     {
         try
         {
-            while (_events < first.Count)
+            while (_events < first.Count && _events < StopAfter)
                 Step(first[(int)_events]);
 
             TraceEvent e = default;
-            while (_reader.TryRead(ref e))
+            while (_events < StopAfter && _reader.TryRead(ref e))
                 Step(e);
             return true;
         }
@@ -126,6 +143,8 @@ internal sealed partial class ReplayEngine
             _folded++;
         }
 
+        if (Memory != null)
+            Remember(e, cpu);
         switch (e.Kind)
         {
             case TraceEventKind.Kmalloc:
@@ -153,6 +172,49 @@ internal sealed partial class ReplayEngine
                 _skipped++;
                 break;
         }
+    }
+
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private void Remember(in TraceEvent e, int cpu) =>
+        Memory!.Moment = new RecordedMoment(_events, e.TimestampNs, cpu, e.CallSite, e.Ptr);
+
+    /// <summary>The address here of what the recording has at an address now; null for nothing.</summary>
+    public unsafe ulong? Find(ulong recorded)
+    {
+        ref LiveObject exact = ref _objects.Find(recorded);
+        if (!Unsafe.IsNullRef(ref exact) && exact.Ours != 0)
+            return _machine.KernelAddressOf((void*)exact.Ours).Value;
+        if (!DirectMap.IsAddress(recorded))
+            return null;
+
+        ulong descriptor = recorded - AddressMap.VmemmapBase;
+        if (descriptor < MaxPfn * Page.SizeInBytes)
+            return FindDescriptor(descriptor / Page.SizeInBytes);
+
+        ref Block block = ref FindCovering(_directMap.PfnOf(recorded), out ulong head);
+        if (Unsafe.IsNullRef(ref block))
+            return null;
+
+        ulong inBlock = recorded - _directMap.AddressOf(head);
+        if (block.Ours.IsValid)
+            return _machine.KernelAddressOf(_machine.AddressOf(block.Ours)).Value + inBlock;
+        if (block.Slot == 0 || inBlock < block.FirstSlot)
+            return null;
+
+        ulong offset = (inBlock - block.FirstSlot) % block.Slot;
+        ref LiveObject inside = ref _objects.Find(recorded - offset);
+        return Unsafe.IsNullRef(ref inside) || inside.Ours == 0
+            ? null
+            : _machine.KernelAddressOf((void*)inside.Ours).Value + offset;
+    }
+
+    /// <summary>The address here of the <c>struct page</c> of a recorded frame; null unless the page is allocated.</summary>
+    private ulong? FindDescriptor(ulong pfn)
+    {
+        ref Block block = ref FindCovering(pfn, out ulong head);
+        return Unsafe.IsNullRef(ref block) || !block.Ours.IsValid
+            ? null
+            : AddressMap.VmemmapBase + ((block.Ours.Value + (pfn - head)) * Page.SizeInBytes);
     }
 
     private unsafe void Kmalloc(in TraceEvent e, int cpu)
@@ -363,6 +425,8 @@ internal sealed partial class ReplayEngine
     {
         if (++_failedAllocs >= MaxFailureReports)
             _quiet = Gfp.NoWarn;
+        if (StopAtFailure)
+            StopAfter = _events;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

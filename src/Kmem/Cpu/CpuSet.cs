@@ -160,6 +160,19 @@ internal sealed class CpuSet : IDisposable
         }
     }
 
+    /// <summary>
+    /// The CPU that this thread is on or was on last: for who is told of an event, inside a section or under any lock.
+    /// </summary>
+    public unsafe int LikelyCpu
+    {
+        get
+        {
+            CpuTask* task = Current;
+            int cpu = task->Pinned >= 0 ? task->Pinned : task->Cpu >= 0 ? task->Cpu : task->LastCpu;
+            return Math.Max(cpu, 0);
+        }
+    }
+
     /// <summary>Binds this thread to a CPU; -1 lets it run anywhere again.</summary>
     /// <returns>The CPU it was bound to before, or -1.</returns>
     public unsafe int Pin(int cpu)

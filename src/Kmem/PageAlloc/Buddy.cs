@@ -150,12 +150,19 @@ internal sealed partial class Buddy : IDisposable
             RemoveLocked(page, current);
             ExpandLocked(page, order, current, type);
             AccountLocked(-(1L << order), type, cpu);
-            Trace?.MmPageAllocZoneLocked(
-                new Pfn(_map.PfnOf(page)), order, type, PerCpuPages.IsPcpOrder(order) && type.IsMergeable());
+            if (Trace != null)
+                TraceTaken(page, order, current, type);
             return page;
         }
 
         return null;
+    }
+
+    private unsafe void TraceTaken(Page* page, int order, int found, Migratetype type)
+    {
+        var pfn = new Pfn(_map.PfnOf(page));
+        Trace!.MmPageAllocZoneLocked(pfn, order, type, PerCpuPages.IsPcpOrder(order) && type.IsMergeable());
+        Trace.BlockFound(pfn, order, found, type);
     }
 
     /// <summary>Appends a free block to its list; counters are set by <see cref="Zone"/>.Restore.</summary>

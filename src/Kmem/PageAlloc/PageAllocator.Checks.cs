@@ -26,13 +26,17 @@ internal sealed partial class PageAllocator
         set
         {
             _faults = value;
-            _unaskedOrders = value == null ? (uint)PageOrder.Count : 0;
+            AskFirst();
         }
     }
 
+    private void AskFirst() =>
+        _unaskedOrders = _faults == null && _trace is not { WantsDecisions: true } ? (uint)PageOrder.Count : 0;
+
     private FaultInjection? _faults;
 
-    // Orders below this are served without asking whether there is any such order, or whether the request is to fail.
+    // Orders below this are served without asking whether there is any such order, whether the request is to fail, or
+    // whether somebody wants to know how it is decided.
     private uint _unaskedOrders = PageOrder.Count;
 
     private long _failedAllocations;
@@ -94,13 +98,20 @@ internal sealed partial class PageAllocator
             + (gfp.HasValidZone() ? "movable and reclaimable" : "its zone selectors") + " exclude each other");
 
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private bool IsRefused(int order, Gfp gfp)
+    private bool IsRefused(int order, Gfp gfp, int node)
     {
-        if ((uint)order <= PageOrder.Max)
-            return _faults != null && _faults.FailsPages(gfp, order);
+        if ((uint)order > PageOrder.Max)
+        {
+            WarnOrderOnce(order, gfp);
+            return true;
+        }
 
-        WarnOrderOnce(order, gfp);
-        return true;
+        if (_faults != null && _faults.FailsPages(gfp, order))
+            return true;
+
+        if (_trace is { WantsDecisions: true } trace)
+            TellBegin(trace, order, gfp, node);
+        return false;
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

@@ -17,6 +17,7 @@ internal sealed partial class PageAllocator
         bool noFail = (gfp & Gfp.NoFail) != 0;
         WarnBadNoFail(request, task);
         Interlocked.Increment(ref _slowPaths);
+        _trace?.SlowPathStep(SlowStep.Entered);
         if (MayTell(gfp))
             Rare?.SlowPath(order, gfp);
 
@@ -44,6 +45,7 @@ internal sealed partial class PageAllocator
             }
         }
 
+        _trace?.SlowPathStep(SlowStep.Failed);
         ReportFailure(request);
         return null;
     }
@@ -56,6 +58,7 @@ internal sealed partial class PageAllocator
         bool canReclaim = (gfp & Gfp.DirectReclaim) != 0;
         bool costly = order > PageOrder.Costly;
         WakeKswapds(request, flags);
+        _trace?.SlowPathStep(SlowStep.TriedAtMin);
         Page* page = Walk(request, flags, task);
         if (page != null)
             return page;
@@ -146,6 +149,7 @@ internal sealed partial class PageAllocator
         if ((flags & AllocFlags.Kswapd) == 0)
             return;
 
+        _trace?.SlowPathStep(SlowStep.WokeKswapd);
         int last = -1;
         for (int i = request.First; i < request.Zones.Length; i++)
         {
@@ -168,6 +172,7 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
+        _trace?.SlowPathStep(SlowStep.Reclaimed);
         retry.Progress = (FreeSpare?.Invoke() ?? 0) + Hooks.DirectReclaim(request.Order, request.Gfp);
         task->Flags = before;
 
@@ -177,6 +182,7 @@ internal sealed partial class PageAllocator
 
         if (retry.Progress > 0)
             Unreserve(request, force: false);
+        _trace?.SlowPathStep(SlowStep.DrainedCpuLists);
         DrainAll();
         retry.Drained = true;
         return Walk(request, flags, task);
@@ -191,6 +197,7 @@ internal sealed partial class PageAllocator
             if (zone.Type <= request.Highest
                 && _zones[zone.Index]!.Buddy.UnreserveHighAtomic(request.Migratetype, force, cpu))
             {
+                _trace?.SlowPathStep(SlowStep.UnreservedHighAtomic);
                 return true;
             }
         }
@@ -203,6 +210,7 @@ internal sealed partial class PageAllocator
         TaskFlags before = task->Flags;
         task->Flags |= TaskFlags.MemAlloc;
         LockOrder.AssertNoneHeld();
+        _trace?.SlowPathStep(SlowStep.Compacted);
         retry.Result = Hooks.DirectCompact(request.Order, request.Gfp, retry.Priority);
         task->Flags = before;
         return retry.Result == CompactResult.Skipped ? null : Walk(request, flags, task);
@@ -266,6 +274,7 @@ internal sealed partial class PageAllocator
     private unsafe Page* MayOom(in AllocRequest request, CpuTask* task, out bool progress)
     {
         progress = false;
+        _trace?.SlowPathStep(SlowStep.TriedBeforeOom);
         Page* page = Walk(request, AllocFlags.WatermarkHigh | AllocFlags.CpuSet, task);
         if (page != null)
             return page;
@@ -277,6 +286,7 @@ internal sealed partial class PageAllocator
             return null;
         }
 
+        _trace?.SlowPathStep(SlowStep.OutOfMemory);
         progress = Hooks.OutOfMemory(request.Order, request.Gfp);
         return progress && (request.Gfp & Gfp.NoFail) != 0
             ? Walk(request, AllocFlags.NoWatermarks | AllocFlags.CpuSet, task)

@@ -99,6 +99,7 @@ internal sealed partial class PageAllocator
                 break;
             pages[i] = new Pfn(_map.PfnOf(page));
             missing = 0;
+            _trace?.PageOfBulk(pages[i], gfp);
         }
 
         // Nothing that way: one page the ordinary way, and the caller asks again.

@@ -56,6 +56,7 @@ internal sealed partial class PageAllocator : IDisposable
         set
         {
             _trace = value;
+            AskFirst();
             foreach (ZonePages zone in Zones)
             {
                 zone.Trace = value;
@@ -151,7 +152,7 @@ internal sealed partial class PageAllocator : IDisposable
     /// <returns>The head page, or null.</returns>
     public unsafe Page* AllocFrozen(Gfp gfp, int order, int node, bool bypassPcp = false)
     {
-        if ((uint)order >= _unaskedOrders && IsRefused(order, gfp))
+        if ((uint)order >= _unaskedOrders && IsRefused(order, gfp, node))
             return null;
 
         CpuTask* task = _cpus.Current;
@@ -357,11 +358,15 @@ internal sealed partial class PageAllocator : IDisposable
 
                 ZonePages pages = _zones[zone.Index]!;
                 if (!IsZoneGood(pages, request, flags))
+                {
+                    _trace?.ZoneRefused(zone.NodeId, zone.Type, ZoneResult.BelowWatermark);
                     continue;
+                }
 
                 Page* page = TakeFrom(pages, request, flags, task);
                 if (page != null)
                     return page;
+                _trace?.ZoneRefused(zone.NodeId, zone.Type, ZoneResult.NoBlock);
             }
 
             if (wentRemote)

@@ -333,6 +333,7 @@ public sealed partial class KmemCache
 
         if (c->Spare != null && c->Spare->Size > 0)
         {
+            _slabs.Trace?.ObjectFrom(ObjectSource.SpareSheaf);
             SwapSheaves(c);
             return true;
         }
@@ -341,6 +342,7 @@ public sealed partial class KmemCache
         Sheaf* sheaf = c->Main == null ? barn.TakeFull() : barn.ExchangeForFull(c->Settle());
         if (sheaf != null)
         {
+            _slabs.Trace?.ObjectFrom(ObjectSource.Barn);
             c->Install(sheaf);
             return true;
         }

@@ -81,7 +81,10 @@ public sealed partial class KmemCache
                 continue;
 
             if (state.HasFree)
+            {
+                _slabs.Trace?.ObjectFrom(ObjectSource.CpuSlab);
                 return ObjectAt(c->Slab, state.FreeIndex);
+            }
 
             c->Slab = null; // full: on no list from here on, its next free brings it back
             return null;
@@ -101,6 +104,7 @@ public sealed partial class KmemCache
             if ((node < 0 || NodeOf(slab) == node) && MayUse(slab, gfp, task))
             {
                 c->Slab = slab;
+                _slabs.Trace?.ObjectFrom(ObjectSource.CpuPartial);
                 return Freeze(slab);
             }
 
@@ -125,6 +129,7 @@ public sealed partial class KmemCache
         CpuTask* task, ref int cpu, ref KmemCacheCpu* c, Gfp gfp, int node, Gfp original)
     {
         Page* slab = GetPartial(c, cpu, gfp, node, original, task, out void* freelist);
+        _slabs.Trace?.ObjectFrom(slab == null ? ObjectSource.NewSlab : ObjectSource.NodePartial);
         if (slab == null)
         {
             // The page allocator may sleep, reclaim and run foreign code: not inside the section.

@@ -163,6 +163,17 @@ internal sealed class Barn
         return empty;
     }
 
+    /// <summary>Whether a full sheaf here has an object; others may be at work.</summary>
+    public unsafe bool Holds(nint obj)
+    {
+        bool found = false;
+        _lock.Acquire();
+        for (Sheaf* sheaf = _full; sheaf != null && !found; sheaf = sheaf->Next)
+            found = Sheaf.Objects(sheaf).Contains(obj);
+        _lock.Release();
+        return found;
+    }
+
     /// <summary>A full sheaf more than <see cref="Limit"/>, for the caller to empty; null if there is none.</summary>
     public unsafe Sheaf* TakeSurplus()
     {

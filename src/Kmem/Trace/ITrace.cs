@@ -32,6 +32,43 @@ internal interface ITrace
 
     /// <summary>A block of another migrate type was taken. The zone is locked.</summary>
     void MmPageAllocExtfrag(in ExtfragEvent fallback);
+
+    /// <summary>
+    /// Whether the receiver wants to hear how decisions come about: the members below. They are no tracepoints of the
+    /// kernel, and are called on slow paths only, or where a receiver is known to be there.
+    /// </summary>
+    bool WantsDecisions => false;
+
+    /// <summary>A request for pages begins; it ends with <see cref="MmPageAlloc"/>.</summary>
+    void RequestBegins(int order, Gfp gfp, Migratetype migratetype, IReadOnlyList<ZoneVerdict> zones)
+    {
+    }
+
+    /// <summary>A zone had nothing for the request that is on its way.</summary>
+    void ZoneRefused(int node, ZoneType zone, ZoneResult result)
+    {
+    }
+
+    /// <summary>After <see cref="MmPageAllocZoneLocked"/>: the order of the free block that it was cut from.</summary>
+    void BlockFound(Pfn pfn, int order, int foundOrder, Migratetype migratetype)
+    {
+    }
+
+    /// <summary>The slow path does something.</summary>
+    void SlowPathStep(SlowStep step)
+    {
+    }
+
+    /// <summary>A request to a cache got beyond the CPU's free list. The last call before the object's event
+    /// holds.</summary>
+    void ObjectFrom(ObjectSource source)
+    {
+    }
+
+    /// <summary>A frame of a bulk request, for which the kernel has no tracepoint.</summary>
+    void PageOfBulk(Pfn pfn, Gfp gfp)
+    {
+    }
 }
 
 /// <summary>The fields of mm_page_alloc_extfrag.</summary>
