@@ -59,7 +59,7 @@ internal struct SpinLock(LockRank rank)
     private readonly bool IsPlantedOpen => SimPoint.Of is { } simulation && !simulation.Excludes(rank);
 #else
     private const string Name = "";
-    private const bool IsPlantedOpen = false;
+    private static bool IsPlantedOpen => false;
 #endif
 
     [MethodImpl(MethodImplOptions.NoInlining)]
