@@ -11,6 +11,9 @@ public sealed partial class Machine
     /// <summary>The module loader, made at its first use.</summary>
     internal ModuleLoader ModuleLoader => Volatile.Read(ref _modules) ?? CreateModules();
 
+    /// <summary>Where text of modules comes from; null as long as nobody wanted any.</summary>
+    internal Execmem? ExecmemIfUsed => Volatile.Read(ref _modules)?.Execmem;
+
     /// <summary>
     /// Loads a module (finit_module, kernel/module/main.c, Linux 6.18): its sections get memory in the address range of
     /// modules, its relocations are applied, and then text can only be read and run, constants only be read, variables

@@ -22,6 +22,7 @@ public sealed partial class Machine
     /// <returns>Bytes given back.</returns>
     public ulong Trim()
     {
+        ExecmemIfUsed?.DropUnused();
         VmallocIfUsed?.DropKept();
         ShrinkCaches();
         return ReturnFreeMemory(0);

@@ -25,6 +25,7 @@ internal readonly record struct Inventory(long Frames, long Objects)
     private static void Settle(Machine machine)
     {
         machine.RcuBarrier();
+        machine.ExecmemIfUsed?.DropUnused();
         if (machine.VmallocIfUsed is { } vmalloc)
         {
             vmalloc.FreeDeferred();

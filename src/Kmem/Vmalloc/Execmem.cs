@@ -22,7 +22,9 @@ internal enum ExecmemType
 ///
 ///   BPF, module data                areas of their own, PAGE_KERNEL
 /// </code>
-/// All areas are VM_FLUSH_RESET_PERMS: freeing restores what the direct map allows.
+/// All areas are VM_FLUSH_RESET_PERMS: freeing restores what the direct map allows. When 2 MiB are not to be had the
+/// cache takes an area of the size asked for. As in the kernel it keeps such an area when nothing in it is in use any
+/// more, until <see cref="DropUnused"/>.
 /// </summary>
 /// <remarks>
 /// Thread-safe; everything sleeps. The kernel's trees of free and busy ranges are sorted lists here, searched from the
@@ -107,6 +109,29 @@ internal sealed class Execmem
         }
 
         FreeArea(pointer);
+    }
+
+    /// <summary>
+    /// Gives back the areas of the ROX cache of which nothing is in use, whatever their size; the kernel itself gives
+    /// back those of whole 2 MiB only. Does nothing where sleeping is forbidden.
+    /// </summary>
+    public unsafe void DropUnused()
+    {
+        if (!_vmalloc.MaySleep)
+            return;
+
+        SimPoint.Gate(_gate);
+        lock (_gate)
+        {
+            FreePendingLocked();
+            foreach ((ulong start, ulong end) in _free.ToArray())
+            {
+                if (!_vmalloc.IsWholeArea(start, end))
+                    continue;
+                _free.Remove(start);
+                FreeArea(_vmalloc.PointerOf(start));
+            }
+        }
     }
 
     /// <summary>
@@ -195,8 +220,8 @@ internal sealed class Execmem
     }
 
     /// <summary>
-    /// Makes busy ranges free: filled with traps, read-only again, joined with their neighbours. One whose rights the
-    /// host does not change now waits for the next call.
+    /// Makes busy ranges free: filled with traps, read-only again, joined with their neighbours. One whose rights cannot
+    /// be changed now, because tables or mappings of the host ran out, waits for the next call.
     /// </summary>
     private unsafe void FreePendingLocked()
     {
@@ -228,8 +253,9 @@ internal sealed class Execmem
             end = Math.Max(end, otherEnd);
         }
 
-        // execmem_cache_clean: whole areas of 2 MiB mappings go back.
-        if (((start | end) & (CacheBlock - 1)) == 0)
+        // execmem_cache_clean: areas of 2 MiB mappings go back. The kernel does not look whether such a range is all of
+        // its area, of which another part may be in use when the text is longer than 2 MiB.
+        if (((start | end) & (CacheBlock - 1)) == 0 && _vmalloc.IsWholeArea(start, end))
             FreeArea(_vmalloc.PointerOf(start));
         else
             _free.Add(start, end);

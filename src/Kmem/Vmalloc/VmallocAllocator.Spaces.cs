@@ -94,6 +94,16 @@ internal sealed partial class VmallocAllocator
 
     public unsafe void CheckMaySleep() => _pages.CheckContext(Gfp.Kernel, _cpus.Current);
 
+    /// <summary>Whether sleeping is allowed in this context.</summary>
+    public unsafe bool MaySleep => _cpus.Current->MaySleep;
+
+    /// <summary>Whether a range is all of an area but its guard page.</summary>
+    public unsafe bool IsWholeArea(ulong start, ulong end)
+    {
+        VmapArea* area = Vmap.Find(start);
+        return area != null && area->Vm != null && area->Start == start && MappedSize(area->Vm) == end - start;
+    }
+
     public static bool IsModuleAddress(ulong va) => va is >= ModulesStart and < ModulesEnd;
 
     [DoesNotReturn]

@@ -175,6 +175,98 @@ public sealed class ModuleTests
         AssertWhole(machine);
     }
 
+    /// <summary>
+    /// Two requests fail in one load: the 2 MiB, large leaves and small ones. What is taken instead is kept, used again,
+    /// and given back by <see cref="Machine.Trim"/>.
+    /// </summary>
+    [Fact]
+    public unsafe void Without_two_megabytes_the_rox_cache_takes_an_area_of_the_size_needed()
+    {
+        using Machine machine = Boot(cpus: 1);
+        Execmem execmem = machine.ModuleLoader.Execmem;
+        VmallocAllocator vmalloc = machine.VmallocIfUsed!;
+        execmem.Free(execmem.Alloc(ExecmemType.ModuleText, 5000));
+        Inventory before = Inventory.Take(machine);
+        FailNext(machine.FailSlab, 2);
+        var text = (nint)execmem.Alloc(ExecmemType.ModuleText, 5000);
+        Assert.Equal(2, machine.FailSlab.Failures);
+        Assert.Equal(2, vmalloc.PageCount);
+        execmem.Free((void*)text);
+        Assert.Equal((2L, 2UL * Page), (vmalloc.PageCount, execmem.CachedFree));
+
+        Assert.Equal(text, (nint)execmem.Alloc(ExecmemType.Kprobes, Page));
+        machine.Trim();
+        Assert.Equal((2L, (ulong)Page), (vmalloc.PageCount, execmem.CachedFree));
+        execmem.Free((void*)text);
+        using (machine.Atomic())
+            machine.Trim();
+        Assert.Equal((2L, 2UL * Page), (vmalloc.PageCount, execmem.CachedFree));
+        machine.Trim();
+        Assert.Equal((0L, 0UL), (vmalloc.PageCount, execmem.CachedFree));
+        Assert.Equal(0, vmalloc.DirectMap.ChangedFrames);
+        Assert.Equal(before, Inventory.Take(machine));
+        AssertWhole(machine);
+    }
+
+    [Fact]
+    public unsafe void Text_that_cannot_be_freed_for_lack_of_tables_is_freed_later()
+    {
+        using Machine machine = Boot(cpus: 1);
+        Execmem execmem = machine.ModuleLoader.Execmem;
+        VmallocAllocator vmalloc = machine.VmallocIfUsed!;
+        void* text = execmem.Alloc(ExecmemType.ModuleText, 5000);
+        FailNext(machine.FailPageAlloc, 1);
+        execmem.Free(text);
+        Assert.Equal(1, machine.FailPageAlloc.Failures);
+        Assert.Equal((512L, 510UL * Page), (vmalloc.PageCount, execmem.CachedFree));
+        machine.Trim();
+        Assert.Equal((0L, 0UL), (vmalloc.PageCount, execmem.CachedFree));
+        AssertWhole(machine);
+    }
+
+    /// <summary>In an area of 4 MiB a free half is no area.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public unsafe void A_free_half_of_a_long_text_does_not_take_the_other_half_with_it(bool lower)
+    {
+        using Machine machine = Boot(cpus: 1);
+        Execmem execmem = machine.ModuleLoader.Execmem;
+        VmallocAllocator vmalloc = machine.VmallocIfUsed!;
+        const int Half = 2 << 20;
+        const long WithPageArray = 1024 + 2;
+        void* all = execmem.Alloc(ExecmemType.ModuleText, Half + Page);
+        void* last = execmem.Alloc(ExecmemType.ModuleText, Half - Page);
+        execmem.Free(all);
+        void* first = execmem.Alloc(ExecmemType.ModuleText, Half);
+        void* middle = execmem.Alloc(ExecmemType.ModuleText, Page);
+        if (lower)
+        {
+            execmem.Free(first);
+        }
+        else
+        {
+            execmem.Free(middle);
+            execmem.Free(last);
+        }
+
+        Assert.Equal((WithPageArray, (ulong)Half), (vmalloc.PageCount, execmem.CachedFree));
+        Assert.Equal(0xcc, *(byte*)(lower ? middle : first));
+        AssertWhole(machine);
+        if (lower)
+        {
+            execmem.Free(last);
+            execmem.Free(middle);
+        }
+        else
+        {
+            execmem.Free(first);
+        }
+
+        Assert.Equal((0L, 0UL), (vmalloc.PageCount, execmem.CachedFree));
+        AssertWhole(machine);
+    }
+
     [Fact]
     public unsafe void Bpf_and_data_have_areas_of_their_own_that_reset_rights()
     {
@@ -278,6 +370,15 @@ public sealed class ModuleTests
         image.Symbols.Add(new ModuleSymbol("pointer", 2, 0));
         image.Symbols.Add(new ModuleSymbol("counter", 3, 0));
         return image;
+    }
+
+    private static void FailNext(FaultAttribute faults, int times)
+    {
+        faults.IgnoreGfpWait = false;
+        faults.IgnoreGfpHighMem = false;
+        faults.MinOrder = 0;
+        faults.Times = times;
+        faults.Probability = 100;
     }
 
     /// <summary>Looks at the process's own mappings: a refusal shows as text without x.</summary>
