@@ -1,6 +1,6 @@
 using System.Collections.Concurrent;
-using System.Text.Unicode;
 using System.Text.Json;
+using System.Text.Unicode;
 using Kmem.Tracing;
 
 namespace Kmem;
