@@ -1,4 +1,4 @@
-using System.Globalization;
+using System.Text.Json;
 using Kmem.Tracing;
 
 namespace Kmem;
@@ -6,63 +6,16 @@ namespace Kmem;
 /// <content>What is behind an address, and what an event made the allocators do.</content>
 internal sealed partial class Answers
 {
+    /// <summary>The sentence and the values of <see cref="Kmem.Machine.Explain(VirtAddr)"/>, and the way there in
+    /// steps. Of a machine at work each of them shows some moment.</summary>
     public ExplainAnswer Explain(int moment, ulong address)
     {
-        if (_shape.PfnOf(address) is not { } pfn)
-            return ExplainMapped(moment, address);
-
-        FrameAnswer frame = Frame(moment, pfn);
-        var steps = new List<ExplainStep>();
-        if (frame.Zone is { } zone)
-        {
-            ZoneShape its = _shape.Zones[zone];
-            steps.Add(new ExplainStep("zone", $"frame {pfn} is in zone {its.Name} of node {its.Node}",
-                new(StringComparer.Ordinal)
-                {
-                    ["start"] = (long)its.Start,
-                    ["end"] = (long)its.End,
-                    ["managed"] = (long)its.Managed,
-                }));
-        }
-
-        steps.Add(new ExplainStep(
-            "pageblock",
-            $"its pageblock is {frame.MigrateType}: {frame.Pageblock.InUse} of {frame.Pageblock.Frames} frames "
-                + "are in use",
-            new(StringComparer.Ordinal)
-            {
-                ["first"] = (long)frame.Pageblock.First,
-                ["inUse"] = frame.Pageblock.InUse,
-                ["pins"] =
-                    frame.Pageblock.Pins,
-            }));
-        steps.Add(new ExplainStep("block", BlockText(frame), new(StringComparer.Ordinal)
-        {
-            ["head"] = (long)frame.Head,
-            ["order"] = frame.Order,
-            ["born"] = frame.Born,
-        }));
-        string summary = $"{Hex(address)}: {BlockText(frame)}.";
-        if (frame.Kind == "slab" && TryObject(moment, address) is { } obj)
-        {
-            string since = obj.Born > 0
-                ? $", since event {obj.Born - 1}" + (obj.Site is { } site ? $" by {site.Name}" : "")
-                : "";
-            string use = obj.Allocated ? "in use" : "free";
-            string text = $"object {obj.Index} of a slab of {obj.CacheName}, {use}{since}";
-            steps.Add(new ExplainStep("object", text, new(StringComparer.Ordinal)
-            {
-                ["index"] = obj.Index ?? 0,
-                ["size"] = obj.Size,
-                ["objectSize"] = obj.ObjectSize,
-                ["requested"] =
-                    obj.Requested ?? 0,
-                ["offset"] = (long)(address - Convert.ToUInt64(obj.Address, 16)),
-            }));
-            summary = $"{Hex(address)}: {text}.";
-        }
-
-        return new ExplainAnswer(moment, Hex(address), frame.Kind, summary, steps);
+        Explanation found = source.AskRemembering(moment, machine => machine.Explain(new VirtAddr(address)));
+        (string kind, IReadOnlyList<ExplainStep> steps) = _shape.PfnOf(address) is { } pfn
+            ? StepsToFrame(moment, address, pfn)
+            : StepsOfWalk(moment, address);
+        using JsonDocument values = JsonDocument.Parse(found.ToJson());
+        return new ExplainAnswer(moment, Hex(address), kind, found.Sentence, steps, values.RootElement.Clone());
     }
 
     /// <summary>What the allocators did for one event, in order.</summary>
@@ -91,7 +44,7 @@ internal sealed partial class Answers
         string summary = steps.Count == 0
             ? $"Event {n}, {what}: nothing changed."
             : $"Event {n}, {what}: {string.Join("; ", steps.Select(step => step.Text))}.";
-        return new ExplainAnswer(n, address, what, summary, steps);
+        return new ExplainAnswer(n, address, what, summary, steps, null);
     }
 
     public static string NameOf(TickKind kind)
@@ -100,27 +53,72 @@ internal sealed partial class Answers
         return char.ToLowerInvariant(name[0]) + name[1..];
     }
 
-    private ExplainAnswer ExplainMapped(int moment, ulong address)
+    private (string Kind, IReadOnlyList<ExplainStep> Steps) StepsToFrame(int moment, ulong address, ulong pfn)
     {
-        WalkAnswer walk;
-        try
+        FrameAnswer frame = Frame(moment, pfn);
+        var steps = new List<ExplainStep>();
+        if (frame.Zone is { } zone)
         {
-            walk = Walk(moment, address);
-        }
-        catch (QueryException e)
-        {
-            return new ExplainAnswer(moment, Hex(address), "nothing", $"{Hex(address)}: {e.Message}.", []);
+            ZoneShape its = _shape.Zones[zone];
+            steps.Add(new ExplainStep("zone", $"frame {pfn} is in zone {its.Name} of node {its.Node}",
+                new(StringComparer.Ordinal)
+                {
+                    ["start"] = (long)its.Start,
+                    ["end"] = (long)its.End,
+                    ["managed"] = (long)its.Managed,
+                }));
         }
 
-        List<ExplainStep> steps = [.. walk.Steps.Select(step => new ExplainStep(
-            step.Level, $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}",
-                new(StringComparer.Ordinal) { ["index"] = step.Index }))];
-        string summary = walk.Mapped
-            ? $"{Hex(address)} is mapped to frame "
-                + (walk.Frame?.Number.ToString(CultureInfo.InvariantCulture) ?? "of no memory")
-                + (walk.Area is { } area ? $", in the {area.Text} area {area.Start}." : ".")
-            : walk.Stop!;
-        return new ExplainAnswer(moment, Hex(address), walk.Region, summary, steps);
+        steps.Add(new ExplainStep(
+            "pageblock",
+            $"its pageblock is {frame.MigrateType}: {frame.Pageblock.InUse} of {frame.Pageblock.Frames} frames "
+                + "are in use",
+            new(StringComparer.Ordinal)
+            {
+                ["first"] = (long)frame.Pageblock.First,
+                ["inUse"] = frame.Pageblock.InUse,
+                ["pins"] = frame.Pageblock.Pins,
+            }));
+        steps.Add(new ExplainStep("block", BlockText(frame), new(StringComparer.Ordinal)
+        {
+            ["head"] = (long)frame.Head,
+            ["order"] = frame.Order,
+            ["born"] = frame.Born,
+        }));
+        if (frame.Kind == "slab" && TryObject(moment, address) is { } obj)
+        {
+            string since = obj.Born > 0
+                ? $", since event {obj.Born - 1}" + (obj.Site is { } site ? $" by {site.Name}" : "")
+                : "";
+            string use = obj.Allocated ? "in use" : "free";
+            string text = $"object {obj.Index} of a slab of {obj.CacheName}, {use}{since}";
+            steps.Add(new ExplainStep("object", text, new(StringComparer.Ordinal)
+            {
+                ["index"] = obj.Index ?? 0,
+                ["size"] = obj.Size,
+                ["objectSize"] = obj.ObjectSize,
+                ["requested"] = obj.Requested ?? 0,
+                ["offset"] = (long)(address - Convert.ToUInt64(obj.Address, 16)),
+            }));
+        }
+
+        return (frame.Kind, steps);
+    }
+
+    private (string Kind, IReadOnlyList<ExplainStep> Steps) StepsOfWalk(int moment, ulong address)
+    {
+        try
+        {
+            WalkAnswer walk = Walk(moment, address);
+            return (walk.Region, [.. walk.Steps.Select(step => new ExplainStep(
+                step.Level,
+                $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}",
+                new(StringComparer.Ordinal) { ["index"] = step.Index }))]);
+        }
+        catch (QueryException)
+        {
+            return ("nothing", []);     // the sentence says why
+        }
     }
 
     private ObjectAnswer? TryObject(int moment, ulong address)
@@ -177,6 +175,6 @@ internal sealed partial class Answers
 }
 
 internal sealed record ExplainAnswer(int T, string? Address, string Kind, string Summary,
-    IReadOnlyList<ExplainStep> Steps);
+    IReadOnlyList<ExplainStep> Steps, JsonElement? Explanation);
 
 internal sealed record ExplainStep(string Name, string Text, Dictionary<string, long> Values);

@@ -34,6 +34,11 @@ internal abstract class ExplorerSource : IDisposable
     /// <exception cref="QueryException">The machine is gone.</exception>
     public abstract T Ask<T>(int moment, Func<Machine, T> question);
 
+    /// <summary>As <see cref="Ask"/>, of a machine that remembers what happened to its objects and pages, if there is
+    /// one.</summary>
+    /// <exception cref="QueryException">The machine is gone.</exception>
+    public virtual T AskRemembering<T>(int moment, Func<Machine, T> question) => Ask(moment, question);
+
     public abstract void Dispose();
 
     /// <summary>The machine is gone, and every question about it is too late.</summary>

@@ -61,6 +61,9 @@ internal sealed class TraceSource : ExplorerSource
 
     public override T Ask<T>(int moment, Func<Machine, T> question) => _timeline.Machines.Ask(moment, question);
 
+    public override T AskRemembering<T>(int moment, Func<Machine, T> question) =>
+        _timeline.Remembering.Ask(moment, question);
+
     public override void Dispose() => _timeline.Dispose();
 
     private CursorFrames Rent(int moment)

@@ -94,7 +94,7 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
         await Shows(visit, 899);
         LocatorBoundingBoxResult box = (await visit.Page.Locator(".track").BoundingBoxAsync())!;
         await visit.Page.Mouse.ClickAsync(box.X + (box.Width * 0.75f), box.Y + 10);
-        int all = int.Parse((await visit.Page.Locator(".track").GetAttributeAsync("aria-valuemax"))!, CultureInfo.InvariantCulture);
+        int all = await visit.LastMoment();
         await visit.Until($"() => Math.abs(document.querySelector('.track').getAttribute('aria-valuenow') - {all * 3L / 4}) < {all / 50}");
     }
 
@@ -181,7 +181,9 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
         Assert.DoesNotContain("explain", visit.Page.Url, StringComparison.Ordinal);
         await visit.Page.Locator("input[name=address]").FillAsync("ffff888000100000");
         await visit.Page.Keyboard.PressAsync("Enter");
-        await visit.Page.Locator(".sentence").WaitForAsync();
+        await visit.Page.Locator(".sentence", new PageLocatorOptions { HasTextString = "0xffff888000100000" }).WaitForAsync();
+        await visit.Page.Locator("section[data-part=zone] dl, section[data-part=zone] table").First.WaitForAsync();
+        await visit.Page.Locator("section[data-part=page]").WaitForAsync();
         Assert.Contains("explain?address=0xffff888000100000", visit.Page.Url, StringComparison.Ordinal);
     }
 
@@ -223,10 +225,12 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
         await Shows(visit, 1000);
         await visit.Page.Keyboard.PressAsync("[");
         await visit.Page.Keyboard.PressAsync("End");
-        await visit.Until("() => document.querySelector('.track').getAttribute('aria-valuenow') !== '1000'");
+        await Shows(visit, await visit.LastMoment());
         await visit.Page.Keyboard.PressAsync("]");
-        await visit.Page.Locator("footer button", new PageLocatorOptions { HasTextString = "Compare" }).ClickAsync();
-        await visit.Page.Locator("main svg rect").First.WaitForAsync();
+        await visit.Page.Locator("footer button:enabled", new PageLocatorOptions { HasTextString = "Compare" }).ClickAsync();
+        await visit.Page.Locator(".tabs a[data-view=compare][aria-current=page]").WaitForAsync();
+        await visit.Page.Locator("main [data-moment]").First.WaitForAsync();
+        await visit.Page.Locator("main svg[role=img] rect").First.WaitForAsync();
         Assert.Contains("from=1000", visit.Page.Url, StringComparison.Ordinal);
     }
 

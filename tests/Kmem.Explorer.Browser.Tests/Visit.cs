@@ -62,6 +62,10 @@ internal sealed class Visit : IAsyncDisposable
     public async Task<int> Moment() =>
         int.Parse(await Page.Locator(".track").GetAttributeAsync("aria-valuenow") ?? "", null);
 
+    /// <summary>The last moment of the recording.</summary>
+    public async Task<int> LastMoment() =>
+        int.Parse(await Page.Locator(".track").GetAttributeAsync("aria-valuemax") ?? "", null);
+
     public async ValueTask DisposeAsync()
     {
         await _context.DisposeAsync();

@@ -115,8 +115,57 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         JsonElement why = await fixture.GetAsync($"/api/explain?address={address}&t={t}");
         Assert.Contains(e.GetProperty("cache").GetString()!, why.GetProperty("summary").GetString(),
             StringComparison.Ordinal);
+        Assert.NotEmpty(why.GetProperty("steps").EnumerateArray());
+        JsonElement explanation = why.GetProperty("explanation");
+        Assert.Equal(why.GetProperty("summary").GetString(), explanation.GetProperty("sentence").GetString());
+        Assert.Equal("slabObject", explanation.GetProperty("kind").GetString());
+        Assert.Equal(t, explanation.GetProperty("atEvent").GetInt32());
+        Assert.Equal(obj.GetProperty("index").GetInt32(), explanation.GetProperty("object").GetProperty("number").GetInt32());
+        JsonElement birth = explanation.GetProperty("life").EnumerateArray().Last();
+        Assert.Equal("objectAllocated", birth.GetProperty("kind").GetString());
+        Assert.Equal(t, birth.GetProperty("event").GetInt32());
+        Assert.Equal(e.GetProperty("site").GetProperty("name").GetString(), birth.GetProperty("callSite").GetString());
+        Assert.Equal(e.GetProperty("recorded").GetString(), birth.GetProperty("recorded").GetString());
         JsonElement ofEvent = await fixture.GetAsync($"/api/explain?event={t - 1}");
         Assert.Contains(address, ofEvent.GetProperty("summary").GetString(), StringComparison.Ordinal);
+        Assert.Equal(JsonValueKind.Null, ofEvent.GetProperty("explanation").ValueKind);
+    }
+
+    [Fact]
+    public async Task ALifeStoryEndsAtTheMomentAndTellsWhyThePagesLieThere()
+    {
+        JsonElement e = (await fixture.GetAsync("/api/events?kind=mm_page_alloc&from=12000&limit=100")).GetProperty("events")
+            .EnumerateArray().First(it => it.GetProperty("address").ValueKind == JsonValueKind.String
+                && it.GetProperty("result").GetString() == "ok");
+        int t = e.GetProperty("n").GetInt32() + 1;
+        string address = e.GetProperty("address").GetString()!;
+        JsonElement after = await ExplanationAsync(address, t);
+        Assert.Equal(t, after.GetProperty("decision").GetProperty("event").GetInt32());
+        Assert.Contains(after.GetProperty("decision").GetProperty("zones").EnumerateArray(), zone =>
+            zone.GetProperty("result").GetString() == "served");
+        JsonElement before = await ExplanationAsync(address, t - 1);     // backwards: another replay
+        Assert.All(before.GetProperty("life").EnumerateArray(), it => Assert.True(it.GetProperty("event").GetInt32() < t));
+        Assert.True(before.GetProperty("kind").GetString() is "freeBlock" or "pcpList", before.ToString());
+        Assert.Equal(after.ToString(), (await ExplanationAsync(address, t)).ToString());
+    }
+
+    [Theory]
+    [InlineData("0x0000900000000000", "not canonical")]
+    [InlineData("0xffffea0000000000", "page descriptors")]
+    [InlineData("0xffff888000000000", "direct map")]
+    [InlineData("0xffffc90000000000", "vmalloc space")]
+    public async Task EveryAddressHasAnExplanation(string address, string region)
+    {
+        JsonElement explanation = await ExplanationAsync(address, 5000);
+        Assert.Equal(region, explanation.GetProperty("region").GetString());
+        Assert.Equal(address, explanation.GetProperty("address").GetString());
+    }
+
+    private async Task<JsonElement> ExplanationAsync(string address, int t)
+    {
+        JsonElement answer = await fixture.GetAsync($"/api/explain?address={address}&t={t}");
+        Assert.False(string.IsNullOrEmpty(answer.GetProperty("summary").GetString()));
+        return answer.GetProperty("explanation");
     }
 
     [Theory]

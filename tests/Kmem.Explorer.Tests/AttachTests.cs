@@ -64,6 +64,27 @@ public sealed class AttachTests
         ulong pfn = walk.GetProperty("frame").GetProperty("number").GetUInt64();
         JsonElement frame = await GetAsync(client, $"/api/frame/{pfn}");
         Assert.Equal("vmalloc", frame.GetProperty("kind").GetString());
+        JsonElement why = await GetAsync(client, $"/api/explain?address={start}");
+        JsonElement explanation = why.GetProperty("explanation");
+        Assert.Equal("vmallocPage", explanation.GetProperty("kind").GetString());
+        Assert.Equal(explanation.GetProperty("sentence").GetString(), why.GetProperty("summary").GetString());
+        Assert.Equal(start, explanation.GetProperty("area").GetProperty("start").GetString());
+        Assert.Equal(4, explanation.GetProperty("mapping").GetProperty("steps").GetArrayLength());
+        Assert.Empty(explanation.GetProperty("life").EnumerateArray());
+    }
+
+    [Fact]
+    public async Task ALiveMachineThatRemembersTellsLifeStories()
+    {
+        using Machine machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, RememberEvents = 1000 });
+        using KmemExplorer explorer = machine.ServeExplorer();
+        using var client = new HttpClient { BaseAddress = explorer.Url };
+        string address = Allocate(machine);
+        JsonElement explanation =
+            (await GetAsync(client, $"/api/explain?address={address}")).GetProperty("explanation");
+        Assert.Equal("slabObject", explanation.GetProperty("kind").GetString());
+        Assert.Contains(explanation.GetProperty("life").EnumerateArray(), it =>
+            it.GetProperty("kind").GetString() == "objectAllocated" && it.GetProperty("address").GetString() == address);
     }
 
     [Fact]
@@ -78,7 +99,7 @@ public sealed class AttachTests
         for (int i = 0; i < 40; i++)
         {
             foreach (string path in (string[])["/api/machine", "/api/slabs", $"/api/slabs/{1 + i}", "/api/virtual",
-                "/api/machine/pcp?cpu=1"])
+                "/api/machine/pcp?cpu=1", $"/api/explain?pfn={4096 + (i * 61)}"])
             {
                 HttpResponseMessage response = await client.GetAsync(path, TestContext.Current.CancellationToken);
                 Assert.True(

@@ -182,7 +182,7 @@ class Recording {
             }));
             if (event.address) steps.push({ name: 'place', text: `${event.text}: ${event.address}`, values: {} });
             const summary = `Event ${n}, ${event.kind}: ${steps.map(step => step.text).join('; ') || 'nothing changed'}.`;
-            return { t: n, address: event.address, kind: event.kind, summary, steps };
+            return { t: n, address: event.address, kind: event.kind, summary, steps, explanation: null };
         }
         const pfn = query.has('pfn') ? Number(query.get('pfn')) : this.pfnOf(query.get('address') ?? '');
         const frame = this.frame(pfn, t);
@@ -195,6 +195,7 @@ class Recording {
                 name: 'pageblock', text: `its pageblock is ${frame.migrateType}: ${frame.pageblock.inUse} of ${BLOCK} frames are in use`,
                 values: { first: frame.pageblock.first, inUse: frame.pageblock.inUse, pins: frame.pageblock.pins },
             }],
+            explanation: null,      // needs the allocators, for any address at any moment
         };
     }
 

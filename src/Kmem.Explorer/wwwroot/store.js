@@ -16,6 +16,7 @@ export class Store {
         this.ticks = [];
         this.status = "connecting";        // then "open", "lost"
         this.marks = { a: null, b: null };
+        this._asked = null;         // a moment that was asked for while there was no connection
         this.cacheNames = new Map();
         this.siteNames = new Map();
         this.speed = null;                 // chosen for play; null: a good one for the length of the recording
@@ -117,7 +118,8 @@ export class Store {
         const again = this._tries > 0;
         this._tries = 0;
         this._set("open");
-        const t = again ? this.time.t : this._firstMoment;
+        const t = this._asked ?? (again ? this.time.t : this._firstMoment);
+        this._asked = null;
         if (this.info.seekable && t !== undefined && t !== null) this.send({ type: "seek", t });
         if (again && this.time.playing) this.send({ type: "play", speed: this.time.speed });
         if (this._wanted.filter) this.send(this._wanted.filter);
@@ -174,11 +176,15 @@ export class Store {
 
     seek(t) {
         if (!this.canSeek) return;
-        this.send({ type: "seek", t: Math.max(0, Math.min(this.info.events, Math.round(t))) });
+        const to = Math.max(0, Math.min(this.info.events, Math.round(t)));
+        if (this.status === "open") this.send({ type: "seek", t: to });
+        else this._asked = to;      // nobody hears it yet: asked for when the connection stands
     }
 
     step(by) {
-        if (this.canSeek) this.send({ type: "step", by });
+        if (!this.canSeek) return;
+        if (this.status === "open") this.send({ type: "step", by });
+        else this.seek((this._asked ?? this.time.t) + by);
     }
 
     /** Plays at a number of events a second, or a live machine on; 0 pauses. */

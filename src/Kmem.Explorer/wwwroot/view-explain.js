@@ -53,28 +53,32 @@ function start(store) {
         event?.address ? h("p", { class: "right" }, t("explain.try"), " ", addressLink(event.address)) : null);
 }
 
+// The parts of an explanation, in the order of reading: from the outside to the inside.
+const PARTS = ["zone", "pageblock", "page", "freeBlock", "pcp", "slab", "object", "table", "area"];
+
 function content(store, answer) {
-    const sentence = answer.summary ?? answer.sentence;
+    const it = answer.explanation;
     const steps = answer.steps ?? [];
-    const rest = Object.entries(answer).filter(([name, value]) =>
-        !["summary", "sentence", "steps", "t", "address", "life", "lifeOmitted", "decision", "mapping", "pinned"].includes(name) && value !== null);
-    const plain = rest.filter(([, value]) => typeof value !== "object");
-    const parts = rest.filter(([, value]) => typeof value === "object" && !(Array.isArray(value) && value.length === 0));
+    const stepPanel = steps.length > 0
+        ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.steps"))), stepList(store, steps)) : null;
+    const sentence = h("section", { class: "panel", "aria-label": t("explain.sentence") },
+        h("p", { class: "sentence" }, answer.summary),
+        facts([[t("object.address"), answer.address ? addressLink(answer.address) : null],
+            ...["kind", "region", "recorded"].map(name => [title(name), it?.[name] ?? null])]),
+        store.source.offline && !it ? h("p", { class: "soft" }, t("explain.offline")) : null);
+    if (!it) return [sentence, stepPanel];
+
     return [
-        h("section", { class: "panel", "aria-label": t("explain.sentence") },
-            sentence ? h("p", { class: "sentence" }, sentence) : null,
-            facts([[t("object.address"), answer.address ? addressLink(answer.address) : null],
-                ...plain.map(([name, value]) => [title(name), valueOf(store, name, value)])])),
-        steps.length > 0 ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.steps"))), stepList(store, steps)) : null,
-        answer.decision ? section(store, "decision", answer.decision) : null,
-        answer.pinned?.length ? pinned(store, answer.pinned) : null,
-        parts.length > 0 && steps.length === 0 ? h("div", { class: "lanes" }, parts.map(([name, value]) => section(store, name, value))) : null,
-        answer.mapping?.steps ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.mapping")),
+        sentence,
+        h("div", { class: "lanes" }, PARTS.filter(name => it[name]).map(name => section(store, name, it[name]))),
+        it.decision ? section(store, "decision", it.decision) : null,
+        it.mapping?.steps.length ? h("section", { class: "panel", "data-part": "mapping" }, h("header", {}, h("h2", {}, t("explain.mapping")),
             h("a", { href: routeTo("virtual", { address: answer.address }) }, t("explain.walk"))),
-        anyTable(store, answer.mapping.steps)) : null,
-        answer.life?.length ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.life")),
-            answer.lifeOmitted ? h("span", { class: "soft" }, t("explain.omitted", { n: count(answer.lifeOmitted) })) : null),
-        anyTable(store, answer.life)) : null,
+        anyTable(store, it.mapping.steps)) : null,
+        it.life.length ? h("section", { class: "panel", "data-part": "life" }, h("header", {}, h("h2", {}, t("explain.life")),
+            it.lifeOmitted ? h("span", { class: "soft" }, t("explain.omitted", { n: count(it.lifeOmitted) })) : null),
+        anyTable(store, it.life)) : null,
+        stepPanel,
     ];
 }
 
@@ -85,7 +89,7 @@ const stepList = (store, steps) => h("ol", { class: "steps" }, steps.map(step =>
             h("span", {}, h("span", { class: "soft" }, `${title(name)} `), h("b", {}, valueOf(store, name, value)))))
         : null)));
 
-const section = (store, name, value) => h("section", { class: "panel", "aria-label": title(name) }, h("header", {}, h("h2", {}, title(name))),
+const section = (store, name, value) => h("section", { class: "panel", "aria-label": title(name), "data-part": name }, h("header", {}, h("h2", {}, title(name))),
     Array.isArray(value) ? (value.length > 0 && typeof value[0] === "object" ? anyTable(store, value) : valueOf(store, name, value)) : nested(store, value));
 
 function nested(store, value) {
@@ -99,12 +103,6 @@ function nested(store, value) {
         tables.map(([name, one]) => [h("h3", {}, title(name)), anyTable(store, one)]),
     ];
 }
-
-/** What pins the blocks that would complete a request: freeing these objects gives back that much. */
-const pinned = (store, blocks) => h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.pinned"))),
-    h("ol", { class: "steps" }, blocks.map(block => h("li", {},
-        t("explain.pinnedBlock", { pfn: block.first, zone: block.zone ?? "", used: count(block.framesInUse), free: count(block.framesFree), objects: count(block.objects) }),
-        block.pins?.length ? anyTable(store, block.pins.map(pin => pin)) : null))));
 
 /** A table of whatever the rows have; columns that are empty in all rows are left out. */
 function anyTable(store, rows) {
@@ -122,6 +120,7 @@ const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy"];
 function valueOf(store, name, value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return t(value ? "app.yes" : "app.no");
+    if (name === "event" && value > 0 && store.canSeek) return h("a", { href: routeTo("explain", { event: value - 1 }) }, count(value - 1));
     if (typeof value === "number" && FRAMES.includes(name)) return frameLink(value);
     if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Math.round(value * 1000) / 1000);
     if (Array.isArray(value)) {

@@ -10,15 +10,26 @@ namespace Kmem.Tracing;
 /// <remarks>Replaying is deterministic, so all machines agree. One question at a time.</remarks>
 internal sealed class MomentMachine : IDisposable
 {
-    private const int Machines = 2;
-
     private readonly Timeline _timeline;
+    private readonly int _most;
+    private readonly long _remembered;
     private readonly Lock _lock = new();
     private readonly List<Place> _places = [];      // the one used last comes last
 
-    internal MomentMachine(Timeline timeline, Machine machine, ReplayEngine engine)
+    /// <param name="timeline">The recording.</param>
+    /// <param name="most">Machines at a time.</param>
+    /// <param name="remembered">Events that each remembers, so that it can tell life stories; 0: none.</param>
+    internal MomentMachine(Timeline timeline, int most, long remembered)
     {
         _timeline = timeline;
+        _most = most;
+        _remembered = remembered;
+    }
+
+    /// <summary>Begins with a machine that has been replayed to the end.</summary>
+    internal MomentMachine(Timeline timeline, Machine machine, ReplayEngine engine)
+        : this(timeline, most: 2, remembered: 0)
+    {
         _places.Add(new Place(machine, engine) { Moment = timeline.Events });
     }
 
@@ -69,13 +80,13 @@ internal sealed class MomentMachine : IDisposable
 
         if (best == null)
         {
-            if (_places.Count == Machines)
+            if (_places.Count == _most)
             {
                 _places[0].Machine.Dispose();
                 _places.RemoveAt(0);
             }
 
-            (Machine machine, ReplayEngine engine) = _timeline.Boot();
+            (Machine machine, ReplayEngine engine) = _timeline.Boot(_remembered);
             best = new Place(machine, engine);
         }
 

@@ -21,6 +21,8 @@ internal sealed record TimelineOptions
 /// <remarks>Immutable once it is read; any number of threads may look at it.</remarks>
 internal sealed class Timeline : IDisposable
 {
+    private const long RememberedEvents = 1 << 22;
+
     private readonly GrowingList<StoredEvent> _events = new();
     private readonly GrowingList<Starts> _starts = new();
     private readonly FtraceReader _reader;
@@ -63,6 +65,10 @@ internal sealed class Timeline : IDisposable
 
     /// <summary>The machine after the last event.</summary>
     public MomentMachine Machines { get; private set; } = null!;
+
+    /// <summary>A machine that remembers what happened, for explanations. It replays from the beginning when it is first
+    /// asked, and again for a moment that lies behind.</summary>
+    public MomentMachine Remembering { get; private set; } = null!;
 
     public ReadOnlySpan<Tick> Ticks => _recorder.Ticks.All;
 
@@ -128,15 +134,24 @@ internal sealed class Timeline : IDisposable
     }
 
     /// <summary>A machine before the first event, and what replays the recording on it.</summary>
-    internal (Machine Machine, ReplayEngine Engine) Boot()
+    /// <param name="remembered">Events that the machine remembers; 0: none, and it is faster.</param>
+    internal (Machine Machine, ReplayEngine Engine) Boot(long remembered = 0)
     {
         Machine machine = Machine.Boot(MachineOptions);
-        return (machine, new ReplayEngine(machine, _reader, progress: null));
+        EventMemory? memory = null;
+        if (remembered > 0)
+        {
+            memory = machine.Remember(remembered);
+            memory.NameOfCallSite = site => CallSites[site];
+        }
+
+        return (machine, new ReplayEngine(machine, _reader, progress: null) { Memory = memory });
     }
 
     public void Dispose()
     {
         Machines.Dispose();
+        Remembering.Dispose();
         _reader.Dispose();
     }
 
@@ -197,6 +212,7 @@ internal sealed class Timeline : IDisposable
         foreach (KmemCache cache in machine.Slabs.Caches)
             _cacheNames[cache.Id + 1] = cache.Name;
         Machines = new MomentMachine(this, machine, engine);
+        Remembering = new MomentMachine(this, most: 1, RememberedEvents);
     }
 
     private Starts Here() => new(_recorder.Frames.Count, _recorder.Objects.Count, _recorder.Ticks.Count);
