@@ -120,7 +120,8 @@ const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy"];
 function valueOf(store, name, value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return t(value ? "app.yes" : "app.no");
-    if (name === "event" && value > 0 && store.canSeek) return h("a", { href: routeTo("explain", { event: value - 1 }) }, count(value - 1));
+    // Counted from 1, as the sentence counts: the moment right after event value - 1.
+    if (name === "event" && value > 0 && store.canSeek) return h("a", { href: routeTo("explain", { event: value - 1 }) }, count(value));
     if (typeof value === "number" && FRAMES.includes(name)) return frameLink(value);
     if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Math.round(value * 1000) / 1000);
     if (Array.isArray(value)) {
