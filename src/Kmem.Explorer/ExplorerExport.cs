@@ -278,7 +278,7 @@ internal sealed partial class ExplorerExport
             ReadOnlySpan<uint> its =
             [
                 (uint)e.TimestampNs, (uint)(e.TimestampNs >> 32), (uint)e.Place, (uint)(e.Place >> 32),
-                e.BytesRequested, e.BytesAllocated, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16),
+                e.BytesRequested, e.BytesGiven, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16),
                     (uint)e.Pid,
                 (uint)e.Kind | ((uint)e.Order << 8) | ((uint)e.Migratetype << 16) | ((uint)e.Result << 24), e.Cpu,
             ];

@@ -23,6 +23,9 @@ internal abstract class ExplorerSource : IDisposable
     /// <summary>Names of call sites, by number.</summary>
     public virtual StringTable? CallSites => null;
 
+    /// <summary>The page tables of a recorded kernel; null if the machine has its own, or none.</summary>
+    public Func<VirtAddr, PageWalk>? RecordedTables { get; init; }
+
     /// <summary>The frames for one connection, which moves through time on its own.</summary>
     public abstract FrameSource OpenFrames();
 

@@ -54,7 +54,7 @@ public sealed partial class Machine
             Vmalloc = VmallocIfUsed,
             Space = VmapSpace,
             Memory = Memory,
-            Walk = walk,
+            Walk = walk ?? (Recorded?.Translate(address.Value).IsValid == true ? Recorded.Walk : null),
             Describe = DescribeFrame,
         };
         return new Explainer(parts).Explain(address.Value);

@@ -47,7 +47,7 @@ internal sealed class MomentMachine : IDisposable
             try
             {
                 for (; place.Moment < moment; place.Moment++)
-                    place.Engine.StepOne(_timeline.EventAt(place.Moment).ToTraceEvent());
+                    place.Engine.StepOne(_timeline.TraceEventAt(place.Moment));
                 place.Machine.CpuSet.Pin(0);
                 return question(place.Machine);
             }

@@ -29,6 +29,7 @@ internal sealed class Timeline : IDisposable
     private readonly TimelineOptions _options;
     private readonly Lock _copying = new();
     private readonly Dictionary<int, string> _cacheNames = [];
+    private readonly List<VmapRange> _ranges = [];      // where areas of the vmalloc space may lie
     private EventRecorder _recorder = null!;
 
     private Timeline(FtraceReader reader, TimelineOptions options, int cpus)
@@ -97,6 +98,9 @@ internal sealed class Timeline : IDisposable
 
     public ref readonly StoredEvent EventAt(int number) => ref _events[number];
 
+    /// <summary>An event as a replay takes it.</summary>
+    internal TraceEvent TraceEventAt(int number) => _events[number].ToTraceEvent(_ranges);
+
     public ReadOnlySpan<Tick> TicksOf(int from, int to) =>
         _recorder.Ticks.Range(_starts[from].Tick, _starts[to].Tick);
 
@@ -159,7 +163,7 @@ internal sealed class Timeline : IDisposable
     {
         const int Mask = 0xffff;
         foreach (TraceEvent e in first)
-            _events.Add(StoredEvent.Of(e));
+            _events.Add(StoredEvent.Of(e, _ranges));
         TraceEvent next = default;
         while (_reader.TryRead(ref next))
         {
@@ -169,7 +173,7 @@ internal sealed class Timeline : IDisposable
                 break;
             }
 
-            _events.Add(StoredEvent.Of(next));
+            _events.Add(StoredEvent.Of(next, _ranges));
             if ((_events.Count & Mask) == 0)
                 progress?.Invoke(_events.Count);
         }
@@ -188,7 +192,7 @@ internal sealed class Timeline : IDisposable
             {
                 _starts.Add(Here());
                 ref StoredEvent stored = ref _events[n];
-                TraceEvent e = stored.ToTraceEvent();
+                TraceEvent e = stored.ToTraceEvent(_ranges);
                 _recorder.Begin(n, e.CallSite, engine.CpuOf(e));
                 stored.Result = engine.StepOne(e);
                 _recorder.End();
