@@ -1,3 +1,4 @@
+using System.Collections.ObjectModel;
 using Kmem.Tracing;
 
 namespace Kmem;
@@ -41,6 +42,13 @@ internal abstract class ExplorerSource : IDisposable
     /// one.</summary>
     /// <exception cref="QueryException">The machine is gone.</exception>
     public virtual T AskRemembering<T>(int moment, Func<Machine, T> question) => Ask(moment, question);
+
+    /// <summary>What the allocators did between two moments, in order of time; the order of the moments does not
+    /// matter.</summary>
+    public virtual ReadOnlyMemory<Tick> TicksBetween(int one, int other) => ReadOnlyMemory<Tick>.Empty;
+
+    /// <summary>What a machine at work has counted; empty if it counts nothing.</summary>
+    public virtual IReadOnlyDictionary<string, long> CountersNow() => ReadOnlyDictionary<string, long>.Empty;
 
     public abstract void Dispose();
 

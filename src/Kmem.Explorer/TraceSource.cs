@@ -64,6 +64,9 @@ internal sealed class TraceSource : ExplorerSource
     public override T AskRemembering<T>(int moment, Func<Machine, T> question) =>
         _timeline.Remembering.Ask(moment, question);
 
+    public override ReadOnlyMemory<Tick> TicksBetween(int one, int other) =>
+        _timeline.TickMemoryOf(Math.Min(one, other), Math.Max(one, other));
+
     public override void Dispose() => _timeline.Dispose();
 
     private CursorFrames Rent(int moment)

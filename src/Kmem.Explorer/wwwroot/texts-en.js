@@ -87,7 +87,7 @@ export default {
     "machine.tickerAbout": "the newest first",
     "machine.quiet": "Nothing yet",
     "machine.quietAbout": "Play or step: splits, merges, fallbacks and slow paths appear here.",
-    "machine.quietLive": "Single events are told of recordings only.",
+    "machine.quietLive": "Nothing has happened since the page was opened.",
 
     "counter.objectAllocs": "objects allocated",
     "counter.objectFrees": "objects freed",
@@ -103,6 +103,13 @@ export default {
     "counter.freeSlabs": "slabs given back",
     "counter.slowPaths": "slow paths",
     "counter.failures": "failures",
+    "counter.framesAllocated": "frames allocated",
+    "counter.framesFreed": "frames freed",
+    "counter.reclaimed": "pages reclaimed",
+    "counter.scanned": "slab objects scanned",
+    "counter.compactions": "compactions",
+    "counter.oomKills": "OOM kills",
+    "counter.areasPurged": "vmalloc areas purged",
 
     "tick.splits": "split",
     "tick.merges": "merge",
@@ -281,6 +288,7 @@ export default {
     "area.sparse": "sparse",
     "area.dma": "DMA",
     "area.unpurged": "freed, not yet unmapped",
+    "area.pooled": "kept for reuse",
     "area.other": "other",
 
     "explain.ask": "Explain",

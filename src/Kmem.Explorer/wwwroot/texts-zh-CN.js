@@ -87,7 +87,7 @@ export default {
     "machine.tickerAbout": "最新的在前",
     "machine.quiet": "尚无事件",
     "machine.quietAbout": "播放或单步：拆分、合并、回退与慢速路径会显示在这里。",
-    "machine.quietLive": "只有记录才逐一显示事件。",
+    "machine.quietLive": "打开页面以来还没有发生什么。",
 
     "counter.objectAllocs": "分配对象",
     "counter.objectFrees": "释放对象",
@@ -103,6 +103,13 @@ export default {
     "counter.freeSlabs": "归还 slab",
     "counter.slowPaths": "慢速路径",
     "counter.failures": "失败",
+    "counter.framesAllocated": "分配的页框",
+    "counter.framesFreed": "释放的页框",
+    "counter.reclaimed": "回收的页",
+    "counter.scanned": "扫描的 slab 对象",
+    "counter.compactions": "内存规整",
+    "counter.oomKills": "OOM 终止",
+    "counter.areasPurged": "清除的 vmalloc 区域",
 
     "tick.splits": "拆分",
     "tick.merges": "合并",
@@ -281,6 +288,7 @@ export default {
     "area.sparse": "稀疏",
     "area.dma": "DMA",
     "area.unpurged": "已释放，尚未解除映射",
+    "area.pooled": "留待重用",
     "area.other": "其他",
 
     "explain.ask": "解释",

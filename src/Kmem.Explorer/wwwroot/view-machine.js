@@ -196,7 +196,8 @@ function drawLists(place, store, { zones }) {
 // ---- counters, ticker
 
 const COUNTERS = ["objectAllocs", "objectFrees", "pageAllocs", "pageFrees", "splits", "merges", "fallbacks", "claims", "refills",
-    "drains", "newSlabs", "freeSlabs", "slowPaths", "failures"];
+    "drains", "newSlabs", "freeSlabs", "slowPaths", "failures", "framesAllocated", "framesFreed", "reclaimed", "scanned",
+    "compactions", "oomKills", "areasPurged"];
 
 function drawCounters(panel, { counters }) {
     panel.classList.toggle("hidden", !counters || !COUNTERS.some(name => typeof counters[name] === "number"));
@@ -222,16 +223,17 @@ function drawTicker(panel, store) {
 
 function tickText(item, store) {
     const at = item.pfn === null || item.pfn === undefined ? null : frameLink(item.pfn, pfn(item.pfn));
+    const times = item.count > 1 ? `${count(item.count)} × ` : "";
     const type = id => store.info.migrateTypes[id]?.name ?? id;
     switch (item.what) {
-        case "split": return [`${item.fromOrder} → ${item.order} `, at];
-        case "merge": return [`${item.order} → ${item.fromOrder} `, at];
+        case "split": return [`${times}${item.fromOrder} → ${item.order} `, at];
+        case "merge": return [`${times}${item.order} → ${item.fromOrder} `, at];
         case "fallback":
-        case "claim": return [`${type(item.fromType)} → ${type(item.migrateType)} `, at];
+        case "claim": return item.fromType === null ? [times] : [`${type(item.fromType)} → ${type(item.migrateType)} `, at];
         case "refill":
-        case "drain": return [`${item.count} × ${t("map.order")} ${item.order} · CPU ${item.cpu}`];
+        case "drain": return [`${item.count} × ${t("map.order")} ${item.order}`, item.cpu === null ? "" : ` · CPU ${item.cpu}`];
         case "newSlab":
-        case "freeSlab": return [`${store.cacheName(item.cache)} `, at];
-        default: return [item.order === null ? "" : `${t("map.order")} ${item.order} `, at ?? ""];
+        case "freeSlab": return [times, `${store.cacheName(item.cache)} `, at];
+        default: return [times, item.order === null ? "" : `${t("map.order")} ${item.order} `, at ?? ""];
     }
 }

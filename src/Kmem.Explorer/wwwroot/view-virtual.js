@@ -122,7 +122,7 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
         onclick: open, onkeydown: e => { if (e.key === "Enter") open(); },
     }, s("title", {}, title),
     s("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(1, wide - guard - 1), height: tall - 1, rx: 2, fill: css(areaColour(part.kind)),
-        opacity: part.lazy ? 0.6 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
+        opacity: part.lazy || part.state === "pool" ? 0.6 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
     guard ? s("rect", { x: x + wide - guard, y: y + 0.5, width: guard - 0.5, height: tall - 1, fill: "rgb(128 128 128)" }) : null));
     const letter = areaLetter(part.kind);
     if (wide > 20) {
@@ -132,12 +132,12 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
     }
 }
 
-const KINDS = ["vmalloc", "vmap", "ioremap", "vmMapRam", "sparse", "dma", "unpurged", "other"];
+const KINDS = ["vmalloc", "vmap", "ioremap", "vmMapRam", "sparse", "dma", "unpurged", "pooled", "other"];
 const areaKind = kind => KINDS.find(name => name.toLowerCase() === String(kind).toLowerCase()) ?? "other";
-const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", vmMapRam: "r", sparse: "s", dma: "d", unpurged: "u", other: "o" })[areaKind(kind)];
+const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", vmMapRam: "r", sparse: "s", dma: "d", unpurged: "u", pooled: "p", other: "o" })[areaKind(kind)];
 const areaColour = kind => ({
     vmalloc: kindColour("vmalloc"), vmap: [86, 180, 233], ioremap: [230, 159, 0], vmMapRam: [0, 158, 115], sparse: [240, 228, 66], dma: [213, 94, 0],
-    unpurged: [150, 158, 168], other: [150, 190, 120],
+    unpurged: [150, 158, 168], pooled: [190, 175, 210], other: [150, 190, 120],
 })[areaKind(kind)];
 
 function areaTable(answer, chosen, pick) {

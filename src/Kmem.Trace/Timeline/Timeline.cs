@@ -104,6 +104,10 @@ internal sealed class Timeline : IDisposable
     public ReadOnlySpan<Tick> TicksOf(int from, int to) =>
         _recorder.Ticks.Range(_starts[from].Tick, _starts[to].Tick);
 
+    /// <summary>As <see cref="TicksOf"/>, for who keeps it a while.</summary>
+    public ReadOnlyMemory<Tick> TickMemoryOf(int from, int to) =>
+        _recorder.Ticks.Memory(_starts[from].Tick, _starts[to].Tick);
+
     public ReadOnlySpan<ObjectChange> ObjectsOf(int from, int to) =>
         _recorder.Objects.Range(_starts[from].Object, _starts[to].Object);
 

@@ -220,6 +220,12 @@ internal enum TickKind : byte
 [StructLayout(LayoutKind.Auto)]
 internal struct Tick
 {
+    /// <summary>It is not known which order, or many were meant.</summary>
+    public const byte NoOrder = byte.MaxValue;
+
+    /// <summary>The same of a CPU.</summary>
+    public const ushort NoCpu = ushort.MaxValue;
+
     public uint Event;
     public uint Pfn;
     public int Count;
@@ -244,6 +250,8 @@ internal sealed class GrowingList<T>
     public ref T this[int index] => ref _items[index];
 
     public ReadOnlySpan<T> Range(int from, int to) => _items.AsSpan(from, to - from);
+
+    public ReadOnlyMemory<T> Memory(int from, int to) => _items.AsMemory(from, to - from);
 
     public ReadOnlySpan<T> All => _items.AsSpan(0, Count);
 
