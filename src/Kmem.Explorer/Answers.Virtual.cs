@@ -46,18 +46,25 @@ internal sealed partial class Answers
     /// <summary>Areas of a kernel, from its state or its events, and what is kept for reuse.</summary>
     private static List<AreaAnswer> RecordedAreasOf(Machine machine, VmapAllocator space)
     {
-        VmapState state = space.Capture();
-        var areas = new List<(VmapAreaState Area, string State)>();
-        foreach (VmapNodeState node in state.Nodes)
+        return [.. StatesOf(space).OrderBy(it => it.Area.Start).Take(MostAreas)
+            .Select(it => RecordedArea(machine, it.Area, s_areaStates[it.State]))];
+    }
+
+    /// <summary>All areas, and whether they are busy (0), lazy (1) or in a pool (2).</summary>
+    internal static List<(VmapAreaState Area, int State)> StatesOf(VmapAllocator space)
+    {
+        var areas = new List<(VmapAreaState Area, int State)>();
+        foreach (VmapNodeState node in space.Capture().Nodes)
         {
-            areas.AddRange(node.Busy.Select(area => (area, "busy")));
-            areas.AddRange(node.Lazy.Select(area => (area, "lazy")));
-            areas.AddRange(node.Pools.Values.SelectMany(pool => pool).Select(area => (area, "pool")));
+            areas.AddRange(node.Busy.Select(area => (area, 0)));
+            areas.AddRange(node.Lazy.Select(area => (area, 1)));
+            areas.AddRange(node.Pools.Values.SelectMany(pool => pool).Select(area => (area, 2)));
         }
 
-        return [.. areas.OrderBy(it => it.Area.Start).Take(MostAreas)
-            .Select(it => RecordedArea(machine, it.Area, it.State))];
+        return areas;
     }
+
+    private static readonly string[] s_areaStates = ["busy", "lazy", "pool"];
 
     private static AreaAnswer RecordedArea(Machine machine, in VmapAreaState area, string state)
     {

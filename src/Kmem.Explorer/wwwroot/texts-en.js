@@ -178,6 +178,7 @@ export default {
     "slab.state.cpu": "current slab of a CPU",
     "slab.state.cpuPartial": "a CPU's partial slab",
     "slab.state.partial": "on the node's partial list",
+    "slab.state.some": "partly in use",
     "slab.state.full": "full",
 
     "slabs.caches": "Caches",
@@ -199,6 +200,7 @@ export default {
     "slabs.close": "close",
     "slabs.geometry": "objects of {size} bytes in slots of {slot}, {per} in a slab of {bytes}, aligned to {align}",
     "slabs.noSlabs": "This cache has no slab at this moment.",
+    "slabs.listsAt": "Which slab is on which list, and the order of free objects, are in this file at these moments only: {n}.",
     "slabs.range": "Slabs {from} to {to} of {of}",
     "slabs.before": "Slabs before these",
     "slabs.after": "Slabs after these",
@@ -302,7 +304,7 @@ export default {
     "explain.life": "Its life",
     "explain.omitted": "{n} further events left out",
     "explain.event": "Why this event went as it did",
-    "explain.offline": "This file holds frames and events only. The slab, the object, the mapping and the life story need the recording: open it with kmem serve.",
+    "explain.offline": "This file holds frames, slabs, objects, areas and events. What is in memory, page tables and life stories need the recording: open it with kmem serve.",
 
     "field.decision": "The decision",
     "field.zone": "Zone",

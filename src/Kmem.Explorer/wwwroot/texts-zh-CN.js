@@ -178,6 +178,7 @@ export default {
     "slab.state.cpu": "CPU 当前 slab",
     "slab.state.cpuPartial": "CPU 的部分空闲 slab",
     "slab.state.partial": "在节点的 partial 链表上",
+    "slab.state.some": "部分使用",
     "slab.state.full": "已满",
 
     "slabs.caches": "缓存",
@@ -199,6 +200,7 @@ export default {
     "slabs.close": "关闭",
     "slabs.geometry": "对象 {size} 字节，槽 {slot} 字节，每个 {bytes} 的 slab 有 {per} 个，对齐 {align}",
     "slabs.noSlabs": "此刻该缓存没有 slab。",
+    "slabs.listsAt": "哪个 slab 在哪个链表上，以及空闲对象的顺序，只在文件的这些时刻有：{n}。",
     "slabs.range": "第 {from}–{to} 个 slab，共 {of} 个",
     "slabs.before": "前面的 slab",
     "slabs.after": "后面的 slab",
@@ -302,7 +304,7 @@ export default {
     "explain.life": "生命历程",
     "explain.omitted": "另省略 {n} 个事件",
     "explain.event": "此事件为何如此",
-    "explain.offline": "此文件只含页框与事件。slab、对象、映射和生命历程需要原始记录：请用 kmem serve 打开。",
+    "explain.offline": "此文件只含页框、slab、对象、区域和事件。内存内容、页表和生命史需要录制本身：用 kmem serve 打开。",
 
     "field.decision": "决策",
     "field.zone": "内存区",

@@ -141,6 +141,7 @@ function cacheContent(store, answer, width, open, opened, turn) {
             cache.flags ? h("code", {}, cache.flags) : null,
             cache.aliases?.length ? `${t("slabs.aliases")}: ${cache.aliases.join(", ")}` : null),
         h("div", { class: "lanes", style: { margin: "10px 0" } }, answer.cpus.map(cpu => cpuLane(cpu)), answer.nodes.map(node => nodeLane(node))),
+        answer.listsAt === undefined ? null : h("p", { class: "soft small" }, t("slabs.listsAt", { n: store.info.deepMoments.map(n => count(n)).join(", ") })),
         answer.total === 0 ? empty(t("slabs.noSlabs"), "") : [
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("slabs.range", {
                 from: count(answer.offset + 1), to: count(answer.offset + answer.slabs.length), of: count(answer.total) })),
