@@ -10,7 +10,7 @@ internal sealed partial class Answers
     /// steps. Of a machine at work each of them shows some moment.</summary>
     public ExplainAnswer Explain(int moment, ulong address)
     {
-        Explanation found = source.AskRemembering(moment, machine => Explained(machine, address));
+        Explanation found = source.Explain(moment, (machine, memory) => Explained(machine, address, memory));
         (string kind, IReadOnlyList<ExplainStep> steps) = _shape.PfnOf(address) is { } pfn
             ? StepsToFrame(moment, address, pfn)
             : StepsOfWalk(moment, address);
@@ -18,8 +18,8 @@ internal sealed partial class Answers
         return new ExplainAnswer(moment, Hex(address), kind, found.Sentence, steps, values.RootElement.Clone());
     }
 
-    private Explanation Explained(Machine machine, ulong address) => machine.ExplainWith(
-        new VirtAddr(address), source.RecordedTables is { } tables ? va => tables(new VirtAddr(va)) : null);
+    private Explanation Explained(Machine machine, ulong address, EventMemory? memory = null) => machine.ExplainWith(
+        new VirtAddr(address), source.RecordedTables is { } tables ? va => tables(new VirtAddr(va)) : null, memory);
 
     /// <summary>What the allocators did for one event, in order.</summary>
     public ExplainAnswer ExplainEvent(int n)

@@ -44,6 +44,7 @@ internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source
     {
         using var both = CancellationTokenSource.CreateLinkedTokenSource(stop);
         _frames = source.OpenFrames();
+        source.Expect();
         if (source.Timeline == null)
             _frames.MoveTo(0);
         Task sending = SendAsync(both.Token);

@@ -38,10 +38,16 @@ internal abstract class ExplorerSource : IDisposable
     /// <exception cref="QueryException">The machine is gone.</exception>
     public abstract T Ask<T>(int moment, Func<Machine, T> question);
 
-    /// <summary>As <see cref="Ask"/>, of a machine that remembers what happened to its objects and pages, if there is
-    /// one.</summary>
+    /// <summary>Explains by a machine at a moment, and by what is remembered of its objects and pages; null: what the
+    /// machine itself remembers.</summary>
     /// <exception cref="QueryException">The machine is gone.</exception>
-    public virtual T AskRemembering<T>(int moment, Func<Machine, T> question) => Ask(moment, question);
+    public virtual Explanation Explain(int moment, Func<Machine, EventMemory?, Explanation> question) =>
+        Ask(moment, machine => question(machine, null));
+
+    /// <summary>Somebody is there: what takes long to prepare may begin, on another thread.</summary>
+    public virtual void Expect()
+    {
+    }
 
     /// <summary>What the allocators did between two moments, in order of time; the order of the moments does not
     /// matter.</summary>
