@@ -183,7 +183,7 @@ class Recording {
             const active = (later ? 0 : row.active) + (given.get(row.id) ?? 0);
             return { ...row, slabs, objects, active, use: objects === 0 ? 0 : Math.floor(active * 100 / objects), bytes: slabs * PAGE * 2 ** row.order };
         });
-        return { t, caches };
+        return { t, caches: caches.sort((a, b) => b.id - a.id) };       // the newest first, as the kernel lists them
     }
 
     /** By cache: objects given out, less those that came back. */
