@@ -56,11 +56,21 @@ public sealed class LiveCountersTests
         await socket.SendAsync("""{"type":"view","id":1,"count":1024,"level":0}""");
         await socket.SendAsync("""{"type":"subscribe","topics":["ticker"],"rate":30}""");
         await socket.CellsAsync(_ => true);
+
+        // All the time: what happens before the server has taken the subscription is nobody's.
+        using var stop = new CancellationTokenSource();
+        Task work = Task.Run(async () =>
+        {
+            while (!stop.IsCancellationRequested)
+            {
+                SplitAndMerge(machine);
+                FailOnce(machine);
+                await Task.Delay(20, CancellationToken.None);
+            }
+        }, CancellationToken.None);
         var seen = new HashSet<string>(StringComparer.Ordinal);
         while (!seen.IsSupersetOf(["split", "merge", "slowPath", "failure"]))
         {
-            SplitAndMerge(machine);
-            FailOnce(machine);
             JsonElement ticker = (await socket.NextAsync("ticker"))!.Value;
             foreach (JsonElement item in ticker.GetProperty("items").EnumerateArray())
             {
@@ -69,6 +79,9 @@ public sealed class LiveCountersTests
                 Assert.Equal(JsonValueKind.Null, item.GetProperty("cpu").ValueKind);
             }
         }
+
+        await stop.CancelAsync();
+        await work;
     }
 
     [Fact]
