@@ -48,7 +48,7 @@ export default {
     "key.zoom": "map: nearer, farther, all of it",
     "key.move": "map: move the selection; time bar: step",
     "key.open": "map: open the selected page; back",
-    "key.colour": "map: next meaning of the colours",
+    "key.colour": "map: next meaning of the colours, patterns",
     "key.page": "light or dark, language, this help",
 
     "kind.hole": "no memory",
@@ -87,7 +87,7 @@ export default {
     "machine.tickerAbout": "the newest first",
     "machine.quiet": "Nothing yet",
     "machine.quietAbout": "Play or step: splits, merges, fallbacks and slow paths appear here.",
-    "machine.quietLive": "Single events are told of recordings only.",
+    "machine.quietLive": "Splits, merges, fallbacks and slow paths appear here as they happen.",
 
     "counter.objectAllocs": "objects allocated",
     "counter.objectFrees": "objects freed",
@@ -119,6 +119,8 @@ export default {
     "map.keys": "Map of the page frames. Arrow keys move the selection, plus and minus zoom, Enter opens the page, C changes the colours.",
     "map.mode": "Meaning of the colours",
     "map.colours": "Colours",
+    "map.patterns": "Patterns over the colours",
+    "map.patternsAbout": "Hatching besides the colours, for eyes that tell few hues apart",
     "map.by.kind": "by kind",
     "map.by.cache": "by slab cache",
     "map.by.zone": "by zone",
@@ -409,6 +411,7 @@ export default {
     "time.noneFound": "No event matches",
     "time.noneFoundAbout": "Take a filter away, or move in time.",
     "time.noEvents": "A live machine keeps no events",
+    "time.noEventsState": "A recorded state is one moment and has no events",
     "time.noEventsAbout": "Record a trace to go back and forth in time.",
 
     "result.ok": "ok",

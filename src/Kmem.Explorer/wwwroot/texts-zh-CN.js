@@ -48,7 +48,7 @@ export default {
     "key.zoom": "地图：放大、缩小、全部",
     "key.move": "地图：移动选择；时间轴：单步",
     "key.open": "地图：打开所选页；返回",
-    "key.colour": "地图：切换颜色含义",
+    "key.colour": "地图：切换颜色含义、图案",
     "key.page": "浅色或深色、语言、本帮助",
 
     "kind.hole": "空洞",
@@ -87,7 +87,7 @@ export default {
     "machine.tickerAbout": "最新的在前",
     "machine.quiet": "尚无事件",
     "machine.quietAbout": "播放或单步：拆分、合并、回退与慢速路径会显示在这里。",
-    "machine.quietLive": "只有记录才逐一显示事件。",
+    "machine.quietLive": "拆分、合并、回退与慢速路径发生时会显示在这里。",
 
     "counter.objectAllocs": "分配对象",
     "counter.objectFrees": "释放对象",
@@ -119,6 +119,8 @@ export default {
     "map.keys": "页框地图。方向键移动选择，加减号缩放，回车打开该页，C 切换颜色。",
     "map.mode": "颜色的含义",
     "map.colours": "颜色",
+    "map.patterns": "在颜色上加图案",
+    "map.patternsAbout": "颜色之外再加纹理，便于难以分辨色相者",
     "map.by.kind": "按种类",
     "map.by.cache": "按 slab 缓存",
     "map.by.zone": "按内存区",
@@ -409,6 +411,7 @@ export default {
     "time.noneFound": "没有匹配的事件",
     "time.noneFoundAbout": "去掉筛选，或移动时间。",
     "time.noEvents": "运行中的机器不保存事件",
+    "time.noEventsState": "已记录的状态只是一个时刻，没有事件",
     "time.noEventsAbout": "录制跟踪后即可在时间中来回。",
 
     "result.ok": "成功",

@@ -3,8 +3,9 @@
 import { h, s, show } from './dom.js';
 import { bytes, count, pfn } from './format.js';
 import { named, t } from './i18n.js';
-import { css, kindColour } from './palette.js';
-import { asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, table } from './parts.js';
+import { kindColour } from './palette.js';
+import { asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, svgFill, table } from './parts.js';
+import { kindPattern } from './patterns.js';
 import { keep } from './route.js';
 
 export function compareView(store, main, parameters) {
@@ -109,8 +110,8 @@ rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange")) : h("div", 
 /** One bar for each kind of frame, to the right of zero for more, to the left for fewer. */
 function bars(store, frames, width) {
     const most = Math.max(...frames.map(([, n]) => Math.abs(n)), 1);
-    const names = 150;
-    const numbers = 90;
+    const names = width < 520 ? 104 : 150;
+    const numbers = width < 520 ? 56 : 90;
     const middle = names + (width - names) / 2;
     const half = (width - names) / 2 - numbers;
     const svg = s("svg", { width, height: frames.length * 26 + 6, role: "img", "aria-label": t("compare.frames") },
@@ -119,7 +120,8 @@ function bars(store, frames, width) {
         const y = i * 26 + 4;
         const long = Math.max(1, Math.abs(n) / most * half);
         svg.append(label(names - 10, y + 15, named(`kind.${name}`, name), { "text-anchor": "end" }),
-            s("rect", { x: n > 0 ? middle : middle - long, y, width: long, height: 20, rx: 2, fill: css(kindColour(name, 5)) }),
+            s("rect", { x: n > 0 ? middle : middle - long, y, width: long, height: 20, rx: 2,
+                fill: svgFill(svg, kindColour(name, 5), kindPattern(name)) }),
             label(n > 0 ? middle + long + 7 : middle - long - 7, y + 15, signed(n), { "text-anchor": n > 0 ? "start" : "end", "font-weight": 600 }));
     });
     return [svg, asTable(table([

@@ -8,7 +8,8 @@ import { atMost, h, s, show } from './dom.js';
 import { bytes, count, percent, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js';
-import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, swatch, table } from './parts.js';
+import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, svgFill, swatch, table } from './parts.js';
+import { cyclePattern, kindPattern } from './patterns.js';
 import { Follower } from './store.js';
 
 const COMPOSITION = ["free", "pcp", "slab", "large", "pageTable", "vmalloc", "movable", "reclaimable", "unmovable", "other"];
@@ -70,7 +71,7 @@ function drawUse(panel, store, { frames }, width) {
     for (const name of parts) {
         const wide = frames[name] / total * width;
         const colour = kindColour(name, 6);
-        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill: css(colour) },
+        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill: svgFill(bar, colour, kindPattern(name)) },
             s("title", {}, `${named(`kind.${name}`, name)}: ${count(frames[name])}`)));
         if (wide > 54) {
             bar.append(label(x + 6, 19, `${percent(frames[name] / total)}`, { style: null, fill: inkOn(colour), class: "on" }));
@@ -91,7 +92,7 @@ function drawUse(panel, store, { frames }, width) {
 function drawZones(panel, store, machine, width) {
     const shown = machine.zones.filter(zone => zone.managed > 0);
     show(panel, h("header", {}, h("h2", {}, t("machine.zones")), h("span", { class: "soft row" },
-        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id)), type.name]))),
+        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id), "", cyclePattern(type.id)), type.name]))),
     shown.length === 0 ? empty(t("machine.noZones"), "") : shown.map(zone => h("div", { class: "zone" },
         h("div", { class: "body" },
             h("div", { class: "row" }, h("h3", {}, t("machine.zone", { node: zone.node, name: zone.name })),
@@ -103,7 +104,8 @@ function drawZones(panel, store, machine, width) {
 }
 
 function watermarks(zone, width) {
-    const top = 22;
+    const narrow = width < 520;                  // the number of free frames then has a line of its own
+    const top = narrow ? 38 : 22;
     const height = 16;
     const scale = zone.high > 0 ? Math.max(zone.high * 2, 1) : Math.max(zone.managed, 1);
     const x = frames => Math.min(frames / scale, 1) * (width - 14);
@@ -118,7 +120,7 @@ function watermarks(zone, width) {
         svg.append(s("path", { d: `M ${width - 14} ${top} l 12 ${height / 2} l -12 ${height / 2} z`, fill, opacity: 0.75 }));
     }
     const text = t("machine.free", { n: count(zone.free) }) + (beyond ? ` ${t("machine.times", { n: (zone.free / zone.high).toFixed(1) })}` : "");
-    svg.append(label(width - 16, top - 7, text, { "text-anchor": "end", "font-weight": 600 }));
+    svg.append(label(width - 16, narrow ? 13 : top - 7, text, { "text-anchor": "end", "font-weight": 600 }));
     const marks = [["min", "end", -4], ["low", "middle", 0], ["high", "start", 4]];
     for (const [name, anchor, shift] of marks) {
         if (!zone[name]) continue;
@@ -146,7 +148,8 @@ function orders(zone, store, width) {
             if (n === 0) return;
             const part = n / block.total * height;
             y -= part;
-            svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill: css(migrateColour(type)) },
+            const fill = svgFill(svg, migrateColour(type), cyclePattern(type));
+            svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill },
                 s("title", {}, `${t("map.order")} ${block.order}, ${store.info.migrateTypes[type]?.name}: ${count(n)}`)));
         });
         svg.append(
@@ -170,7 +173,7 @@ function drawCpus(panel, store, machine, lanes) {
     show(panel, h("header", {}, h("h2", {}, t("machine.cpus")), h("span", { class: "soft" }, t("machine.cpusAbout"))),
         h("div", { class: "lanes" }, machine.cpus.map(cpu => h("div", { class: "lane" },
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("machine.cpu", { n: cpu.cpu })),
-                h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
+                cpu.events === null ? null : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
             cpu.zones.map(zone => {
                 const gauge = h("i");
                 gauge.style.width = `${Math.min(100, zone.high ? zone.frames / zone.high * 100 : 0)}%`;
@@ -186,7 +189,7 @@ function drawLists(place, store, { zones }) {
     show(place, lists.length === 0 ? h("span", { class: "soft" }, t("machine.noLists")) : lists.map(list => {
         const type = store.info.migrateTypes[list.migrateType]?.name ?? list.migrateType;
         return h("div", { class: "chain", title: t("machine.listOrder") },
-            swatch(migrateColour(list.migrateType), String(list.order)),
+            swatch(migrateColour(list.migrateType), String(list.order), cyclePattern(list.migrateType)),
             h("span", { class: "soft" }, `${type}: ${count(list.frames.length)} · `),
             list.frames.slice(0, 3).map((frame, i) => [i > 0 ? "→ " : "", frameLink(frame, pfn(frame)), " "]),
             list.frames.length > 3 ? "…" : "");
@@ -213,7 +216,7 @@ const TICK_NAMES = {
 function drawTicker(panel, store) {
     const items = store.ticks.slice(-TICKS_SHOWN).reverse();
     show(panel, h("header", {}, h("h2", {}, t("machine.ticker")), h("span", { class: "soft" }, t("machine.tickerAbout"))),
-        items.length === 0 ? empty(t("machine.quiet"), t(store.canSeek ? "machine.quietAbout" : "machine.quietLive")) : h("ol", { class: "ticker" }, items.map(item => {
+        items.length === 0 ? empty(t("machine.quiet"), t(store.canSeek ? "machine.quietAbout" : store.info.source === "state" ? "time.state" : "machine.quietLive")) : h("ol", { class: "ticker" }, items.map(item => {
             const name = TICK_NAMES[item.what] ?? item.what;
             return h("li", {}, h("span", {}, count(item.t)), h("span", { class: "what" }, icon(item.what), t(`tick.${name}`)),
                 h("span", {}, tickText(item, store)));

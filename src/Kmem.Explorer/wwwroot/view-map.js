@@ -14,6 +14,7 @@ import { KIND_FREE, KIND_PCP, KIND_SLAB, MapPainter, MODES } from './map-painter
 import { pagePanel } from './map-page.js';
 import { css, inkOn, kindLetters, page } from './palette.js';
 import { addressLink, facts, kindName, problem } from './parts.js';
+import { choosePatterns, patternsOn } from './patterns.js';
 import { go, keep, readRoute, routeTo } from './route.js';
 import { Follower } from './store.js';
 
@@ -58,11 +59,17 @@ class MapView {
         this.summary = h("p", { class: "small soft", id: "map-summary" });
         this.mode = h("select", { "aria-label": t("map.mode"), onchange: () => this.setMode(this.mode.value) },
             MODES.map(mode => h("option", { value: mode }, t(`map.by.${mode}`))));
-        this.legend = mapLegend(this.store, this.painter);
+        this.legend = mapLegend(this.store, this.painter, () => this.draw());
         this.details = h("section", { class: "panel", "aria-label": t("map.details"), "aria-live": "polite" },
             h("p", { class: "soft" }, t("map.nothing")));
+        this.hatching = h("input", {
+            type: "checkbox", checked: patternsOn(), onchange: () => this.setPatterns(this.hatching.checked),
+        });
         this.side = h("div", { class: "side" },
-            h("section", { class: "panel" }, h("label", { class: "row" }, h("h2", {}, t("map.colours")), this.mode), this.legend.root),
+            h("section", { class: "panel", "aria-label": t("map.legend") },
+                h("div", { class: "row" }, h("h2", {}, t("map.colours")), this.mode),
+                h("label", { class: "row small", title: `${t("map.patternsAbout")} (h)` }, this.hatching, t("map.patterns")),
+                this.legend.root),
             this.details);
         this.body = h("div", { class: "map" }, this.plane, this.side);
         this.deep = h("div", { class: "deep hidden" });
@@ -91,7 +98,7 @@ class MapView {
             }
             else legend();
         });
-        scope.on("theme", () => { this.painter.recolour(); this.legend.update(); draw(); this.drawStrip(); });
+        scope.on("theme", () => this.restyle());
         scope.on("sites", () => this.legend.update());
         const observer = new ResizeObserver(later(60, () => this.resized()));
         observer.observe(this.plane);
@@ -187,7 +194,7 @@ class MapView {
         for (let cell = 0; cell < painter.count; cell++) {
             const word = painter.words[cell * 4];
             const used = (word & 0xff) > KIND_PCP || ((word >>> 15) & 1) === 1 && (word & 0xff) === KIND_FREE;
-            if (!used || (word & 0xff) === 1) continue;
+            if (!used || (word & 0xff) === 1 || painter.first + cell === 0) continue;      // frame 0 is always apart
             if (first < 0) first = cell;
             last = cell;
         }
@@ -209,14 +216,29 @@ class MapView {
         this.first = Math.max(0, Math.min(Math.floor(this.first / tile), last)) * tile;
         if (!this.layout || this.layout.tilesWide !== wide || this.layout.tilesHigh !== high) {
             this.layout = new MapLayout(wide, high);
-            this.painter.resize(this.layout);
         }
+        this.painter.resize(this.layout, this.pixelsOfCell());
         const cells = Math.min(this.layout.cells, Math.ceil((frames - this.first) / 2 ** this.level));
         this.viewId = this.store.view(this.first, Math.min(frames - this.first, cells * 2 ** this.level), this.level);
         keep({ first: this.first, level: this.level, size: this.size });
         this.showCrumbs();
         this.drawStrip();
         this.drawOver();
+    }
+
+    pixelsOfCell() {
+        return patternsOn() ? this.size : 1;
+    }
+
+    /** The theme, or the wish for patterns, is another one now. */
+    restyle() {
+        this.hatching.checked = patternsOn();
+        if (this.layout) this.painter.resize(this.layout, this.pixelsOfCell());
+        this.painter.recolour();
+        this.legend.update();
+        this.draw();
+        this.drawOver();
+        this.drawStrip();
     }
 
     zoom(by) {
@@ -345,6 +367,7 @@ class MapView {
             case "-": this.zoom(-1); return true;
             case "0": this.fitAll(); return true;
             case "c": this.setMode(MODES[(MODES.indexOf(this.painter.mode) + 1) % MODES.length]); return true;
+            case "h": this.setPatterns(!patternsOn()); return true;
             case "PageDown": this.pan(0, 1); return true;
             case "PageUp": this.pan(0, -1); return true;
             case "Enter": if (this.selected !== null) this.open(this.selected); return true;
@@ -376,6 +399,11 @@ class MapView {
         const frame = this.first + cell * 2 ** this.level;
         keep({ sel: frame });
         this.select(frame);
+    }
+
+    setPatterns(on) {
+        choosePatterns(on);
+        this.store.emit("theme");
     }
 
     setMode(mode) {

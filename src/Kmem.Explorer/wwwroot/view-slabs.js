@@ -21,14 +21,15 @@ const COLUMNS = () => [
     { key: "size", title: t("slabs.slot"), number: true, sort: row => row.size },
     { key: "objectsPerSlab", title: t("slabs.perSlab"), number: true, sort: row => row.objectsPerSlab },
     { key: "slabs", title: t("slabs.slabs"), number: true, sort: row => row.slabs },
-    { key: "order", title: t("map.order"), number: true, sort: row => row.order },
+    { key: "order", title: t("field.order"), number: true, sort: row => row.order },
     { key: "bytes", title: t("slabs.bytes"), number: true, sort: row => row.bytes, of: row => bytes(row.bytes) },
 ];
 
 function useBar(row) {
     const bar = h("i");
     bar.style.width = `${row.use}%`;
-    return h("span", { class: "use" }, h("span", { class: "gauge", "aria-hidden": "true" }, bar), row.objects === 0 ? "–" : `${row.use}\u202f%`);
+    return h("span", { class: "use" }, h("span", { class: "gauge", "aria-hidden": "true" }, bar),
+        h("b", {}, row.objects === 0 ? "–" : `${row.use}\u202f%`));
 }
 
 export function slabsView(store, main, parameters) {
@@ -42,7 +43,7 @@ export function slabsView(store, main, parameters) {
     const total = h("span", { class: "soft small" });
     const body = h("div", { class: "scroll" }, loading());
     const list = h("section", { class: "panel", "aria-label": t("slabs.caches") },
-        h("header", {}, h("h2", { class: "grow" }, t("slabs.caches"), " ", total), filter,
+        h("header", {}, h("h2", {}, t("slabs.caches")), h("span", { class: "grow" }, total), filter,
             h("label", { class: "row small" }, used, t("slabs.onlyUsed"))), body);
     const detail = h("div", { class: "stack" });
     const sort = { key: parameters.sort ?? "bytes", down: parameters.up !== "1" };

@@ -11,7 +11,7 @@ const FILTERS = ["kind", "cpu", "cache", "site", "address", "pid"];
 
 export function timeView(store, main, parameters) {
     if (!store.canSeek) {
-        main.append(empty(t("time.noEvents"), t("time.noEventsAbout")));
+        main.append(empty(t(store.info.source === "state" ? "time.noEventsState" : "time.noEvents"), t("time.noEventsAbout")));
         return { end() { } };
     }
     return new TimeView(store, main, parameters);
