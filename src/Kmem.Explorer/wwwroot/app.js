@@ -113,12 +113,13 @@ function top(status) {
             t(`view.${name}`))));
     return h("header", { class: "top" },
         h("a", { class: "skip", href: "#main", onclick: e => { e.preventDefault(); main.focus(); } }, t("app.skip")),
-        h("div", { class: "brand" }, logo(), "Kmem",
-            h("span", { class: "name", title: store.info.name }, store.info.name)),
+        h("h1", { class: "brand" }, logo(), "Kmem",
+            h("span", { class: "name", translate: "no", title: store.info.name }, store.info.name)),
         tabs, search,
         h("div", { class: "tools" }, status,
-            h("button", { onclick: nextLanguage, title: `${t("app.language")} (l)`, "aria-label": t("app.language") },
-                language() === "en" ? "中文" : "English"),
+            h("button", {
+                onclick: nextLanguage, title: `${t("app.language")} (l)`, lang: language() === "en" ? "zh-CN" : "en",
+            }, language() === "en" ? "中文" : "English"),
             h("button", { class: "icon", onclick: nextTheme, title: `${t("app.theme")} (t)`, "aria-label": t("app.theme") }, "◐"),
             h("button", { class: "icon", onclick: help, title: `${t("app.help")} (?)`, "aria-label": t("app.help") }, "?")));
 }

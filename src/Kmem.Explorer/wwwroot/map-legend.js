@@ -7,6 +7,7 @@ import { AGE_STEPS, KIND_SLAB } from './map-painter.js';
 import { cyclePattern, kindPattern } from './patterns.js';
 import { freeColour, kindColour, kindLetters, migrateColour, cycleColour, rampColour } from './palette.js';
 import { swatch } from './parts.js';
+import { typeWords } from './words.js';
 
 const PIN = 16;
 
@@ -59,7 +60,7 @@ export function mapLegend(store, painter, redraw) {
         show(list, items.map(item => h("button", {
             "aria-pressed": String(pressed.has(item.key)), "data-key": item.key, disabled: item.still, title: item.text,
             onclick: () => toggle(item),
-        }, swatch(item.colour, item.letter, item.pattern), h("span", {}, item.text), h("span", { class: "soft" }, item.frames))));
+        }, swatch(item.colour, item.letter, item.pattern), h("span", { translate: item.name ? "no" : null }, item.text), h("span", { class: "soft" }, item.frames))));
         if (focused !== null) list.querySelector(`[data-key="${focused}"]`)?.focus();
     }
 
@@ -85,7 +86,7 @@ function itemsOf(store, painter, redraw) {
         case "type": {
             const counts = painter.census();
             return store.info.migrateTypes.map(type => ({
-                key: type.id, text: type.name, colour: migrateColour(type.id), letter: type.name[0],
+                key: type.id, text: typeWords(type.name), colour: migrateColour(type.id), letter: type.name[0],
                 pattern: cyclePattern(type.id),
                 frames: frames(counts[type.id] + counts[type.id | 128]),
             }));
@@ -129,7 +130,7 @@ function ranked(store, painter, frames, redraw) {
     return found.map(({ id, slot, cells }) => {
         const name = painter.mode === "cache" ? store.cacheName(id) : store.siteName(id) ?? `#${id}`;
         return {
-            key: id, colour: painter.classColour(slot), pattern: painter.classPattern(slot), text: name,
+            key: id, colour: painter.classColour(slot), pattern: painter.classPattern(slot), text: name, name: true,
             letter: String.fromCharCode(65 + slot % 26), frames: frames(cells),
         };
     });

@@ -2,13 +2,18 @@
 
 import { h, s } from './dom.js';
 import { count } from './format.js';
-import { named, t } from './i18n.js';
+import { language, named, t } from './i18n.js';
 import { css, inkOn, kindColour, kindLetters } from './palette.js';
 import { inkFor, kindPattern, patternsOn, patternUrl, TILES } from './patterns.js';
 import { routeTo } from './route.js';
+import { chineseError } from './sentence-zh.js';
 
 /** A message where something went wrong. */
-export const problem = error => h("p", { class: "problem", role: "alert" }, error.message ?? String(error));
+export function problem(error) {
+    const text = error.message ?? String(error);
+    const words = language() === "zh-CN" ? chineseError(text) : text;
+    return h("p", { class: "problem", role: "alert" }, words ?? h("span", { lang: "en", translate: "no" }, text));
+}
 
 export const loading = () => h("p", { class: "loading", role: "status" }, t("app.loading"));
 

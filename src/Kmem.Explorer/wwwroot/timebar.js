@@ -7,6 +7,7 @@ import { t } from './i18n.js';
 import { css, page } from './palette.js';
 import { icon } from './parts.js';
 import { go } from './route.js';
+import { eventWords } from './words.js';
 
 const SPEEDS = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
@@ -54,7 +55,7 @@ function recordingBar(store, scope) {
         play.setAttribute("aria-label", t(playing ? "time.pause" : "time.play"));
         const since = ns === null || store.info.firstNs === null ? "" : ` · ${seconds((ns - store.info.firstNs) / 1e9)}`;
         show(where, t("time.where", { t: count(at), of: count(events) }), h("span", { class: "seconds" }, since));
-        event.textContent = store.time.event?.text ?? "";
+        event.textContent = eventWords(store.time.event);
         event.title = event.textContent;
         track.setAttribute("aria-valuenow", at);
         track.setAttribute("aria-valuetext", where.textContent);

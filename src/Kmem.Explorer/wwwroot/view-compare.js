@@ -80,7 +80,7 @@ function content(store, diff, width) {
         ], diff.zones, { label: t("compare.blocks") }))) : null,
         h("div", { class: "lanes wide" },
             listPanel(t("slabs.caches"), caches, [
-                { key: "name", title: t("slabs.name") },
+                { key: "name", title: t("slabs.name"), of: row => h("span", { translate: "no" }, row.name) },
                 { key: "slabs", title: t("slabs.slabs"), number: true, of: row => delta(row.slabs) },
                 { key: "active", title: t("slabs.active"), number: true, of: row => delta(row.active) },
             ]),
@@ -105,7 +105,7 @@ function content(store, diff, width) {
 
 const listPanel = (title, rows, columns, note) => h("section", { class: "panel", "aria-label": title }, h("header", {}, h("h2", {}, title),
     h("span", { class: "soft" }, note ?? count(rows.length))),
-rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange")) : h("div", { class: "scroll lists" }, table(columns, rows, { label: title })));
+rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange")) : h("div", { class: "scroll lists", tabindex: "0", role: "group", "aria-label": title }, table(columns, rows, { label: title })));
 
 /** One bar for each kind of frame, to the right of zero for more, to the left for fewer. */
 function bars(store, frames, width) {

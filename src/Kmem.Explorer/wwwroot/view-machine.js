@@ -11,6 +11,7 @@ import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js'
 import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, svgFill, swatch, table } from './parts.js';
 import { cyclePattern, kindPattern } from './patterns.js';
 import { Follower } from './store.js';
+import { typeWords } from './words.js';
 
 const COMPOSITION = ["free", "pcp", "slab", "large", "pageTable", "vmalloc", "movable", "reclaimable", "unmovable", "other"];
 const TICKS_SHOWN = 60;
@@ -92,7 +93,7 @@ function drawUse(panel, store, { frames }, width) {
 function drawZones(panel, store, machine, width) {
     const shown = machine.zones.filter(zone => zone.managed > 0);
     show(panel, h("header", {}, h("h2", {}, t("machine.zones")), h("span", { class: "soft row" },
-        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id), "", cyclePattern(type.id)), type.name]))),
+        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id), "", cyclePattern(type.id)), typeWords(type.name)]))),
     shown.length === 0 ? empty(t("machine.noZones"), "") : shown.map(zone => h("div", { class: "zone" },
         h("div", { class: "body" },
             h("div", { class: "row" }, h("h3", {}, t("machine.zone", { node: zone.node, name: zone.name })),
@@ -150,19 +151,21 @@ function orders(zone, store, width) {
             y -= part;
             const fill = svgFill(svg, migrateColour(type), cyclePattern(type));
             svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill },
-                s("title", {}, `${t("map.order")} ${block.order}, ${store.info.migrateTypes[type]?.name}: ${count(n)}`)));
+                s("title", {}, `${t("map.order")} ${block.order}, ${typeWords(store.info.migrateTypes[type]?.name)}: ${count(n)}`)));
         });
         svg.append(
             label(x + step / 2, base - height - 5, count(block.total), { "text-anchor": "middle", "font-size": 11.5, class: block.total ? "" : "soft" }),
             label(x + step / 2, base + 14, String(block.order), { "text-anchor": "middle", "font-weight": 600 }),
-            label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order).replace(" ", "\u202f"), { "text-anchor": "middle", class: "soft", "font-size": 10 }));
+            step < 44 ? "" : label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order).replace(" ", "\u202f"), { "text-anchor": "middle", class: "soft", "font-size": 10 }));
     });
     return svg;
 }
 
 const zoneTable = (zones, store) => table([
     { key: "name", title: t("machine.zoneName") },
-    ...["managed", "free", "min", "low", "high", "pcpFrames"].map(key => ({ key, title: key, number: true })),
+    ...["managed", "free", "min", "low", "high", "pcpFrames"].map(key => ({
+        key, number: true, title: t(`field.${key === "pcpFrames" ? "onPcpLists" : key}`),
+    })),
     ...Array.from({ length: store.info.maxOrder + 1 }, (_, order) =>
         ({ key: `o${order}`, title: `${t("map.order")} ${order}`, number: true, of: zone => count(zone.freeBlocks[order]?.total ?? 0) })),
 ], zones, { label: t("machine.zones") });
@@ -173,7 +176,7 @@ function drawCpus(panel, store, machine, lanes) {
     show(panel, h("header", {}, h("h2", {}, t("machine.cpus")), h("span", { class: "soft" }, t("machine.cpusAbout"))),
         h("div", { class: "lanes" }, machine.cpus.map(cpu => h("div", { class: "lane" },
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("machine.cpu", { n: cpu.cpu })),
-                cpu.events === null ? null : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
+                typeof cpu.events !== "number" ? null : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
             cpu.zones.map(zone => {
                 const gauge = h("i");
                 gauge.style.width = `${Math.min(100, zone.high ? zone.frames / zone.high * 100 : 0)}%`;
@@ -187,7 +190,7 @@ function drawCpus(panel, store, machine, lanes) {
 function drawLists(place, store, { zones }) {
     const lists = zones.flatMap(zone => zone.lists.filter(list => list.frames.length > 0).map(list => ({ ...list, zone: zone.zone })));
     show(place, lists.length === 0 ? h("span", { class: "soft" }, t("machine.noLists")) : lists.map(list => {
-        const type = store.info.migrateTypes[list.migrateType]?.name ?? list.migrateType;
+        const type = typeWords(store.info.migrateTypes[list.migrateType]?.name) ?? list.migrateType;
         return h("div", { class: "chain", title: t("machine.listOrder") },
             swatch(migrateColour(list.migrateType), String(list.order), cyclePattern(list.migrateType)),
             h("span", { class: "soft" }, `${type}: ${count(list.frames.length)} · `),
@@ -225,7 +228,7 @@ function drawTicker(panel, store) {
 
 function tickText(item, store) {
     const at = item.pfn === null || item.pfn === undefined ? null : frameLink(item.pfn, pfn(item.pfn));
-    const type = id => store.info.migrateTypes[id]?.name ?? id;
+    const type = id => typeWords(store.info.migrateTypes[id]?.name) ?? id;
     switch (item.what) {
         case "split": return [`${item.fromOrder} → ${item.order} `, at];
         case "merge": return [`${item.order} → ${item.fromOrder} `, at];

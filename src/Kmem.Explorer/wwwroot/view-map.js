@@ -17,6 +17,7 @@ import { addressLink, facts, kindName, problem } from './parts.js';
 import { choosePatterns, patternsOn } from './patterns.js';
 import { go, keep, readRoute, routeTo } from './route.js';
 import { Follower } from './store.js';
+import { typeWords } from './words.js';
 
 const GUTTER = 84;                    // for the addresses of rows
 const SIZES = [3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40];
@@ -639,7 +640,7 @@ function tipContent(store, cell) {
             cell.kind === KIND_FREE || cell.order > 0 ? ` · ${t("map.order")} ${cell.order}` : ""),
         cell.kind === KIND_SLAB ? h("div", {}, `${store.cacheName(cell.owner)} · ${t("map.fill", { n: percent(cell.fill) })}`) : null,
         cell.kind === KIND_PCP ? h("div", {}, `CPU ${cell.owner}`) : null,
-        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · ${store.info.migrateTypes[cell.migrateType]?.name ?? ""} · ${t("map.blockUse", { n: percent(cell.blockUse) })}`),
+        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · ${typeWords(store.info.migrateTypes[cell.migrateType]?.name) ?? ""} · ${t("map.blockUse", { n: percent(cell.blockUse) })}`),
         cell.born > 0 ? h("div", { class: "soft" }, t("map.age", { n: count(store.time.t - cell.born) })) : null,
         site ? h("div", { class: "soft mono" }, site) : null,
         cell.pin ? h("div", { class: "delta-down" }, t("map.pins")) : null,
@@ -652,11 +653,11 @@ function frameDetails(store, frame) {
         h("header", {}, h("h2", {}, t("map.page", { pfn: pfnText(frame.pfn) }))),
         facts([
             [t("map.kind"), h("span", {}, kindName(store.info, frame.kind))],
-            [t("map.order"), frame.order],
+            [t("field.order"), frame.order],
             [t("map.head"), frame.head === null || frame.head === frame.pfn ? null : pfnText(frame.head)],
-            [t("map.owner"), frame.ownerName ?? null],
+            [t("map.owner"), frame.ownerName ? h("span", { translate: "no" }, frame.ownerName) : null],
             [t("map.zone"), store.zones.get(frame.zone)?.name ?? null],
-            [t("map.type"), frame.migrateType],
+            [t("map.type"), typeWords(frame.migrateType)],
             [t("object.born"), frame.born ? count(frame.born) : null],
             [t("object.site"), frame.site ? h("span", { class: "mono" }, frame.site.name) : null],
             [t("map.pageblock"), block ? t("map.blockFacts", { pfn: pfnText(block.first), used: count(block.inUse), of: count(block.frames), pins: count(block.pins) }) : null],
