@@ -71,6 +71,6 @@ internal sealed class Visit : IAsyncDisposable
     public async ValueTask DisposeAsync()
     {
         await _context.DisposeAsync();
-        Assert.Empty(_complaints.Where(text => !FailedRequestsAreExpected || !IsFailedRequest(text)));
+        Assert.DoesNotContain(_complaints, text => !FailedRequestsAreExpected || !IsFailedRequest(text));
     }
 }

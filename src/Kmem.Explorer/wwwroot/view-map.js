@@ -540,7 +540,12 @@ class MapView {
             const text = kind === KIND_FREE ? String(order) : kindLetters[kinds.get(kind)?.name] ?? "";
             if (text === "" || (kind === 1 && order === 0)) continue;
             const ink = this.painter.classColour(this.painter.classOf(cell)) ?? colours.cell;
-            context.font = `${Math.min(16, Math.max(9, Math.min(tall, wide) * 0.55))}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+            const high = Math.min(16, Math.max(9, Math.min(tall, wide) * 0.55));
+            context.font = `${high}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+            if (this.painter.scale > 1) {
+                context.fillStyle = css(ink);
+                context.fillRect(x + wide / 2 - high * 0.45, y + (tall - high) / 2, high * 0.9, high);
+            }
             context.fillStyle = inkOn(ink);
             context.fillText(text, x + wide / 2, y + tall / 2 + 0.5);
         }
