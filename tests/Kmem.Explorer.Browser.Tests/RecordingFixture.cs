@@ -1,6 +1,6 @@
 namespace Kmem.Explorer.Browser.Tests;
 
-/// <summary>A browser, a server with a recording and one with a machine at work, for all tests of the project.</summary>
+/// <summary>A browser and a server with a recording, for all tests of the project.</summary>
 public sealed class RecordingFixture : IAsyncLifetime
 {
     internal Chromium Chromium { get; } = new();
@@ -22,7 +22,8 @@ public sealed class RecordingFixture : IAsyncLifetime
 
     /// <summary>A tab at a view of the recording; skips the test where there is no browser.</summary>
     internal Task<Visit> Open(
-        string hash, int width = 1280, int height = 800, bool dark = false, string language = "en-US", bool contrast = false)
+        string hash, int width = 1280, int height = 800, bool dark = false, string language = "en-US",
+        bool contrast = false)
     {
         Assert.SkipWhen(Chromium.Missing != null, Chromium.Missing ?? "");
         return Visit.To(Chromium, Server!.Url, hash, width, height, dark, language, contrast);

@@ -43,7 +43,8 @@ export function mapLegend(store, painter, redraw) {
             case "site": return store.filter({ sites: chosen });
             case "age": {
                 const [step] = chosen;
-                return store.filter({ age: [step === 0 ? 0 : AGE_STEPS[step - 1], Math.min(AGE_STEPS[step] - 1, 2 ** 31)] });
+                const youngest = step === 0 ? 0 : AGE_STEPS[step - 1];
+                return store.filter({ age: [youngest, Math.min(AGE_STEPS[step] - 1, 2 ** 31)] });
             }
             default: return undefined;
         }
@@ -60,7 +61,8 @@ export function mapLegend(store, painter, redraw) {
         show(list, items.map(item => h("button", {
             "aria-pressed": String(pressed.has(item.key)), "data-key": item.key, disabled: item.still, title: item.text,
             onclick: () => toggle(item),
-        }, swatch(item.colour, item.letter, item.pattern), h("span", { translate: item.name ? "no" : null }, item.text), h("span", { class: "soft" }, item.frames))));
+        }, swatch(item.colour, item.letter, item.pattern), h("span", { translate: item.name ? "no" : null }, item.text),
+        h("span", { class: "soft" }, item.frames))));
         if (focused !== null) list.querySelector(`[data-key="${focused}"]`)?.focus();
     }
 
@@ -117,7 +119,8 @@ function kinds(store, painter, frames) {
     const counts = painter.census();
     const sum = (from, to) => counts.subarray(from, to).reduce((a, b) => a + b, 0);
     return store.info.kinds.filter(kind => kind.name !== "hole").map(kind => ({
-        key: kind.id, pattern: kindPattern(kind.name), colour: kind.name === "free" ? freeColour(5) : kindColour(kind.name),
+        key: kind.id, pattern: kindPattern(kind.name),
+        colour: kind.name === "free" ? freeColour(5) : kindColour(kind.name),
         letter: kind.name === "free" ? "n" : kindLetters[kind.name], text: named(`kind.${kind.name}`, kind.label ?? kind.name),
         frames: frames(kind.name === "free" ? sum(128, 144) : kind.name === "slab" ? sum(144, 160) : counts[kind.id]),
     }));

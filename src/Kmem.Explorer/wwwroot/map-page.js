@@ -51,7 +51,8 @@ const frameFacts = (store, frame) => [
     facts([
         [t("field.order"), `${frame.order} (${bytes(store.info.pageBytes * 2 ** frame.order)})`],
         [t("map.head"), frame.head === null || frame.head === frame.pfn ? null : frameLink(frame.head)],
-        [t("map.owner"), frame.kind === "slab" ? h("a", { href: routeTo("slabs", { cache: frame.owner }), translate: "no" }, frame.ownerName) : frame.ownerName],
+        [t("map.owner"), frame.kind !== "slab" ? frame.ownerName
+            : h("a", { href: routeTo("slabs", { cache: frame.owner }), translate: "no" }, frame.ownerName)],
         [t("map.type"), typeWords(frame.migrateType)],
         [t("object.born"), frame.born ? count(frame.born) : null],
         [t("object.site"), frame.site ? h("span", { class: "mono" }, frame.site.name) : null],

@@ -31,7 +31,8 @@ function draw(store, object) {
     const site = object.site?.name;
     return [
         h("header", {}, h("h2", {}, object.kind === "slab"
-            ? t("object.of", { n: object.index, cache: object.cacheName ?? "" }) : t("object.block", { kind: named(`kind.${object.kind}`, object.kind) })),
+            ? t("object.of", { n: object.index, cache: object.cacheName ?? "" })
+            : t("object.block", { kind: named(`kind.${object.kind}`, object.kind) })),
         h("span", { class: object.allocated ? "" : "soft" }, t(object.allocated ? "object.live" : "object.free"))),
         facts([
             [t("object.address"), addressLink(object.address)],

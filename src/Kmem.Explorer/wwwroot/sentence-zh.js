@@ -4,7 +4,6 @@ import { bytes, count } from './format.js';
 import { named, t } from './i18n.js';
 
 const value = name => named(`value.${name}`, name);
-const frames = (n, pageBytes) => bytes(n * pageBytes);
 
 /** The sentence, or null if the values are not known. */
 export function chineseSentence(it, pageBytes) {
@@ -74,7 +73,8 @@ function sourceText(it, pageBytes) {
         cpuList: `取自 CPU ${cpu} 的链表`, cpuListRefilled: `取自 CPU ${cpu} 补充后的链表`, freeList: "取自伙伴系统的空闲链表",
     }[source.place] ?? value(source.place);
     const served = zones.find(zone => zone.result === "served");
-    const zone = served ? `，内存区 ${served.zone}（当时高出 low 水位线 ${frames(Math.max(0, served.free - served.low), pageBytes)}）` : "";
+    const above = served ? bytes(Math.max(0, served.free - served.low) * pageBytes) : "";
+    const zone = served ? `，内存区 ${served.zone}（当时高出 low 水位线 ${above}）` : "";
     const cut = source.splits > 0 ? `，由阶 ${source.foundOrder} 的空闲块经 ${source.splits} 次拆分得到` : "";
     const stolen = !source.stolen ? ""
         : source.blockClaimed ? `，此前属于${value(source.foundType)}，连同其页块一并认领`

@@ -102,7 +102,7 @@ function drawList(svg, list, place, wide, tall, marker) {
         const [a, b] = [place(list[i]), place(list[i + 1])];
         const [x1, x2] = [a.x + wide / 2, b.x + wide / 2];
         const same = a.y === b.y;
-        const rise = Math.min(30, 9 + Math.abs(x2 - x1) * 0.07);          // the farther, the higher, or arcs lie on arcs
+        const rise = Math.min(30, 9 + Math.abs(x2 - x1) * 0.07);          // or arcs would lie on arcs
         const d = same
             ? `M${x1} ${a.y + 1} C${x1} ${a.y - rise} ${x2} ${a.y - rise} ${x2} ${a.y}`
             : `M${x1} ${a.y + (b.y > a.y ? tall - 2 : 2)} L${x2} ${b.y + (b.y > a.y ? 0 : tall)}`;

@@ -4,7 +4,9 @@ import { h, s, show } from './dom.js';
 import { bytes, count, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { kindColour } from './palette.js';
-import { asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, svgFill, table } from './parts.js';
+import {
+    asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, svgFill, table,
+} from './parts.js';
 import { kindPattern } from './patterns.js';
 import { keep } from './route.js';
 
@@ -105,7 +107,9 @@ function content(store, diff, width) {
 
 const listPanel = (title, rows, columns, note) => h("section", { class: "panel", "aria-label": title }, h("header", {}, h("h2", {}, title),
     h("span", { class: "soft" }, note ?? count(rows.length))),
-rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange")) : h("div", { class: "scroll lists", tabindex: "0", role: "group", "aria-label": title }, table(columns, rows, { label: title })));
+rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange"))
+    : h("div", { class: "scroll lists", tabindex: "0", role: "group", "aria-label": title },
+        table(columns, rows, { label: title })));
 
 /** One bar for each kind of frame, to the right of zero for more, to the left for fewer. */
 function bars(store, frames, width) {

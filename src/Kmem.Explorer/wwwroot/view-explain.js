@@ -129,7 +129,10 @@ const title = name => named(`field.${name}`, String(name).replace(/([a-z])([A-Z]
 const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy"];
 
 // Names of the kernel's, the same in every language.
-const NAMES = ["callSite", "site", "cache", "name", "zone", "gfp", "flags", "caller", "allocatedBy", "freedBy", "rights", "cacheMode", "level"];
+const NAMES = [
+    "callSite", "site", "cache", "name", "zone", "gfp", "flags", "caller", "allocatedBy", "freedBy", "rights",
+    "cacheMode", "level",
+];
 
 function valueOf(store, name, value) {
     if (value === null || value === undefined) return "–";

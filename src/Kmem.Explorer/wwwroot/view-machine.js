@@ -8,7 +8,9 @@ import { atMost, h, s, show } from './dom.js';
 import { bytes, count, percent, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js';
-import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, svgFill, swatch, table } from './parts.js';
+import {
+    asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, svgFill, swatch, table,
+} from './parts.js';
 import { cyclePattern, kindPattern } from './patterns.js';
 import { Follower } from './store.js';
 import { typeWords } from './words.js';
@@ -72,7 +74,8 @@ function drawUse(panel, store, { frames }, width) {
     for (const name of parts) {
         const wide = frames[name] / total * width;
         const colour = kindColour(name, 6);
-        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill: svgFill(bar, colour, kindPattern(name)) },
+        const fill = svgFill(bar, colour, kindPattern(name));
+        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill },
             s("title", {}, `${named(`kind.${name}`, name)}: ${count(frames[name])}`)));
         if (wide > 54) {
             bar.append(label(x + 6, 19, `${percent(frames[name] / total)}`, { style: null, fill: inkOn(colour), class: "on" }));
@@ -93,7 +96,8 @@ function drawUse(panel, store, { frames }, width) {
 function drawZones(panel, store, machine, width) {
     const shown = machine.zones.filter(zone => zone.managed > 0);
     show(panel, h("header", {}, h("h2", {}, t("machine.zones")), h("span", { class: "soft row" },
-        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id), "", cyclePattern(type.id)), typeWords(type.name)]))),
+        store.info.migrateTypes.map(type =>
+            [swatch(migrateColour(type.id), "", cyclePattern(type.id)), typeWords(type.name)]))),
     shown.length === 0 ? empty(t("machine.noZones"), "") : shown.map(zone => h("div", { class: "zone" },
         h("div", { class: "body" },
             h("div", { class: "row" }, h("h3", {}, t("machine.zone", { node: zone.node, name: zone.name })),
@@ -151,12 +155,14 @@ function orders(zone, store, width) {
             y -= part;
             const fill = svgFill(svg, migrateColour(type), cyclePattern(type));
             svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill },
-                s("title", {}, `${t("map.order")} ${block.order}, ${typeWords(store.info.migrateTypes[type]?.name)}: ${count(n)}`)));
+                s("title", {}, `${t("map.order")} ${block.order}, `
+                    + `${typeWords(store.info.migrateTypes[type]?.name)}: ${count(n)}`)));
         });
         svg.append(
             label(x + step / 2, base - height - 5, count(block.total), { "text-anchor": "middle", "font-size": 11.5, class: block.total ? "" : "soft" }),
             label(x + step / 2, base + 14, String(block.order), { "text-anchor": "middle", "font-weight": 600 }),
-            step < 44 ? "" : label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order).replace(" ", "\u202f"), { "text-anchor": "middle", class: "soft", "font-size": 10 }));
+            step < 44 ? "" : label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order), {
+                "text-anchor": "middle", class: "soft", "font-size": 10 }));
     });
     return svg;
 }
@@ -176,7 +182,8 @@ function drawCpus(panel, store, machine, lanes) {
     show(panel, h("header", {}, h("h2", {}, t("machine.cpus")), h("span", { class: "soft" }, t("machine.cpusAbout"))),
         h("div", { class: "lanes" }, machine.cpus.map(cpu => h("div", { class: "lane" },
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("machine.cpu", { n: cpu.cpu })),
-                typeof cpu.events !== "number" ? null : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
+                typeof cpu.events !== "number" ? null
+                    : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
             cpu.zones.map(zone => {
                 const gauge = h("i");
                 gauge.style.width = `${Math.min(100, zone.high ? zone.frames / zone.high * 100 : 0)}%`;
@@ -217,9 +224,11 @@ const TICK_NAMES = {
 };
 
 function drawTicker(panel, store) {
+    const still = store.info.source === "state" ? "time.state" : "machine.quietLive";
+    const quiet = store.canSeek ? "machine.quietAbout" : still;
     const items = store.ticks.slice(-TICKS_SHOWN).reverse();
     show(panel, h("header", {}, h("h2", {}, t("machine.ticker")), h("span", { class: "soft" }, t("machine.tickerAbout"))),
-        items.length === 0 ? empty(t("machine.quiet"), t(store.canSeek ? "machine.quietAbout" : store.info.source === "state" ? "time.state" : "machine.quietLive")) : h("ol", { class: "ticker" }, items.map(item => {
+        items.length === 0 ? empty(t("machine.quiet"), t(quiet)) : h("ol", { class: "ticker" }, items.map(item => {
             const name = TICK_NAMES[item.what] ?? item.what;
             return h("li", {}, h("span", {}, count(item.t)), h("span", { class: "what" }, icon(item.what), t(`tick.${name}`)),
                 h("span", {}, tickText(item, store)));

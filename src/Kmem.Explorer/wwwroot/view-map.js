@@ -69,7 +69,8 @@ class MapView {
         this.side = h("div", { class: "side" },
             h("section", { class: "panel", "aria-label": t("map.legend") },
                 h("div", { class: "row" }, h("h2", {}, t("map.colours")), this.mode),
-                h("label", { class: "row small", title: `${t("map.patternsAbout")} (h)` }, this.hatching, t("map.patterns")),
+                h("label", { class: "row small", title: `${t("map.patternsAbout")} (h)` },
+                    this.hatching, t("map.patterns")),
                 this.legend.root),
             this.details);
         this.body = h("div", { class: "map" }, this.plane, this.side);
@@ -645,7 +646,9 @@ function tipContent(store, cell) {
             cell.kind === KIND_FREE || cell.order > 0 ? ` · ${t("map.order")} ${cell.order}` : ""),
         cell.kind === KIND_SLAB ? h("div", {}, `${store.cacheName(cell.owner)} · ${t("map.fill", { n: percent(cell.fill) })}`) : null,
         cell.kind === KIND_PCP ? h("div", {}, `CPU ${cell.owner}`) : null,
-        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · ${typeWords(store.info.migrateTypes[cell.migrateType]?.name) ?? ""} · ${t("map.blockUse", { n: percent(cell.blockUse) })}`),
+        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · `
+            + `${typeWords(store.info.migrateTypes[cell.migrateType]?.name) ?? ""} · `
+            + t("map.blockUse", { n: percent(cell.blockUse) })),
         cell.born > 0 ? h("div", { class: "soft" }, t("map.age", { n: count(store.time.t - cell.born) })) : null,
         site ? h("div", { class: "soft mono" }, site) : null,
         cell.pin ? h("div", { class: "delta-down" }, t("map.pins")) : null,

@@ -138,7 +138,8 @@ function cacheContent(store, answer, width, open, opened, turn) {
     const { cache } = answer;
     const close = routeTo("slabs", { ...readRoute().parameters, cache: null, object: null, page: null });
     return [
-        h("header", {}, h("h2", { class: "grow", translate: "no" }, cache.name), h("a", { href: close }, t("slabs.close"))),
+        h("header", {}, h("h2", { class: "grow", translate: "no" }, cache.name),
+            h("a", { href: close }, t("slabs.close"))),
         h("div", { class: "row small soft", style: { gap: "4px 18px" } },
             t("slabs.geometry", { size: count(cache.objectSize), slot: count(cache.size), per: count(cache.objectsPerSlab), bytes: bytes(store.info.pageBytes * 2 ** cache.order), align: count(cache.align) }),
             cache.flags ? h("code", {}, cache.flags) : null,

@@ -150,7 +150,10 @@ function areaTable(answer, chosen, pick) {
             { key: "start", title: t("virtual.start"), of: area => h("button", { class: "link mono", onclick: () => pick(area.start) }, area.start) },
             { key: "bytes", title: t("virtual.size"), number: true, of: area => bytes(area.bytes) },
             { key: "pages", title: t("virtual.pages"), number: true },
-            { key: "kind", title: t("map.kind"), of: area => [t(`area.${areaKind(area.kind)}`), area.lazy && areaKind(area.kind) !== "unpurged" ? ` · ${t("virtual.lazy")}` : ""] },
+            { key: "kind", title: t("map.kind"), of: area => [
+                t(`area.${areaKind(area.kind)}`),
+                area.lazy && areaKind(area.kind) !== "unpurged" ? ` · ${t("virtual.lazy")}` : "",
+            ] },
             { key: "flags", title: t("virtual.flags"), of: area => h("code", {}, area.flags.join(" ")) },
             { key: "caller", title: t("virtual.caller"), of: area => h("span", { class: "mono" }, area.caller ?? "–") },
         ], rows, { label: t("virtual.areas"), row: (area, cells) => h("tr", { class: area.start === chosen ? "on" : null }, cells) })),
@@ -228,11 +231,14 @@ function walkContent(store, walk, address, width, pick) {
         walkPicture(walk, width),
         facts([
             [t("virtual.region"), walk.region ? h("code", {}, walk.region) : null],
-            [t("virtual.result"), walk.mapped ? t("virtual.mapped", { physical: walk.physical, size: bytes(walk.leafBytes) }) : stopWords(walk)],
+            [t("virtual.result"), walk.mapped
+                ? t("virtual.mapped", { physical: walk.physical, size: bytes(walk.leafBytes) }) : stopWords(walk)],
             [t("virtual.prot"), walk.mapped ? h("code", {}, `${walk.prot} · ${walk.cacheMode}`) : null],
             [t("virtual.direct"), walk.directMap ? addressLink(walk.directMap) : null],
-            [t("virtual.frame"), walk.frame ? [frameLink(Number(walk.frame.pfn)), ` · ${walk.frame.zone} · ${valueWords(walk.frame.use)}`] : null],
-            [t("virtual.area"), walk.area ? h("code", {}, `${walk.area.start} – ${walk.area.end} ${walk.area.text}`) : null],
+            [t("virtual.frame"), walk.frame
+                ? [frameLink(Number(walk.frame.pfn)), ` · ${walk.frame.zone} · ${valueWords(walk.frame.use)}`] : null],
+            [t("virtual.area"), walk.area
+                ? h("code", {}, `${walk.area.start} – ${walk.area.end} ${walk.area.text}`) : null],
         ]),
         asTable(table([
             { key: "level", title: t("virtual.level") }, { key: "table", title: t("virtual.table") }, { key: "index", title: t("virtual.index"), number: true },
@@ -293,7 +299,9 @@ function walkPicture(walk, width) {
             s("rect", { x: x + 3, y, width: wide - 6, height: 18, rx: 3, fill: stops ? "var(--bad-wash)" : css(LEVEL_COLOURS[entry.level] ?? [150, 158, 168]), opacity: stops ? 1 : 0.45, stroke: stops ? "var(--bad)" : "none" }),
             label(x + 8, y + 13, `[${entry.index}]`, { class: "mono", "font-size": 11 }));
         if (wide > 130) svg.append(label(x + wide - 8, y + 13, stops ? t("virtual.emptyEntry") : entry.entry.replace(/^0x0*/, "0x"), { class: "mono", "font-size": 9.5, "text-anchor": "end" }));
-        svg.append(label(x + 2, top + tall + 14, entry.flags ?? "", { class: "soft", translate: "no", "font-size": 10 }));
+        svg.append(label(x + 2, top + tall + 14, entry.flags ?? "", {
+            class: "soft", translate: "no", "font-size": 10,
+        }));
         if (!last || walk.mapped) {
             svg.append(s("path", { d: `M${x + wide - 2} ${y + 9} C${x + wide + 26} ${y + 9} ${x + step - 34} ${top + 8} ${x + step - 3} ${top + 8}`, fill: "none", stroke: "var(--accent)", "stroke-width": 1.6, "marker-end": "url(#walk-arrow)" }));
         }

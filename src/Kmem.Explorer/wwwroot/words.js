@@ -16,6 +16,7 @@ export function eventWords(event) {
     const words = named(`event.${event.kind}`, null);
     if (words === null || event.result === "refused") return event.text ?? "";
     return t(`event.${event.kind}`, {
-        asked: count(event.bytesRequested ?? 0), given: count(event.bytesAllocated ?? 0), pages: count(2 ** (event.order ?? 0)),
+        asked: count(event.bytesRequested ?? 0), given: count(event.bytesAllocated ?? 0),
+        pages: count(2 ** (event.order ?? 0)),
     });
 }
