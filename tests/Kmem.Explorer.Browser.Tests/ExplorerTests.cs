@@ -351,7 +351,8 @@ public sealed partial class ExplorerTests(RecordingFixture fixture)
                 if (await tip.CountAsync() == 0 || !(await tip.InnerTextAsync()).Contains(kind, StringComparison.Ordinal))
                     continue;
                 await visit.Page.Mouse.ClickAsync(box.X + x, box.Y + y);
-                Match selected = Selected().Match(visit.Page.Url);
+                await visit.Until("() => location.hash.includes('sel=')");
+                Match selected = Selected().Match(await visit.Ask<string>("() => location.hash"));
                 return int.Parse(selected.Groups[1].Value, CultureInfo.InvariantCulture);
             }
         }
