@@ -89,8 +89,7 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// After an operation of this thread broke off in the middle: leaves its section and opens all locks. Nobody else may
-    /// be at work.
+    /// After an operation of this thread broke off in the middle: leaves its section and opens the locks that it held.
     /// </summary>
     internal void BreakLocks()
     {
