@@ -77,6 +77,7 @@ public sealed partial class Machine
             machine.RestoreVmap(state);
             if (options.RememberEvents > 0)
                 machine.Remember(options.RememberEvents);
+            machine.ApplyFaultOptions();
             return machine;
         }
         catch (Exception error)
