@@ -16,8 +16,9 @@ internal static class ClientMessage
         {
             using JsonDocument document = JsonDocument.Parse(text, new JsonDocumentOptions { MaxDepth = 8 });
             message = document.RootElement.Clone();
+            CheckTexts(text.Span);
         }
-        catch (JsonException e)
+        catch (Exception e) when (e is JsonException or InvalidOperationException)
         {
             throw new QueryException($"not JSON: {e.Message}", null);
         }
@@ -29,6 +30,17 @@ internal static class ClientMessage
         }
 
         return (message, type.GetString()!);
+    }
+
+    /// <summary>A text that is no Unicode, such as half a surrogate pair, is found out only when it is read.</summary>
+    private static void CheckTexts(ReadOnlySpan<byte> text)
+    {
+        var reader = new Utf8JsonReader(text);
+        while (reader.Read())
+        {
+            if (reader.TokenType is JsonTokenType.String or JsonTokenType.PropertyName)
+                reader.GetString();
+        }
     }
 
     public static long Number(JsonElement message, string name, long min, long max, long? otherwise = null)

@@ -18,8 +18,8 @@ public sealed partial class Machine
     public FaultAttribute FailSlab => Faults.Slabs;
 
     /// <summary>
-    /// Makes a request of this thread fail, for pages or for an object of any machine with fault injection (fail-nth,
-    /// /proc/self/fail-nth).
+    /// Makes a request of this thread fail, for pages or for an object of any machine with fault injection, or of one
+    /// that it builds meanwhile (fail-nth, /proc/self/fail-nth).
     /// </summary>
     /// <param name="n">1 for the next request, 2 for the one after it; 0 for none.</param>
     /// <returns>What was left of the number set before: 0 if that request has failed, or none was to.</returns>
@@ -40,6 +40,13 @@ public sealed partial class Machine
     {
         get => FaultInjection.MakeItFail;
         set => FaultInjection.MakeItFail = value;
+    }
+
+    /// <summary>Who has a request that is to fail, and builds a machine, means the requests of that, too.</summary>
+    private void ApplyFailNth()
+    {
+        if (FaultInjection.Nth > 0)
+            _ = Faults;
     }
 
     /// <summary>What the options ask for, once the machine runs.</summary>

@@ -98,6 +98,7 @@ public sealed partial class Machine
             machine.RestoreVmap(state);
             if (options.RememberEvents > 0)
                 machine.Remember(options.RememberEvents);
+            machine.ApplyFaultOptions();
             return machine;
         }
         catch (Exception error)
@@ -110,8 +111,7 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// After an operation of this thread broke off in the middle: leaves its section and opens all locks. Nobody else may
-    /// be at work.
+    /// After an operation of this thread broke off in the middle: leaves its section and opens the locks that it held.
     /// </summary>
     internal void BreakLocks()
     {

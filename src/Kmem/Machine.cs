@@ -58,6 +58,7 @@ public sealed partial class Machine : IDisposable
             Debug = SlubDebugSetting.Parse(options.SlubDebug),
             Addresses = AddressMap.For(options.PageTableLevels),
         });
+        ApplyFailNth();
         _kmalloc = new KmallocAllocator(_slabs, options.HistoricKmallocLimit);
         Proc = new ProcFs(_pages, _slabs, _blocks);
         OpenFloor();

@@ -219,27 +219,41 @@ internal sealed class CpuSet : IDisposable
         _slots[cpu].Remote++;       // nobody becomes its owner before ReleaseRemote
         _binding.Release();
         _slots[cpu].Lock.Acquire();
+        _slots[cpu].Visitor = (nint)self;
     }
 
     public void ReleaseRemote(int cpu)
     {
+        _slots[cpu].Visitor = 0;
         _slots[cpu].Lock.Release();
         _binding.Acquire();
         _slots[cpu].Remote--;
         _binding.Release();
     }
 
-    /// <summary>Leaves whatever section this thread is in, after it broke off. Nobody else may be at work.</summary>
+    /// <summary>
+    /// Leaves whatever section this thread is in, after it broke off, and opens its locks. What others hold stays theirs: the
+    /// finalizer of a thread that ended may be at work at any moment.
+    /// </summary>
     public unsafe void Break()
     {
         LockOrder.Break();
-        Current->Busy = 0;
+        CpuTask* self = Current;
+        self->Busy = 0;
         _binding.Break();
+        _binding.Acquire();
         foreach (Slot slot in _slots)
         {
-            slot.Remote = 0;
+            if (!slot.Lock.IsHeldHere)
+                continue;
+
+            if (slot.Visitor == (nint)self)
+                slot.Remote--;
+            slot.Visitor = 0;
             slot.Lock.Break();
         }
+
+        _binding.Release();
     }
 
     /// <summary>Ends the machine's part in every thread. No thread may be inside a section.</summary>
@@ -512,6 +526,9 @@ internal sealed class CpuSet : IDisposable
 
         /// <summary>Number of threads that work on this CPU from outside.</summary>
         public int Remote;
+
+        /// <summary>The one of them that holds the lock, or 0.</summary>
+        public nint Visitor;
 
         public SpinLock Lock = new(LockRank.CpuSection);
     }

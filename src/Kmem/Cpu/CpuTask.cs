@@ -109,6 +109,11 @@ internal enum TaskFlags : uint
     /// <summary>Full access to the reserves; never enters reclaim (PF_MEMALLOC).</summary>
     MemAlloc = 0x0000_0800,
 
+    /// <summary>
+    /// At work on a request for an object, which empties the quarantine itself; Kmem's own (the kernel's bit is another's).
+    /// </summary>
+    WantsObject = 0x0000_0001,
+
     /// <summary>Allocations lose __GFP_FS (PF_MEMALLOC_NOFS).</summary>
     NoFs = 0x0004_0000,
 

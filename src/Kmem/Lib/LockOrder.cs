@@ -58,8 +58,8 @@ internal static class LockOrder
     public static void Release(LockRank rank) => t_held &= ~(1UL << (int)rank);
 
     /// <summary>
-    /// This thread broke off in the middle of an operation, and somebody opens the locks that it held. Only a replay of
-    /// foreign recordings does that: it must go on after mistakes, and nobody else is at work on its machine.
+    /// This thread broke off in the middle of an operation and opens the locks that it held. Only a replay of foreign
+    /// recordings does that: it must go on after mistakes.
     /// </summary>
     [Conditional("DEBUG")]
     public static void Break() => t_held = 0;

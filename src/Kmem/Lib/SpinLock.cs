@@ -4,27 +4,30 @@ namespace Kmem;
 
 /// <summary>
 /// A lock held for a few dozen instructions. One word, no allocation, not re-entrant; waiting spins and then yields,
-/// so that a holder that was descheduled gets to run. Never copy a value of this type.
+/// so that a holder that was descheduled gets to run. The word is the holder's thread, so that nobody opens a lock that is
+/// another's. Never copy a value of this type.
 /// </summary>
 internal struct SpinLock(LockRank rank)
 {
-    private int _held;
+    private int _holder;    // the managed thread's number; 0: open
 
-    public readonly bool IsHeld => Volatile.Read(in _held) != 0;
+    public readonly bool IsHeld => Volatile.Read(in _holder) != 0;
+
+    public readonly bool IsHeldHere => Volatile.Read(in _holder) == Environment.CurrentManagedThreadId;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Acquire()
     {
         LockOrder.Acquire(rank);
         SimPoint.Here(Name);
-        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+        if (Interlocked.CompareExchange(ref _holder, Environment.CurrentManagedThreadId, 0) != 0)
             AcquireSlow();
     }
 
     public bool TryAcquire()
     {
         SimPoint.Here(Name);
-        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+        if (Interlocked.CompareExchange(ref _holder, Environment.CurrentManagedThreadId, 0) != 0)
             return false;
 
         LockOrder.Acquire(rank);
@@ -34,20 +37,31 @@ internal struct SpinLock(LockRank rank)
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public void Release()
     {
-        Bug.OnVm(_held == 0 && !IsPlantedOpen, "release of a lock that is not held");
+        Bug.OnVm(!IsHeldHere && !IsPlantedOpen, "release of a lock that is not held");
         LockOrder.Release(rank);
-        Volatile.Write(ref _held, 0);
+        Volatile.Write(ref _holder, 0);
         SimPoint.Here(Name);
     }
 
-    /// <summary>Opens the lock, whoever held it: only where nobody else is at work (see <see cref="LockOrder.Break"/>).</summary>
-    public void Break() => Volatile.Write(ref _held, 0);
+    /// <summary>
+    /// Opens the lock if this thread broke off while it held it (see <see cref="LockOrder.Break"/>). A lock of another thread,
+    /// a finalizer's or a reader's of metrics, stays: that one goes on and opens it itself.
+    /// </summary>
+    /// <returns>Whether it was held here.</returns>
+    public bool Break()
+    {
+        if (!IsHeldHere)
+            return false;
+
+        Volatile.Write(ref _holder, 0);
+        return true;
+    }
 
     /// <summary>Returns at a moment when nobody held the lock; somebody may take it right after.</summary>
     public void WaitUntilFree()
     {
         var wait = default(Backoff);
-        while (Volatile.Read(ref _held) != 0)
+        while (IsHeld)
             wait.Once();
     }
 
@@ -73,6 +87,6 @@ internal struct SpinLock(LockRank rank)
         {
             wait.Once();
         }
-        while (Volatile.Read(ref _held) != 0 || Interlocked.CompareExchange(ref _held, 1, 0) != 0);
+        while (IsHeld || Interlocked.CompareExchange(ref _holder, Environment.CurrentManagedThreadId, 0) != 0);
     }
 }

@@ -97,6 +97,7 @@ internal sealed partial class PageAllocator
             page = Reclaim(request, flags, ref retry, task);
             if (page == null && order > 0 && MayCompact(gfp))
                 page = Compact(request, flags, ref retry, task);
+            page = page != null ? page : AfterKeptBack(request, flags, task);
             if (page != null)
                 return page;
 
@@ -201,6 +202,35 @@ internal sealed partial class PageAllocator
         _trace?.SlowPathStep(SlowStep.DrainedCpuLists);
         DrainAll();
         retry.Drained = true;
+        return Walk(request, flags, task);
+    }
+
+    /// <summary>
+    /// Memory is not out while freed objects are kept back: those of a hardened machine's quarantine go to their slabs, and
+    /// slabs that are empty then to the free lists.
+    /// </summary>
+    private unsafe Page* AfterKeptBack(in AllocRequest request, AllocFlags flags, CpuTask* task)
+    {
+        if (FreeKeptBack == null || (task->Flags & TaskFlags.WantsObject) != 0)
+            return null;
+
+        TaskFlags before = task->Flags;
+        task->Flags |= TaskFlags.MemAlloc;
+        LockOrder.AssertNoneHeld();
+        bool freed;
+        try
+        {
+            freed = FreeKeptBack();
+        }
+        finally
+        {
+            task->Flags = before;
+        }
+
+        if (!freed)
+            return null;
+
+        DrainAll(); // single frames merge to blocks
         return Walk(request, flags, task);
     }
 

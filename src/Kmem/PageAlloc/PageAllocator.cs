@@ -45,6 +45,12 @@ internal sealed partial class PageAllocator : IDisposable
     /// </summary>
     public Func<long>? FreeSpare { get; set; }
 
+    /// <summary>
+    /// Frees what is kept back on purpose, freed objects in quarantine, before a request fails or the killer is asked. Tells
+    /// whether there was any. Null: nothing is kept back.
+    /// </summary>
+    public Func<bool>? FreeKeptBack { get; set; }
+
     public IReadOnlyList<Node> Nodes => _nodes;
 
     /// <summary>The populated zones, in the order of node and type.</summary>

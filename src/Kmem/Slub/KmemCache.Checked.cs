@@ -75,8 +75,23 @@ public sealed partial class KmemCache
     private unsafe void* AllocKeptBack(CpuTask* task, Gfp gfp, int node)
     {
         bool hasMore = _slabs.Quarantine != null && (gfp & Gfp.DirectReclaim) != 0;
-        void* obj = AllocUnmarked(task, hasMore ? gfp | Gfp.NoWarn : gfp, node);
-        if (obj == null && hasMore)
+        if (!hasMore)
+            return AllocUnmarked(task, gfp, node);
+
+        // An object that comes back is better than its frame, which may be one of those below a watermark then.
+        TaskFlags before = task->Flags;
+        task->Flags |= TaskFlags.WantsObject;
+        void* obj;
+        try
+        {
+            obj = AllocUnmarked(task, gfp | Gfp.NoWarn, node);
+        }
+        finally
+        {
+            task->Flags = before;
+        }
+
+        if (obj == null)
         {
             _slabs.Quarantine!.Flush(null);
             obj = AllocUnmarked(task, gfp, node);

@@ -106,7 +106,7 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    /// <summary>Opens the locks that this thread held when its operation broke off.</summary>
     internal void BreakLocks()
     {
         foreach (KmemCacheNode node in _nodes)

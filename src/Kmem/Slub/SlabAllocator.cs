@@ -80,7 +80,11 @@ internal sealed partial class SlabAllocator : IDisposable
         _places = SparseMemory.Create(map.EndPfn * sizeof(uint), "map of slabs");
         PlacesOfFrames = new PlaceMap((nuint)map.RamBase, (nuint)(map.EndPfn << Pfn.PageShift), (uint*)_places.Base);
         if (options.Hardening is { QuarantineBytes: > 0 } hardening)
+        {
             Quarantine = new Quarantine(this, hardening.QuarantineBytes);
+            Pages.FreeKeptBack = FreeKeptBack;
+        }
+
         Trace = null;
         foreach (string complaint in options.Debug.Complaints)
             log.Write(complaint);
@@ -515,6 +519,17 @@ internal sealed partial class SlabAllocator : IDisposable
         {
             _mutex.Exit();
         }
+    }
+
+    /// <summary>Empties the quarantine for a request for pages.</summary>
+    /// <returns>Whether there was anything in it.</returns>
+    private bool FreeKeptBack()
+    {
+        if (Quarantine!.Flush(null) == 0)
+            return false;
+
+        TryShrinkAll();
+        return true;
     }
 
     /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>

@@ -74,7 +74,7 @@ internal sealed partial class VmapAllocator : IDisposable
     private readonly RateLimit _failures = new("alloc_vmap_area", TimeSpan.FromSeconds(5), 10);
     private SpinLock _freeLock = new(LockRank.VmapFree);
 
-    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    /// <summary>Opens the locks that this thread held when its operation broke off.</summary>
     public void BreakLocks()
     {
         _freeLock.Break();

@@ -21,7 +21,7 @@ internal sealed class VmapNode : IDisposable
     private SpinLock _busyLock = new(LockRank.VmapBusy);
     private SpinLock _lazyLock = new(LockRank.VmapLazy);
 
-    /// <summary>Opens all locks after an operation broke off. Nobody else may be at work.</summary>
+    /// <summary>Opens the locks that this thread held when its operation broke off.</summary>
     public void BreakLocks()
     {
         _poolLock.Break();

@@ -5,13 +5,13 @@ namespace Kmem.Tests;
 /// time it says so by null, 0 or <see cref="OutOfMemoryException"/>, nothing is lost, and all rules hold. What is given back
 /// is given back while requests still fail, because some frees need memory themselves.
 /// </summary>
-public sealed class FailNthTests
+public sealed partial class FailNthTests
 {
     private const int Page = Pfn.PageSize;
 
     private delegate bool Way(Machine machine, Stack<Action> undo);
 
-    private static readonly Dictionary<string, Way> s_ways = new(StringComparer.Ordinal)
+    private static readonly Dictionary<string, Way> s_ways = new(OtherKinds, StringComparer.Ordinal)
     {
         ["pages of every order"] = (machine, undo) => Enumerable.Range(0, 11).All(order => Pages(machine, undo, order)),
         ["pages in bulk"] = PagesInBulk,
@@ -57,12 +57,15 @@ public sealed class FailNthTests
         ["a ring"] = Ring,
     };
 
+    private static readonly string[] s_machines =
+        ["kernel", "native", "debugged", "hardened", "tracked", "kernel, 3 CPUs", "native, 3 CPUs"];
+
     public static TheoryData<string, string> Cases()
     {
         var cases = new TheoryData<string, string>();
         foreach (string way in s_ways.Keys)
         {
-            foreach (string machine in (string[])["kernel", "native", "debugged"])
+            foreach (string machine in s_machines)
                 cases.Add(way, machine);
         }
 
@@ -107,6 +110,7 @@ public sealed class FailNthTests
     [InlineData("native", 2, 1)]
     [InlineData("native", 20, 3)]
     [InlineData("debugged", 5, 2)]
+    [InlineData("hardened", 5, 2)]
     public void Requests_that_fail_at_random_lose_nothing(string kind, int probability, int interval)
     {
         int rounds = int.TryParse(Environment.GetEnvironmentVariable("KMEM_FAULT_ROUNDS"), out int wanted) ? wanted : 6;
@@ -143,12 +147,19 @@ public sealed class FailNthTests
         Assert.True(failed > rounds, $"only {failed} requests failed");
     }
 
-    private static Machine Boot(string kind) => VmallocMachine.Boot(1, 64 << 20, options => options with
+    private static Machine Boot(string kind) =>
+        VmallocMachine.Boot(kind.EndsWith("3 CPUs", StringComparison.Ordinal) ? 3 : 1, 64 << 20, _ => OptionsOf(kind));
+
+    private static MachineOptions OptionsOf(string kind) => new()
     {
-        Profile = kind == "native" ? KernelProfile.Native : KernelProfile.Linux618,
+        RamBytes = 64 << 20,
+        Cpus = kind.EndsWith("3 CPUs", StringComparison.Ordinal) ? 3 : 1,
+        Profile = kind == "hardened" ? KernelProfile.Hardened
+            : kind.StartsWith("native", StringComparison.Ordinal) ? KernelProfile.Native : KernelProfile.Linux618,
         SlubDebug = kind == "debugged" ? "FZPU" : null,
+        TrackAllocations = kind == "tracked",
         DecaySeconds = 0,
-    });
+    };
 
     /// <summary>What falls back to vmalloc must not be the first to do so.</summary>
     private static unsafe void FirstUse(Machine machine) => machine.Vfree(machine.Vmalloc(Page));

@@ -1,6 +1,7 @@
-using System.Diagnostics;
+using System.IO.Compression;
 using System.Text;
 using Kmem.Tracing;
+using static Kmem.Tests.Fuzzer;
 
 namespace Kmem.Tests;
 
@@ -11,9 +12,6 @@ namespace Kmem.Tests;
 /// </summary>
 public sealed class ReaderFuzzTests
 {
-    private const long MostBytes = 1L << 30;
-    private static readonly TimeSpan s_longest = TimeSpan.FromSeconds(90);     // they take milliseconds; the machine may be busy
-
     [Fact]
     public void States_of_machines()
     {
@@ -89,6 +87,81 @@ public sealed class ReaderFuzzTests
             input => new FaultAttribute("failslab", 1, log).Apply(Encoding.UTF8.GetString(input)), typeof(ArgumentException));
     }
 
+    [Fact]
+    public void Names_of_flags()
+    {
+        Texts("GFP names", "GFP_KERNEL|__GFP_ZERO|__GFP_COMP|0x100cca", 3000, text =>
+        {
+            bool known = GfpNames.TryParse(text, out Gfp gfp);
+            Assert.Equal(known, GfpNames.TryParse(Encoding.UTF8.GetBytes(text), out Gfp same));
+            Assert.Equal(gfp, same);
+            Assert.True(!known || (GfpNames.TryParse(gfp.ToKernelString(), out Gfp again) && again == gfp), text);
+        });
+    }
+
+    /// <summary>What the environment of a program may say about its shared machine, and names of profiles.</summary>
+    [Fact]
+    public void Settings_of_programs()
+    {
+        Texts("KMEM_SHARED_FRACTION", "0.25", 3000,
+            text => Assert.True(Machine.ParseFraction(text) is null or (> 0 and <= 1), text));
+        Texts("names of profiles", "linux-6.18", 1000, text => KernelProfile.Find(text));
+    }
+
+    /// <summary>Files of recorded events, as bytes: what is no line, and what is no gzip.</summary>
+    [Fact]
+    public void Recorded_events()
+    {
+        string path = Temporary();
+        try
+        {
+            byte[] packed = File.ReadAllBytes(TestData.PathOf("boot-1cpu/00-slab/events.tsv.gz"));
+            string[] lines = TestData.ReadGzip("boot-1cpu/00-slab/events.tsv.gz").Split('\n');
+            byte[] plain = Encoding.UTF8.GetBytes(string.Join('\n', lines.Take(200)));
+            Fuzz("recorded events", plain, 300, ReadEvents, typeof(InvalidDataException));
+            Fuzz("packed events", packed, 60, ReadEvents, typeof(InvalidDataException));
+        }
+        finally
+        {
+            File.Delete(path);
+        }
+
+        void ReadEvents(byte[] input)
+        {
+            File.WriteAllBytes(path, input);
+            RecordedEvents.Read(path);
+        }
+    }
+
+    /// <summary>The page tables of a recorded kernel, beside its state, and walks through what came of them.</summary>
+    [Fact]
+    public void Recorded_page_tables()
+    {
+        string folder = Temporary();
+        Directory.CreateDirectory(folder);
+        try
+        {
+            File.Copy(TestData.PathOf("boot-1cpu/02-vm/state-t1.json.gz"), Path.Combine(folder, "state-t1.json.gz"));
+            string tables = TestData.ReadGzip("boot-1cpu/02-vm/pagetables-t1.tsv.gz");
+            byte[] head = Encoding.UTF8.GetBytes(string.Join('\n', tables.Split('\n').Take(100)));
+            Fuzz("recorded page tables", head, 12, input =>
+            {
+                using (var file = new GZipStream(
+                    File.Create(Path.Combine(folder, "pagetables-t1.tsv.gz")), CompressionLevel.Fastest))
+                {
+                    file.Write(input);
+                }
+
+                using RecordedKernel kernel = RecordedKernel.Read(folder);
+                kernel.Walk(new VirtAddr(0xffff_c900_0000_0000));
+            }, typeof(InvalidDataException));
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
     /// <summary>A whole replay of a damaged trace: its reader skips what it cannot read, and the machine stays whole.</summary>
     [Fact]
     public void Replays_of_traces()
@@ -132,85 +205,4 @@ public sealed class ReaderFuzzTests
     }
 
     private static string Temporary() => Path.Combine(Path.GetTempPath(), $"kmem-{Guid.NewGuid():n}.json");
-
-    private static void Fuzz(string what, byte[] sample, int rounds, Action<byte[]> read, params Type[] own)
-    {
-        if (double.TryParse(Environment.GetEnvironmentVariable("KMEM_FUZZ_ROUNDS"), out double factor))
-            rounds = (int)(rounds * factor);
-        int refused = 0;
-        for (int seed = 0; seed < rounds; seed++)
-        {
-            byte[] damaged = Damage(sample, new Random(seed));
-            var watch = Stopwatch.StartNew();
-            long before = GC.GetAllocatedBytesForCurrentThread();
-            try
-            {
-                read(damaged);
-            }
-            catch (Exception error) when (own.Any(type => type.IsInstanceOfType(error)))
-            {
-                Assert.NotEmpty(error.Message);
-                refused++;
-            }
-            catch (Exception error)
-            {
-                Assert.Fail($"{what}, seed {seed}: {error}");
-            }
-
-            Assert.True(watch.Elapsed < s_longest, $"{what}, seed {seed}: {watch.Elapsed}");
-            long bytes = GC.GetAllocatedBytesForCurrentThread() - before;
-            Assert.True(bytes < MostBytes, $"{what}, seed {seed}: {bytes} bytes");
-        }
-
-        Figures.Add("fuzzing", what, rounds);
-        TestContext.Current.TestOutputHelper?.WriteLine($"{what}: {rounds} inputs, {refused} refused");
-    }
-
-    /// <summary>One to four accidents: bytes changed, cut, doubled, moved; numbers made extreme.</summary>
-    private static byte[] Damage(byte[] sample, Random random)
-    {
-        List<byte> damaged = [.. sample];
-        for (int i = random.Next(1, 5); i > 0 && damaged.Count > 0; i--)
-        {
-            int at = random.Next(damaged.Count);
-            int length = Math.Min(random.Next(1, 20), damaged.Count - at);
-            switch (random.Next(8))
-            {
-                case 0:
-                    damaged[at] = (byte)random.Next(256);
-                    break;
-                case 1:
-                    damaged.RemoveRange(at, length);
-                    break;
-                case 2:
-                    damaged.InsertRange(random.Next(damaged.Count), damaged.GetRange(at, length));
-                    break;
-                case 3 when random.Next(4) == 0:
-                    damaged.RemoveRange(at, damaged.Count - at);
-                    break;
-                default:
-                    ChangeNumber(damaged, at, random);
-                    break;
-            }
-        }
-
-        return [.. damaged];
-    }
-
-    /// <summary>The next number of a text becomes another one, often an extreme one.</summary>
-    private static void ChangeNumber(List<byte> text, int from, Random random)
-    {
-        int start = text.FindIndex(from, b => b is >= (byte)'0' and <= (byte)'9');
-        if (start < 0)
-            return;
-
-        int end = text.FindIndex(start, b => b is < (byte)'0' or > (byte)'9');
-        string[] numbers =
-        [
-            "0", "1", "-1", "7", "255", "4096", "2147483647", "2147483648", "4294967295", "9223372036854775807",
-            "18446744073709551615", "99999999999999999999", random.Next(100_000).ToString(),
-        ];
-        text.RemoveRange(start, (end < 0 ? text.Count : end) - start);
-        text.InsertRange(start, Encoding.ASCII.GetBytes(numbers[random.Next(numbers.Length)]));
-    }
 }

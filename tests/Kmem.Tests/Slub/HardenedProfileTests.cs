@@ -225,6 +225,67 @@ public sealed class HardenedProfileTests : IDisposable
         Assert.Empty(_machine.Validate());
     }
 
+    /// <summary>
+    /// Whichever way a request for pages would end in, refusal or the killer: first it gets what is only kept back.
+    /// </summary>
+    [Theory]
+    [InlineData(0, Gfp.Kernel | Gfp.NoRetry)]
+    [InlineData(0, Gfp.Kernel | Gfp.RetryMayFail)]
+    [InlineData(0, Gfp.Kernel | Gfp.ThisNode)]
+    [InlineData(0, Gfp.Kernel)]
+    [InlineData(2, Gfp.Kernel | Gfp.NoRetry)]
+    [InlineData(4, Gfp.Kernel | Gfp.RetryMayFail)]
+    public unsafe void Requests_for_pages_get_what_is_kept_back_before_memory_is_out(int order, Gfp gfp)
+    {
+        int keptWhenAsked = -1;
+        using Machine machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Hardened,
+            Cpus = 1,
+            RamBytes = 32 << 20,
+        });
+        machine.OomPolicy = _ =>
+        {
+            keptWhenAsked = machine.Slabs.Quarantine!.List().Count;
+            return OomVerdict.Fail;
+        };
+        KmemCache cache = machine.CreateCache("kept", 1000, flags: SlabFlags.NoMerge);
+        var objects = new nint[600];
+        Assert.Equal(600, cache.AllocBulk(Gfp.Kernel, objects));
+        cache.FreeBulk(objects);
+        Assert.True(machine.Slabs.Quarantine!.List().Count > 500);
+        Assert.Empty(machine.Dmesg.ToString());
+
+        var blocks = new List<Pfn>();
+        for (Pfn block; (block = machine.AllocPages(gfp | Gfp.NoWarn, order)).IsValid;)
+            blocks.Add(block);
+
+        Assert.Empty(machine.Slabs.Quarantine.List());
+        Assert.Equal(0, cache.SlabCount);
+        Assert.Equal(gfp == Gfp.Kernel ? 0 : -1, keptWhenAsked);
+        Assert.Empty(machine.Validate());
+        foreach (Pfn block in blocks)
+            machine.FreePages(block, order);
+    }
+
+    /// <summary>Who may not wait takes nothing out of the quarantine.</summary>
+    [Fact]
+    public unsafe void Requests_that_may_not_wait_leave_it_alone()
+    {
+        using Machine machine = Machine.Boot(new MachineOptions
+        {
+            Profile = KernelProfile.Hardened,
+            Cpus = 1,
+            RamBytes = 32 << 20,
+        });
+        machine.Kfree(machine.Kmalloc(100, Gfp.Kernel));
+        while (machine.AllocPage(Gfp.NoWait | Gfp.NoWarn).IsValid)
+        {
+        }
+
+        Assert.Single(machine.Slabs.Quarantine!.List());
+    }
+
     [Theory]
     [InlineData(1)]
     [InlineData(2)]
