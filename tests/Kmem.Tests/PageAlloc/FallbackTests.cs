@@ -146,10 +146,12 @@ public sealed class FallbackTests
     {
         using var zone = Fragmented(out List<ulong> held);
 
-        // Frames 0 … 255 of the pageblock are free in blocks of order 4 (each second one), the rest is in use.
+        // Frames 0 … 255 of the pageblock are free in blocks of order 4; the rest is in use, and not alike.
         zone.Zone.Watermarks = new Watermarks(1, 2, 1000, 4);
         var mode = SearchMode.Normal;
         ulong block = held[0] & ~511UL;
+        for (ulong pfn = block + 256; pfn < block + 512; pfn++)
+            zone.PageOf(pfn)->Flags |= PageFlags.Lru;
         for (ulong pfn = block; pfn < block + 256; pfn += 16)
             Release(zone, pfn, 4);
         zone.Trace.Events.Clear();
