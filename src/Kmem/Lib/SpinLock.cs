@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.CompilerServices;
 
 namespace Kmem;
@@ -8,7 +9,7 @@ namespace Kmem;
 /// </summary>
 internal struct SpinLock(LockRank rank)
 {
-    private int _held;
+    private int _held;      // 0, or who holds it: the thread in debug builds, 1 in others
 
     public readonly bool IsHeld => Volatile.Read(in _held) != 0;
 
@@ -17,14 +18,14 @@ internal struct SpinLock(LockRank rank)
     {
         LockOrder.Acquire(rank);
         SimPoint.Here(Name);
-        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+        if (Interlocked.CompareExchange(ref _held, Me, 0) != 0)
             AcquireSlow();
     }
 
     public bool TryAcquire()
     {
         SimPoint.Here(Name);
-        if (Interlocked.CompareExchange(ref _held, 1, 0) != 0)
+        if (Interlocked.CompareExchange(ref _held, Me, 0) != 0)
             return false;
 
         LockOrder.Acquire(rank);
@@ -39,6 +40,14 @@ internal struct SpinLock(LockRank rank)
         Volatile.Write(ref _held, 0);
         SimPoint.Here(Name);
     }
+
+    /// <summary>
+    /// Fails unless this thread holds the lock (lockdep_assert_held): for whoever changes what the lock guards. In debug
+    /// builds only.
+    /// </summary>
+    [Conditional("DEBUG")]
+    public readonly void AssertHeld([CallerMemberName] string change = "") => Bug.OnVm(
+        Volatile.Read(in _held) != Me && !IsPlantedOpen, $"{change} without the lock {Name}");
 
     /// <summary>Opens the lock, whoever held it: only where nobody else is at work (see <see cref="LockOrder.Break"/>).</summary>
     public void Break() => Volatile.Write(ref _held, 0);
@@ -56,9 +65,12 @@ internal struct SpinLock(LockRank rank)
 
     private readonly string Name => s_names[(int)rank - 1];
 
+    private static int Me => Environment.CurrentManagedThreadId;
+
     private readonly bool IsPlantedOpen => SimPoint.Of is { } simulation && !simulation.Excludes(rank);
 #else
     private const string Name = "";
+    private const int Me = 1;
     private static bool IsPlantedOpen => false;
 #endif
 
@@ -73,6 +85,6 @@ internal struct SpinLock(LockRank rank)
         {
             wait.Once();
         }
-        while (Volatile.Read(ref _held) != 0 || Interlocked.CompareExchange(ref _held, 1, 0) != 0);
+        while (Volatile.Read(ref _held) != 0 || Interlocked.CompareExchange(ref _held, Me, 0) != 0);
     }
 }

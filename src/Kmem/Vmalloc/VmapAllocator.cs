@@ -95,7 +95,7 @@ internal sealed partial class VmapAllocator : IDisposable
         _objects = new VmapObjects(
             slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
-        _free = new FreeVmapTree(_objects);
+        _free = new FreeVmapTree(_objects, () => _freeLock.AssertHeld("free address space"));
         _decaying = new FreeVmapTree(_objects);
         _spare = new nint[_cpus.Count];
         if (options.State is { } state)
@@ -392,11 +392,18 @@ internal sealed partial class VmapAllocator : IDisposable
         foreach (VmapAreaState state in early)
         {
             if (state.Start > from)
-                _free.Add(NewObject(from, state.Start));
+                AddFree(NewObject(from, state.Start));
             from = state.End;
         }
 
-        _free.Add(NewObject(from, SpaceEnd));
+        AddFree(NewObject(from, SpaceEnd));
+    }
+
+    private unsafe void AddFree(VmapArea* block)
+    {
+        _freeLock.Acquire();
+        _free.Add(block);
+        _freeLock.Release();
     }
 
     private KmemCache CreateCache() => _slabs.Create(
