@@ -399,10 +399,13 @@ internal sealed partial class VmapAllocator : IDisposable
         AddFree(NewObject(from, SpaceEnd));
     }
 
-    private unsafe void AddFree(VmapArea* block)
+    private unsafe void AddFree(VmapArea* block) => ChangeFree(() => _free.Add(block));
+
+    /// <summary>Changes <see cref="Free"/> under its lock.</summary>
+    internal void ChangeFree(Action change)
     {
         _freeLock.Acquire();
-        _free.Add(block);
+        change();
         _freeLock.Release();
     }
 

@@ -88,7 +88,8 @@ public sealed class MisuseTableTests
     public void Every_cell_of_the_table_says_something() => Assert.All(TableRows(), cells =>
     {
         Assert.Equal(3 + s_settings.Length + 3 + 1, cells.Length);
-        Assert.All(cells[1..^1], cell => Assert.False(string.IsNullOrWhiteSpace(cell), $"row {cells[1]} has an empty cell"));
+        Assert.All(cells[1..^1], cell => Assert.False(
+            string.IsNullOrWhiteSpace(cell), $"row {cells[1]} has an empty cell"));
     });
 
     [Fact]
