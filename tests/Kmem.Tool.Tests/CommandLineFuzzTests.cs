@@ -58,6 +58,18 @@ public sealed class CommandLineFuzzTests
         });
     }
 
+    [Theory]
+    [InlineData("profile=native,ram=64M,cpus=8,nodes=2,movablecore=16M")]
+    [InlineData("min_free_kbytes=4096,watermark_scale_factor=10,watermark_boost_factor=15000,seed=7")]
+    [InlineData("percpu_pagelist_high_fraction=8,slab_merge=off,thp=on,slab_debug=FZPU")]
+    public void Settings_to_compare(string sample) => Fuzzer.Texts("settings to compare", sample, 2000, text =>
+    {
+        if (ReplaySettings.Parse(text, out string? wrong) == null)
+            Assert.NotEmpty(wrong!);
+        else
+            Assert.Null(wrong);
+    });
+
     [Fact]
     public void Scripts_of_pictures() => Fuzzer.Texts(
         "scripts",

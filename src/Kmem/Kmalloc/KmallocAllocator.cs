@@ -192,7 +192,12 @@ internal sealed class KmallocAllocator
     {
         Trace?.Kfree(_slabs.Map.Contains(pointer) ? _slabs.KernelAddress(pointer) : (ulong)pointer);
         if ((nuint)pointer <= ZeroSizePointer)
+        {
+            // The kernel ignores what lies between, too; it is a field of a null structure, or worse.
+            if (pointer != null && (nuint)pointer != ZeroSizePointer)
+                _slabs.ThrowNotASlab(pointer, "kfree");
             return;
+        }
 
         Page* slab = _slabs.SlabOf(pointer);
         if (slab == null)

@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.CompilerServices;
 
 namespace Kmem;
@@ -42,6 +43,14 @@ internal struct SpinLock(LockRank rank)
         Volatile.Write(ref _holder, 0);
         SimPoint.Here(Name);
     }
+
+    /// <summary>
+    /// Fails unless this thread holds the lock (lockdep_assert_held): for whoever changes what the lock guards. In debug
+    /// builds only.
+    /// </summary>
+    [Conditional("DEBUG")]
+    public readonly void AssertHeld([CallerMemberName] string change = "") => Bug.OnVm(
+        !IsHeldHere && !IsPlantedOpen, $"{change} without the lock {Name}");
 
     /// <summary>
     /// Opens the lock if this thread broke off while it held it (see <see cref="LockOrder.Break"/>). A lock of another thread,

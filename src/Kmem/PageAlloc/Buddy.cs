@@ -177,8 +177,12 @@ internal sealed partial class Buddy : IDisposable
     }
 
     /// <summary>Appends a free block to its list; counters are set by <see cref="Zone"/>.Restore.</summary>
-    public unsafe void Restore(ulong pfn, int order, Migratetype type) =>
+    public unsafe void Restore(ulong pfn, int order, Migratetype type)
+    {
+        Lock.Acquire();
         AddLocked(_map.PageOf(pfn), order, type, tail: true);
+        Lock.Release();
+    }
 
     /// <summary>
     /// Puts a block in use in the place of a free one of the same order, or of a part of a larger free one, which becomes
@@ -374,6 +378,7 @@ internal sealed partial class Buddy : IDisposable
 
     private unsafe void AddLocked(Page* page, int order, Migratetype type, bool tail)
     {
+        Lock.AssertHeld();
         page->Type = PageType.Buddy;
         page->Private = (ulong)order;
         ListHead* list = ListOf(order, type);
@@ -388,6 +393,7 @@ internal sealed partial class Buddy : IDisposable
 
     private unsafe void RemoveLocked(Page* page, int order)
     {
+        Lock.AssertHeld();
         Bug.OnVm(page->Type != PageType.Buddy || page->Private != (ulong)order, "not a free block of this order");
         ListHead.Remove(&page->Lru);
         page->Flags &= ~PageFlags.Reported;
@@ -401,6 +407,7 @@ internal sealed partial class Buddy : IDisposable
     /// <summary>Books free frames of a type. Isolated ones do not count as free.</summary>
     private void AccountLocked(long pages, Migratetype type, int cpu)
     {
+        Lock.AssertHeld();
         if (type == Migratetype.Isolate)
             return;
 

@@ -61,6 +61,7 @@ internal sealed partial class Buddy
     /// </summary>
     public unsafe void MovePageblockLocked(ulong pfn, Migratetype from, Migratetype to, int cpu)
     {
+        Lock.AssertHeld();
         ulong start = pfn & ~(ulong)(PageOrder.PageblockPages - 1);
         ulong end = start + PageOrder.PageblockPages;
         for (ulong frame = start; frame < end;)

@@ -47,8 +47,10 @@ public sealed partial class KmemCache
     internal unsafe void RestoreNode(int node, IReadOnlyList<ulong> partial, ulong descriptor)
     {
         _nodes[node].Descriptor = descriptor == 0 ? 0 : (nint)_slabs.PointerOf(descriptor);
+        _nodes[node].Lock.Acquire();
         foreach (ulong pfn in partial)
             _nodes[node].AddLocked(_slabs.Map.PageOf(pfn), tail: true);
+        _nodes[node].Lock.Release();
     }
 
     /// <summary>Writes a sheaf into the kmalloc block that it is; its objects are free.</summary>

@@ -57,6 +57,7 @@ internal sealed class KmemCacheNode
 
     public unsafe void AddLocked(Page* slab, bool tail)
     {
+        Lock.AssertHeld();
         Bug.OnVm((slab->Flags & PageFlags.SlabOnPartialList) != 0, "slab is on the partial list already");
         NrPartial++;
         slab->Flags |= PageFlags.SlabOnPartialList;
@@ -68,6 +69,7 @@ internal sealed class KmemCacheNode
 
     public unsafe void RemoveLocked(Page* slab)
     {
+        Lock.AssertHeld();
         Bug.OnVm((slab->Flags & PageFlags.SlabOnPartialList) == 0, "slab is not on the partial list");
         NrPartial--;
         slab->Flags &= ~PageFlags.SlabOnPartialList;
@@ -76,6 +78,7 @@ internal sealed class KmemCacheNode
 
     public unsafe void AddFullLocked(Page* slab)
     {
+        Lock.AssertHeld();
         Bug.OnVm((slab->Flags & PageFlags.SlabOnFullList) != 0, "slab is on the full list already");
         slab->Flags |= PageFlags.SlabOnFullList;
         ListHead.AddHead(_full, &slab->SlabList);
@@ -84,6 +87,7 @@ internal sealed class KmemCacheNode
     /// <summary>Takes a slab off whichever list it is on.</summary>
     public unsafe void UnlistLocked(Page* slab)
     {
+        Lock.AssertHeld();
         if ((slab->Flags & PageFlags.SlabOnPartialList) != 0)
         {
             RemoveLocked(slab);
@@ -98,6 +102,7 @@ internal sealed class KmemCacheNode
     /// <summary>All slabs that are on a list, the partial ones first.</summary>
     public unsafe List<nint> ListedLocked()
     {
+        Lock.AssertHeld();
         var slabs = new List<nint>();
         for (ListHead* entry = _partial->Next; entry != _partial; entry = entry->Next)
             slabs.Add((nint)Page.FromSlabList(entry));

@@ -95,9 +95,7 @@ internal sealed class Barn
     public unsafe void PutFull(Sheaf* sheaf)
     {
         _lock.Acquire();
-        sheaf->Next = _full;
-        _full = sheaf;
-        FullCount++;
+        AddFullLocked(sheaf);
         OfferedLocked();
         _lock.Release();
     }
@@ -105,9 +103,7 @@ internal sealed class Barn
     public unsafe void PutEmpty(Sheaf* sheaf)
     {
         _lock.Acquire();
-        sheaf->Next = _empty;
-        _empty = sheaf;
-        EmptyCount++;
+        AddEmptyLocked(sheaf);
         _lock.Release();
     }
 
@@ -133,11 +129,7 @@ internal sealed class Barn
         _lock.Acquire();
         Sheaf* full = TakeFullLocked();
         if (full != null)
-        {
-            empty->Next = _empty;
-            _empty = empty;
-            EmptyCount++;
-        }
+            AddEmptyLocked(empty);
 
         _lock.Release();
         return full;
@@ -152,11 +144,7 @@ internal sealed class Barn
         noRoom = FullCount >= Limit;
         Sheaf* empty = noRoom ? null : TakeEmptyLocked();
         if (empty != null)
-        {
-            full->Next = _full;
-            _full = full;
-            FullCount++;
-        }
+            AddFullLocked(full);
 
         OfferedLocked();
         _lock.Release();
@@ -199,7 +187,27 @@ internal sealed class Barn
         return sheaves;
     }
 
-    private void OfferedLocked() => _limit = Math.Max(_least, _limit - 1);
+    private void OfferedLocked()
+    {
+        _lock.AssertHeld();
+        _limit = Math.Max(_least, _limit - 1);
+    }
+
+    private unsafe void AddFullLocked(Sheaf* sheaf)
+    {
+        _lock.AssertHeld();
+        sheaf->Next = _full;
+        _full = sheaf;
+        FullCount++;
+    }
+
+    private unsafe void AddEmptyLocked(Sheaf* sheaf)
+    {
+        _lock.AssertHeld();
+        sheaf->Next = _empty;
+        _empty = sheaf;
+        EmptyCount++;
+    }
 
     private unsafe Sheaf* TakeFullLocked()
     {
@@ -209,6 +217,7 @@ internal sealed class Barn
 
     private unsafe Sheaf* UnlinkFullLocked()
     {
+        _lock.AssertHeld();
         Sheaf* sheaf = _full;
         if (sheaf != null)
         {
@@ -222,6 +231,7 @@ internal sealed class Barn
 
     private unsafe Sheaf* TakeEmptyLocked()
     {
+        _lock.AssertHeld();
         Sheaf* sheaf = _empty;
         if (sheaf != null)
         {

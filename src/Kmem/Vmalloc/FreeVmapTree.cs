@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.InteropServices;
 
 namespace Kmem;
@@ -20,10 +21,14 @@ namespace Kmem;
 internal sealed class FreeVmapTree : IDisposable
 {
     private readonly VmapObjects _objects;
+    private readonly Action? _assertLocked;
     private unsafe VmapTree* _tree;
 
-    public unsafe FreeVmapTree(VmapObjects objects)
+    /// <param name="objects">Where blocks come from and go to.</param>
+    /// <param name="assertLocked">Fails where the tree must not be changed; asked in debug builds.</param>
+    public unsafe FreeVmapTree(VmapObjects objects, Action? assertLocked = null)
     {
+        _assertLocked = assertLocked;
         _objects = objects;
         _tree = (VmapTree*)NativeMemory.Alloc((nuint)sizeof(VmapTree));
         VmapTree.Init(_tree);
@@ -54,6 +59,7 @@ internal sealed class FreeVmapTree : IDisposable
     /// <returns>The block, or null.</returns>
     public unsafe VmapArea* FindLowest(in VmapRequest request)
     {
+        AssertLocked();
         // A block of this length fits whatever its alignment; shorter ones are not looked for.
         ulong range = request.RangeEnd - request.RangeStart;
         ulong length = request.Align <= Pfn.PageSize || range == request.Size
@@ -101,6 +107,7 @@ internal sealed class FreeVmapTree : IDisposable
     /// <param name="spare">This CPU's spare object, taken if the block is split in two.</param>
     public unsafe VmapError Cut(VmapArea* block, ulong start, ulong size, ref nint spare)
     {
+        AssertLocked();
         ulong end = start + size;
         if (start < block->Start || end > block->End || end < start)
             return VmapError.Invalid;
@@ -148,6 +155,7 @@ internal sealed class FreeVmapTree : IDisposable
     /// <returns>False, and the range is lost, if it overlaps free space: something was freed twice.</returns>
     public unsafe bool Merge(VmapArea* area)
     {
+        AssertLocked();
         if (!VmapTree.FindPlace(_tree, area, out RbNode* parent, out RbNode** link))
             return false;
 
@@ -184,13 +192,18 @@ internal sealed class FreeVmapTree : IDisposable
     /// <summary>Adds a block that touches no other, without looking.</summary>
     public unsafe void Add(VmapArea* block)
     {
+        AssertLocked();
         bool placed = VmapTree.FindPlace(_tree, block, out RbNode* parent, out RbNode** link);
         Bug.On(!placed, "free address space overlaps");
         Link(block, parent, link);
     }
 
     /// <summary>Takes a whole block out; the caller owns its object.</summary>
-    public unsafe void Remove(VmapArea* block) => VmapTree.Remove<LargestBlock>(_tree, block);
+    public unsafe void Remove(VmapArea* block)
+    {
+        AssertLocked();
+        VmapTree.Remove<LargestBlock>(_tree, block);
+    }
 
     /// <summary>The block with the highest start at or below an address, or null (pvm_find_va_enclose_addr).</summary>
     public unsafe VmapArea* FindAtOrBelow(ulong address)
@@ -214,6 +227,9 @@ internal sealed class FreeVmapTree : IDisposable
     }
 
     public static ulong AlignUp(ulong address, ulong align) => (address + align - 1) & ~(align - 1);
+
+    [Conditional("DEBUG")]
+    private void AssertLocked() => _assertLocked?.Invoke();
 
     /// <summary>
     /// From a node below which nothing is left: the nearest ancestor that fits, or the right child of one below which

@@ -20,14 +20,19 @@ internal sealed partial class VmapAllocator
         VmapArea* area = TakePooled(start, end);
         if (area == null)
         {
+            _freeLock.Acquire();
             FreeOverlapping(start, end);
+            _freeLock.Release();
             area = _objects.Alloc(Gfp.Kernel);
+            _freeLock.Acquire();
             VmapArea* block = _free.FindAtOrBelow(start);
-            if (area == null
-                || block == null
-                || block->Start > start
-                || block->End < end
-                || _free.Cut(block, start, request.Size, ref _spare[cpu]) != VmapError.None)
+            bool cut = area != null
+                && block != null
+                && block->Start <= start
+                && block->End >= end
+                && _free.Cut(block, start, request.Size, ref _spare[cpu]) == VmapError.None;
+            _freeLock.Release();
+            if (!cut)
             {
                 _objects.Free(area);
                 return null;

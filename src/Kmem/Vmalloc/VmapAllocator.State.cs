@@ -43,7 +43,7 @@ internal sealed partial class VmapAllocator
         if (state.ShapeKnown)
             RestoreTree(state.Free, objectFor);
         else
-            state.Free.ForEach(block => _free.Add(Place(block.Start, block.End, block.Object, objectFor)));
+            state.Free.ForEach(block => AddFree(Place(block.Start, block.End, block.Object, objectFor)));
 
         long lazy = 0;
         for (int id = 0; id < _nodes.Length; id++)

@@ -98,7 +98,7 @@ internal sealed partial class VmapAllocator : IDisposable
             options.State is { } known ? CacheOf(known) : options.IsReplay ? null : CreateCache(),
             options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
-        _free = new FreeVmapTree(_objects);
+        _free = new FreeVmapTree(_objects, () => _freeLock.AssertHeld("free address space"));
         _decaying = new FreeVmapTree(_objects);
         _spare = new nint[_cpus.Count];
         if (options.State is { } state)
@@ -395,11 +395,21 @@ internal sealed partial class VmapAllocator : IDisposable
         foreach (VmapAreaState state in early)
         {
             if (state.Start > from)
-                _free.Add(NewObject(from, state.Start));
+                AddFree(NewObject(from, state.Start));
             from = state.End;
         }
 
-        _free.Add(NewObject(from, SpaceEnd));
+        AddFree(NewObject(from, SpaceEnd));
+    }
+
+    private unsafe void AddFree(VmapArea* block) => ChangeFree(() => _free.Add(block));
+
+    /// <summary>Changes <see cref="Free"/> under its lock.</summary>
+    internal void ChangeFree(Action change)
+    {
+        _freeLock.Acquire();
+        change();
+        _freeLock.Release();
     }
 
     private KmemCache CreateCache() => _slabs.Create(

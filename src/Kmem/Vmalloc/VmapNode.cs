@@ -83,7 +83,7 @@ internal sealed class VmapNode : IDisposable
         _busyLock.Acquire();
         VmapArea* area = VmapTree.Find(Busy, address);
         if (area != null && unlink)
-            VmapTree.Remove<NoAugment>(Busy, area);
+            RemoveBusyLocked(area);
         _busyLock.Release();
         return area;
     }
@@ -109,7 +109,7 @@ internal sealed class VmapNode : IDisposable
         if (area != null && mark != VmFlags.None)
             area->Vm->Flags |= mark;
         else if (area != null)
-            VmapTree.Remove<NoAugment>(Busy, area);
+            RemoveBusyLocked(area);
         _busyLock.Release();
         return area;
     }
@@ -125,7 +125,7 @@ internal sealed class VmapNode : IDisposable
         bool fits = area != null && area->Start == start && area->Pages == pages
             && (area->Flags & Kind) == (ulong)VmapAreaFlags.Ram;
         if (fits)
-            VmapTree.Remove<NoAugment>(Busy, area);
+            RemoveBusyLocked(area);
         else
             area = null;
         _busyLock.Release();
@@ -201,24 +201,8 @@ internal sealed class VmapNode : IDisposable
         if (pool == null || Volatile.Read(ref pool->Length) == 0)
             return null;
 
-        VmapArea* area = null;
         _poolLock.Acquire();
-        if (!ListHead.IsEmpty(&pool->List))
-        {
-            area = VmapArea.FromList(pool->List.Next);
-            Bug.On(area->Size != request.Size, "an area is in the pool of another size");
-            ListHead.Remove(&area->List);
-            if ((area->Start & (request.Align - 1)) == 0)
-            {
-                Volatile.Write(ref pool->Length, pool->Length - 1);
-            }
-            else
-            {
-                ListHead.AddTail(&pool->List, &area->List);
-                area = null;
-            }
-        }
-
+        VmapArea* area = TakeFrontLocked(pool, request);
         _poolLock.Release();
         return area;
     }
@@ -295,6 +279,31 @@ internal sealed class VmapNode : IDisposable
 
     /// <summary>The pool of areas of a number of pages, 1 to 256; for reports and checks.</summary>
     public unsafe VmapPool* PoolOfPages(int pages) => _lists->PoolAt(pages - 1);
+
+    private unsafe void RemoveBusyLocked(VmapArea* area)
+    {
+        _busyLock.AssertHeld();
+        VmapTree.Remove<NoAugment>(Busy, area);
+    }
+
+    private unsafe VmapArea* TakeFrontLocked(VmapPool* pool, in VmapRequest request)
+    {
+        _poolLock.AssertHeld();
+        if (ListHead.IsEmpty(&pool->List))
+            return null;
+
+        VmapArea* area = VmapArea.FromList(pool->List.Next);
+        Bug.On(area->Size != request.Size, "an area is in the pool of another size");
+        ListHead.Remove(&area->List);
+        if ((area->Start & (request.Align - 1)) == 0)
+        {
+            Volatile.Write(ref pool->Length, pool->Length - 1);
+            return area;
+        }
+
+        ListHead.AddTail(&pool->List, &area->List);
+        return null;
+    }
 
     private unsafe VmapPool* PoolFor(ulong size)
     {

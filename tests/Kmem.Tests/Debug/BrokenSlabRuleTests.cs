@@ -78,8 +78,20 @@ public sealed class BrokenSlabRuleTests
     public unsafe void Slab_with_room_on_no_list() => Breaks(["SLUB-12"], static (scene, patch) =>
     {
         Page* slab = scene.Partial();
+        KmemCacheNode node = scene.Cache.Nodes[0];
         patch.Do(
-            () => scene.Cache.Nodes[0].RemoveLocked(slab), () => scene.Cache.Nodes[0].AddLocked(slab, tail: false));
+            () =>
+            {
+                node.Lock.Acquire();
+                node.RemoveLocked(slab);
+                node.Lock.Release();
+            },
+            () =>
+            {
+                node.Lock.Acquire();
+                node.AddLocked(slab, tail: false);
+                node.Lock.Release();
+            });
     });
 
     [Fact]

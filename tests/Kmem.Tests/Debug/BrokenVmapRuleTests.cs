@@ -57,22 +57,22 @@ public sealed class BrokenVmapRuleTests
         ulong end = block->End;
         var upper = (VmapArea*)scene.Vmap.Objects.Alloc(Gfp.Kernel | Gfp.Zero);
         patch.Do(
-            () =>
+            () => scene.Vmap.ChangeFree(() =>
             {
                 free.Remove(block);
                 block->End = block->Start + Page;
                 (upper->Start, upper->End) = (block->End, end);
                 free.Add(block);
                 free.Add(upper);
-            },
-            () =>
+            }),
+            () => scene.Vmap.ChangeFree(() =>
             {
                 free.Remove(upper);
                 free.Remove(block);
                 block->End = end;
                 free.Add(block);
                 scene.Vmap.Objects.Free(upper);
-            });
+            }));
     });
 
     [Fact]

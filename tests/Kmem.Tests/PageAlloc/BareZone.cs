@@ -41,6 +41,22 @@ internal sealed class BareZone : IDisposable
 
     public unsafe void Give(Page* page, int order, int cpu = 0) => Pages.Give(page, order, cpu, bypassPcp: false);
 
+    public unsafe Page* TakeBlock(int order, Migratetype type, int cpu = 0)
+    {
+        Buddy.Lock.Acquire();
+        Page* page = Buddy.TakeLocked(order, type, cpu);
+        Buddy.Lock.Release();
+        return page;
+    }
+
+    public unsafe Page* Rmqueue(int order, Migratetype type, AllocFlags flags, ref SearchMode mode, int cpu = 0)
+    {
+        Buddy.Lock.Acquire();
+        Page* page = Buddy.RmqueueLocked(order, type, flags, ref mode, cpu);
+        Buddy.Lock.Release();
+        return page;
+    }
+
     /// <summary>The blocks of a free list, from head to tail.</summary>
     public ulong[] Free(int order, Migratetype type) => Lists.Blocks(Pages, _map, order, type);
 
@@ -76,6 +92,13 @@ internal static class Lists
         for (ListHead* node = list->Next; node != list; node = node->Next)
             pfns.Add(map.PfnOf(Page.FromLru(node)));
         return [.. pfns];
+    }
+
+    public static void MovePageblock(ZonePages zone, ulong pfn, Migratetype from, Migratetype to)
+    {
+        zone.Buddy.Lock.Acquire();
+        zone.Buddy.MovePageblockLocked(pfn, from, to, cpu: 0);
+        zone.Buddy.Lock.Release();
     }
 
     public static unsafe ulong[] Blocks(ZonePages zone, MemMap map, int order, Migratetype type) =>

@@ -76,23 +76,25 @@ public sealed class BootHandOverTests
         Assert.Equal(15UL, zone.Zone.Present);
     }
 
-    [Fact]
+    [Theory]
+    [InlineData(1, 0)]
+    [InlineData(0, 1)]
     [Trait("rule", "BOOT-03")]
-    public void Nodes_may_interleave()
+    public void Nodes_may_interleave(int outer, int inner)
     {
-        // Node 1's span covers the memory of node 0.
+        // One node's span covers the memory of the other.
         var map = new BootMemoryMap();
-        map.AddMemory(4096 << 12, 5120 << 12, node: 1);
-        map.AddMemory(5120 << 12, 6144 << 12, node: 0);
-        map.AddMemory(7168 << 12, 8192 << 12, node: 1);
+        map.AddMemory(4096 << 12, 5120 << 12, outer);
+        map.AddMemory(5120 << 12, 6144 << 12, inner);
+        map.AddMemory(7168 << 12, 8192 << 12, outer);
         using var machine = new BarePages(new MachineOptions { Profile = KernelProfile.Linux618, MemoryMap = map, Cpus = 2, MinFreeKbytes = 0 });
-        Assert.Equal([5120], machine.FreeList(machine.Zone(ZoneType.Dma32, 0), 10, Migratetype.Movable));
-        Assert.Equal([4096, 7168], machine.FreeList(machine.Zone(ZoneType.Dma32, 1), 10, Migratetype.Movable));
-        Assert.Equal(4096UL, machine.Zone(ZoneType.Dma32, 1).Zone.Spanned);
-        Assert.Equal(2048UL, machine.Zone(ZoneType.Dma32, 1).Zone.Present);
-        ulong own = machine.Alloc(Gfp.Kernel | Gfp.ThisNode | Gfp.MemAlloc, 10, node: 0)!.Value;
+        Assert.Equal([5120], machine.FreeList(machine.Zone(ZoneType.Dma32, inner), 10, Migratetype.Movable));
+        Assert.Equal([4096, 7168], machine.FreeList(machine.Zone(ZoneType.Dma32, outer), 10, Migratetype.Movable));
+        Assert.Equal(4096UL, machine.Zone(ZoneType.Dma32, outer).Zone.Spanned);
+        Assert.Equal(2048UL, machine.Zone(ZoneType.Dma32, outer).Zone.Present);
+        ulong own = machine.Alloc(Gfp.Kernel | Gfp.ThisNode | Gfp.MemAlloc, 10, inner)!.Value;
         Assert.Equal(5120UL, own);
-        Assert.Null(machine.Alloc(Gfp.Kernel | Gfp.ThisNode | Gfp.MemAlloc, 0, node: 0));
+        Assert.Null(machine.Alloc(Gfp.Kernel | Gfp.ThisNode | Gfp.MemAlloc, 0, inner));
     }
 
     [Fact]

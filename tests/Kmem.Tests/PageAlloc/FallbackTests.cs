@@ -13,7 +13,7 @@ public sealed class FallbackTests
         using var zone = new BareZone(0, 2048);
         zone.HandOver(0, 16);
         zone.HandOver(64, 96);
-        Assert.Equal((ulong?)0, zone.PfnOf(zone.Buddy.TakeLocked(1, Migratetype.Movable, Cpu)));
+        Assert.Equal((ulong?)0, zone.PfnOf(zone.TakeBlock(1, Migratetype.Movable, Cpu)));
         Assert.Equal([2], zone.Free(1, Migratetype.Movable));
         Assert.Equal([4], zone.Free(2, Migratetype.Movable));
         Assert.Equal([8], zone.Free(3, Migratetype.Movable));
@@ -21,12 +21,12 @@ public sealed class FallbackTests
         Assert.Equal([RecordingTrace.Taken(0, 1, Migratetype.Movable, refill: true)], zone.Trace.Events);
 
         // The smallest sufficient block is split, and its rest goes before what is there.
-        Assert.Equal((ulong?)8, zone.PfnOf(zone.Buddy.TakeLocked(3, Migratetype.Movable, Cpu)));
-        Assert.Equal((ulong?)64, zone.PfnOf(zone.Buddy.TakeLocked(3, Migratetype.Movable, Cpu)));
+        Assert.Equal((ulong?)8, zone.PfnOf(zone.TakeBlock(3, Migratetype.Movable, Cpu)));
+        Assert.Equal((ulong?)64, zone.PfnOf(zone.TakeBlock(3, Migratetype.Movable, Cpu)));
         Assert.Equal([72], zone.Free(3, Migratetype.Movable));
         Assert.Equal([80], zone.Free(4, Migratetype.Movable));
-        Assert.Equal((ulong?)4, zone.PfnOf(zone.Buddy.TakeLocked(2, Migratetype.Movable, Cpu)));
-        Assert.Equal((ulong?)72, zone.PfnOf(zone.Buddy.TakeLocked(2, Migratetype.Movable, Cpu)));
+        Assert.Equal((ulong?)4, zone.PfnOf(zone.TakeBlock(2, Migratetype.Movable, Cpu)));
+        Assert.Equal((ulong?)72, zone.PfnOf(zone.TakeBlock(2, Migratetype.Movable, Cpu)));
         Assert.Equal([76], zone.Free(2, Migratetype.Movable));
     }
 
@@ -47,7 +47,7 @@ public sealed class FallbackTests
         Assert.Equal([109, 102, 100, 104], zone.Free(0, Migratetype.Movable));
 
         // Asked for, the tail it is.
-        zone.Buddy.FreeLocked(zone.PageOf(200), 0, FreeFlags.ToTail, Cpu);
+        zone.Pages.GiveToBuddy(zone.PageOf(200), 0, FreeFlags.ToTail, Cpu);
         Assert.Equal([109, 102, 100, 104, 200], zone.Free(0, Migratetype.Movable));
 
         // Freeing 105 merges 104–105 with 106–107.
@@ -95,7 +95,7 @@ public sealed class FallbackTests
         using var zone = new BareZone(0, 1024);
         zone.Blocks.SetType(0, Migratetype.Unmovable);
         zone.Blocks.SetType(512, Migratetype.Reclaimable);
-        zone.Buddy.FreeLocked(zone.PageOf(0), 10, FreeFlags.None, Cpu);
+        zone.Pages.GiveToBuddy(zone.PageOf(0), 10, FreeFlags.None, Cpu);
         Assert.Equal([0], zone.Free(10, Migratetype.Reclaimable));
         Assert.Equal(Migratetype.Reclaimable, zone.Blocks.TypeOf(0));
     }
@@ -108,7 +108,7 @@ public sealed class FallbackTests
         {
             using var zone = new BareZone(0, 1024);
             zone.Blocks.SetType(512, apart);
-            zone.Buddy.FreeLocked(zone.PageOf(0), 10, FreeFlags.None, Cpu);
+            zone.Pages.GiveToBuddy(zone.PageOf(0), 10, FreeFlags.None, Cpu);
             Assert.Equal([0], zone.Free(9, Migratetype.Movable));
             Assert.Equal([512], zone.Free(9, apart));
             Assert.Empty(zone.Free(10, Migratetype.Movable));
@@ -123,7 +123,7 @@ public sealed class FallbackTests
         using var zone = new BareZone(0, 4096);
         zone.HandOver(0, 4096);
         var mode = SearchMode.Normal;
-        Page* page = zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)0, zone.PfnOf(page));
         Assert.Equal(SearchMode.Normal, mode);
         Assert.Equal(Migratetype.Unmovable, zone.Blocks.TypeOf(0));
@@ -146,14 +146,16 @@ public sealed class FallbackTests
     {
         using var zone = Fragmented(out List<ulong> held);
 
-        // Frames 0 … 255 of the pageblock are free in blocks of order 4 (each second one), the rest is in use.
+        // Frames 0 … 255 of the pageblock are free in blocks of order 4; the rest is in use, and not alike.
         zone.Zone.Watermarks = new Watermarks(1, 2, 1000, 4);
         var mode = SearchMode.Normal;
         ulong block = held[0] & ~511UL;
+        for (ulong pfn = block + 256; pfn < block + 512; pfn++)
+            zone.PageOf(pfn)->Flags |= PageFlags.Lru;
         for (ulong pfn = block; pfn < block + 256; pfn += 16)
             Release(zone, pfn, 4);
         zone.Trace.Events.Clear();
-        Page* page = zone.Buddy.RmqueueLocked(4, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(4, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)block, zone.PfnOf(page));
         Assert.Equal(Migratetype.Unmovable, zone.Blocks.TypeOf(block));
         Assert.Equal(512, zone.Zone.Boost);
@@ -182,7 +184,7 @@ public sealed class FallbackTests
         zone.Zone.Watermarks = new Watermarks(1, 2, 1000, 4);
         zone.Trace.Events.Clear();
         var mode = SearchMode.Normal;
-        Page* page = zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
 
         // Free: 128 + 64 + 32 + 16. Claiming looked at one candidate of each order and raised the boost each time up to
         // 1500; stealing then took the smallest.
@@ -197,11 +199,11 @@ public sealed class FallbackTests
 
         // After a steal a refill goes on stealing, even past lists of its own.
         Release(zone, held[^1], 4);
-        zone.Buddy.MovePageblockLocked(held[^1], Migratetype.Movable, Migratetype.Unmovable, Cpu);
-        page = zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
+        Lists.MovePageblock(zone.Pages, held[^1], Migratetype.Movable, Migratetype.Unmovable);
+        page = zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)(block + 225), zone.PfnOf(page));
         mode = SearchMode.Normal;
-        page = zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
+        page = zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)held[^1], zone.PfnOf(page));
     }
 
@@ -216,7 +218,7 @@ public sealed class FallbackTests
             zone.PageOf(pfn)->Flags |= PageFlags.Lru;
         Release(zone, block, 4);
         var mode = SearchMode.Normal;
-        Page* page = zone.Buddy.RmqueueLocked(2, Migratetype.Movable, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(2, Migratetype.Movable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)block, zone.PfnOf(page));
         Assert.Equal(Migratetype.Movable, zone.Blocks.TypeOf(block));
     }
@@ -232,7 +234,7 @@ public sealed class FallbackTests
             zone.PageOf(pfn)->Flags |= PageFlags.Lru;
         Release(zone, block, 3);
         var mode = SearchMode.Normal;
-        Page* page = zone.Buddy.RmqueueLocked(0, Migratetype.Movable, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(0, Migratetype.Movable, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)block, zone.PfnOf(page));
         Assert.Equal(Migratetype.Unmovable, zone.Blocks.TypeOf(block));     // stolen: the type stays
         Assert.Equal(0, zone.Zone.Boost);
@@ -245,12 +247,12 @@ public sealed class FallbackTests
         using var zone = Fragmented(out List<ulong> held);
         Release(zone, held[0], 4);
         var mode = SearchMode.Normal;
-        Assert.True(zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.NoFragment, ref mode, Cpu) == null);
+        Assert.True(zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.NoFragment, ref mode, Cpu) == null);
         Assert.Empty(zone.Trace.Fallbacks);
 
         foreach (ulong pfn in held.Skip(1).Where(pfn => pfn < (held[0] & ~511UL) + 512))
             Release(zone, pfn, 4);
-        Assert.True(zone.Buddy.RmqueueLocked(0, Migratetype.Unmovable, AllocFlags.NoFragment, ref mode, Cpu) != null);
+        Assert.True(zone.Rmqueue(0, Migratetype.Unmovable, AllocFlags.NoFragment, ref mode, Cpu) != null);
         Assert.Equal(9, Assert.Single(zone.Trace.Fallbacks).FallbackOrder);
     }
 
@@ -268,7 +270,7 @@ public sealed class FallbackTests
         Release(zone, 512, 9);
         Release(zone, 1024, 9);
         var mode = SearchMode.Normal;
-        Page* page = zone.Buddy.RmqueueLocked(0, wanted, AllocFlags.Kswapd, ref mode, Cpu);
+        Page* page = zone.Rmqueue(0, wanted, AllocFlags.Kswapd, ref mode, Cpu);
         Assert.Equal((ulong?)1024, zone.PfnOf(page));
         Assert.Equal(wanted, zone.Blocks.TypeOf(1024));
         Assert.Equal(second, zone.Blocks.TypeOf(512));
@@ -302,7 +304,7 @@ public sealed class FallbackTests
             zone.Blocks.SetType(1024, Migratetype.Unmovable);
             Release(zone, 1024, 0);
             var mode = SearchMode.Normal;
-            Page* page = zone.Buddy.RmqueueLocked(0, Migratetype.Reclaimable, AllocFlags.WatermarkMin, ref mode, Cpu);
+            Page* page = zone.Rmqueue(0, Migratetype.Reclaimable, AllocFlags.WatermarkMin, ref mode, Cpu);
             Assert.Equal((ulong?)1024, zone.PfnOf(page));
             boosts.Add(zone.Zone.Boost);
         }
@@ -316,7 +318,7 @@ public sealed class FallbackTests
         var zone = new BareZone(0, 4096);
         zone.HandOver(0, 4096);
         held = [];
-        while (zone.PfnOf(zone.Buddy.TakeLocked(4, Migratetype.Movable, Cpu)) is { } pfn)
+        while (zone.PfnOf(zone.TakeBlock(4, Migratetype.Movable, Cpu)) is { } pfn)
             held.Add(pfn);
         zone.Trace.Events.Clear();
         return zone;
@@ -326,6 +328,6 @@ public sealed class FallbackTests
     {
         for (ulong frame = pfn; frame < pfn + (1UL << order); frame++)
             zone.PageOf(frame)->Flags = PageFlags.None;
-        zone.Buddy.FreeLocked(zone.PageOf(pfn), order, FreeFlags.None, Cpu);
+        zone.Pages.GiveToBuddy(zone.PageOf(pfn), order, FreeFlags.None, Cpu);
     }
 }

@@ -217,7 +217,7 @@ public sealed class SlowPathTests
         machine.Free(held[2]);
         machine.Free(held[3]);
         machine.Free(held[512]);
-        zone.Buddy.MovePageblockLocked(4096, machine.TypeOf(4096), Migratetype.HighAtomic, cpu: 0);
+        Lists.MovePageblock(zone, 4096, machine.TypeOf(4096), Migratetype.HighAtomic);
         Assert.Null(machine.Alloc(Gfp.Kernel | Gfp.NoRetry, 3));
         Assert.Equal(
             "Node 0 DMA32: 1*4kB (U) 0*8kB 1*16kB (H) 0*32kB 0*64kB 0*128kB 0*256kB 0*512kB 0*1024kB 0*2048kB "

@@ -55,7 +55,7 @@ public sealed class TinyBuddyTests
             if (operation < 4)
             {
                 ulong? expected = model.Take(operation, Migratetype.Movable, cpu: 0);
-                ulong? got = real.PfnOf(real.Buddy.TakeLocked(operation, Migratetype.Movable, cpu: 0));
+                ulong? got = real.PfnOf(real.TakeBlock(operation, Migratetype.Movable));
                 Assert.True(expected == got, $"[{string.Join(' ', sequence)}]: expected {expected}, got {got}");
                 if (got is { } pfn)
                     live.Add((pfn, operation));
@@ -67,7 +67,7 @@ public sealed class TinyBuddyTests
                 (ulong pfn, int order) = live[operation - 4];
                 live.RemoveAt(operation - 4);
                 model.FreeOne(pfn, order, Migratetype.Movable, toTail: false, cpu: 0);
-                real.Buddy.FreeOneLocked(real.PageOf(pfn), order, Migratetype.Movable, FreeFlags.None, cpu: 0);
+                real.Pages.GiveToBuddy(real.PageOf(pfn), order, FreeFlags.None, cpu: 0);
             }
 
             Compare(real, model, live, sequence);

@@ -134,7 +134,7 @@ public sealed class WatermarkCheckTests
             for (Migratetype type = 0; type <= Migratetype.Reclaimable; type++)
             {
                 foreach (ulong pfn in machine.FreeList(zone, order, type))
-                    zone.Buddy.MovePageblockLocked(pfn, type, Migratetype.HighAtomic, cpu: 0);
+                    Lists.MovePageblock(zone, pfn, type, Migratetype.HighAtomic);
             }
         }
 

@@ -253,6 +253,7 @@ public sealed class ShrinkerTests
                 Pfn reserve = machine.AllocPage(Gfp.Kernel | Gfp.NoWarn);
                 Assert.True(reserve.IsValid);
                 machine.FreePage(reserve);
+                Assert.False(machine.AllocPages(Gfp.Kernel | Gfp.NoWarn, 10).IsValid); // not in the reserve either
                 depth--;
                 return 0;
             },

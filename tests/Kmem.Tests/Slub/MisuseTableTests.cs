@@ -34,19 +34,7 @@ public sealed class MisuseTableTests
     public void What_the_table_promises_is_said(int row, string setting)
     {
         string promise = Promise(row, setting, out string cell);
-        using var machine = Machine.Boot(new MachineOptions
-        {
-            Profile = setting switch
-            {
-                "Linux618" or "FZPU" => KernelProfile.Linux618,
-                "Hardened" => KernelProfile.Hardened,
-                _ => KernelProfile.Native,
-            },
-            RamBytes = 64 << 20,
-            Cpus = 2,
-            SlubDebug = setting == "FZPU" ? "FZPU" : null,
-            Kfence = setting == "KFENCE" ? new KfenceOptions { EveryNth = 1 } : null,
-        });
+        using Machine machine = Boot(setting);
         string said = Commit(row, machine) + "\n" + machine.Dmesg;
         if (promise.Length == 0)
             Assert.Equal("\n", said);
@@ -63,6 +51,46 @@ public sealed class MisuseTableTests
         Assert.Empty(machine.Validate());
         GoesOn(machine);
     }
+
+    /// <summary>What rows 1, 5, 6, 7 and 9 say of one size is so at all of them, in every setting.</summary>
+    [Theory]
+    [InlineData("Native")]
+    [InlineData("Linux618")]
+    [InlineData("Hardened")]
+    [InlineData("FZPU")]
+    [InlineData("KFENCE")]
+    public unsafe void Wrong_frees_of_every_size_are_refused(string setting)
+    {
+        using Machine machine = Boot(setting);
+        foreach (int size in (int[])[8, 64, 96, 192, 1024, 4096, 8192, 3 * 4096, 1 << 20])
+        {
+            var p = (byte*)machine.Kmalloc((nuint)size, Gfp.Kernel);
+            new Span<byte>(p, size).Fill(0x5c);
+            foreach (byte* wrong in (byte*[])[p + 1, p + (size / 2), p + size - 1, p + (1 << 30), (byte*)1])
+                Refused(() => machine.Kfree(wrong));
+            Refused(() => machine.Vfree(p));
+            Refused(() => machine.FreePage(machine.PfnOf(p)));
+            Assert.False(new Span<byte>(p, size).ContainsAnyExcept((byte)0x5c), $"{size} bytes: they changed");
+            machine.Kfree(p);
+            Refused(() => machine.Kfree(p));
+
+            void* v = machine.Vmalloc((nuint)size);
+            Refused(() => machine.Kfree(v));
+            machine.Vfree(v);
+            Refused(() => machine.Vfree(v));
+            Assert.Empty(machine.Validate());
+        }
+
+        GoesOn(machine);
+    }
+
+    [Fact]
+    public void Every_cell_of_the_table_says_something() => Assert.All(TableRows(), cells =>
+    {
+        Assert.Equal(3 + s_settings.Length + 3 + 1, cells.Length);
+        Assert.All(cells[1..^1], cell => Assert.False(
+            string.IsNullOrWhiteSpace(cell), $"row {cells[1]} has an empty cell"));
+    });
 
     [Fact]
     public void The_table_has_every_row_once() => Assert.Equal(
@@ -83,6 +111,22 @@ public sealed class MisuseTableTests
         Assert.True(promise.Success, $"row {row}, {setting}: no promise in backticks");
         return promise.Groups[1].Value;
     }
+
+    private static void Refused(Action misuse) => Assert.True(Try(misuse).Length > 0, "it was not refused");
+
+    private static Machine Boot(string setting) => Machine.Boot(new MachineOptions
+    {
+        Profile = setting switch
+        {
+            "Linux618" or "FZPU" => KernelProfile.Linux618,
+            "Hardened" => KernelProfile.Hardened,
+            _ => KernelProfile.Native,
+        },
+        RamBytes = 64 << 20,
+        Cpus = 2,
+        SlubDebug = setting == "FZPU" ? "FZPU" : null,
+        Kfence = setting == "KFENCE" ? new KfenceOptions { EveryNth = 1 } : null,
+    });
 
     private static unsafe void GoesOn(Machine machine)
     {
