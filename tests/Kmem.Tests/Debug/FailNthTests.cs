@@ -147,6 +147,33 @@ public sealed partial class FailNthTests
         Assert.True(failed > rounds, $"only {failed} requests failed");
     }
 
+    /// <summary>
+    /// A single failure is made good by a smaller slab. Where no page at all is to be had, the new sheaf goes back with what
+    /// it holds.
+    /// </summary>
+    [Theory]
+    [InlineData("kernel")]
+    [InlineData("native")]
+    public unsafe void A_sheaf_that_cannot_be_filled_is_given_back(string kind)
+    {
+        using Machine machine = Boot(kind);
+        KmemCache cache = machine.CreateCache("sheaves", 400, flags: SlabFlags.NoMerge, sheafCapacity: 60);
+        cache.Free(cache.Alloc(Gfp.Kernel));
+        Inventory before = Inventory.Take(machine);
+        FaultAttribute faults = machine.FailPageAlloc;
+        faults.IgnoreGfpWait = false;
+        faults.MinOrder = 0;
+        faults.Times = -1;
+        faults.Probability = 100;
+        nint[] objects = [.. Enumerable.Range(0, 200).Select(_ => (nint)cache.Alloc(Gfp.Kernel)).Where(obj => obj != 0)];
+        faults.Probability = 0;
+
+        Assert.True(faults.Failures > 0, "no request failed");
+        Array.ForEach(objects, obj => cache.Free((void*)obj));
+        Assert.Equal(before, Inventory.Take(machine));
+        Assert.Empty(machine.Validate());
+    }
+
     private static Machine Boot(string kind) =>
         VmallocMachine.Boot(kind.EndsWith("3 CPUs", StringComparison.Ordinal) ? 3 : 1, 64 << 20, _ => OptionsOf(kind));
 
