@@ -24,6 +24,9 @@ public sealed class StatePrediction
     private readonly Dictionary<RecordedEvent, RecordedEvent> _freeWithSheaf = new(ReferenceEqualityComparer.Instance);
     private readonly List<RecordedEvent> _events;
     private readonly ContextChains _chains;
+    private readonly LaterMentions _later;
+    private readonly int[] _deferred;       // at a zone event: the request or free before it that it belongs to; else -1
+    private readonly string[] _tasks;       // who was seen last on each CPU
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
     private RecordedEvent? _event;
@@ -35,6 +38,10 @@ public sealed class StatePrediction
         _machine = machine;
         _events = events;
         _chains = new ContextChains(events);
+        _later = new LaterMentions(events);
+        _deferred = new int[events.Count];
+        Array.Fill(_deferred, -1);
+        _tasks = new string[machine.Cpus];
         machine.Trace = _zones;
         machine.Pages.Hooks = new RecordedReclaim();
         foreach (KmemCache cache in machine.Slabs.Caches)
@@ -62,7 +69,7 @@ public sealed class StatePrediction
         };
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
         if (machine.VmapSpace is { } vmap)
-            _vmap = new VmapSteps(machine, vmap);
+            _vmap = new VmapSteps(machine, vmap, events, _later);
     }
 
     /// <summary>Lines of the recording.</summary>
@@ -130,6 +137,8 @@ public sealed class StatePrediction
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
         var prediction = new StatePrediction(machine, recorded) { _inSteps = inSteps, Events = lines };
+        if (before.Vmap is { } vmap)
+            prediction._vmap?.Start(vmap);
         try
         {
             prediction.ExecuteAll(machine.Cpus);
@@ -182,10 +191,89 @@ public sealed class StatePrediction
             if ((uint)recorded.Cpu >= (uint)cpus)
                 throw new FormatException($"the state has no CPU {recorded.Cpu}");
             if (!recorded.IsDone)
-                ExecuteOrGoOn(recorded);
+                ExecuteInOrder(recorded);
         }
 
         _zones.Finish();
+    }
+
+    /// <summary>
+    /// A request stands where it looked at the list of its CPU, and so does a free; what it does in the zone, under the zone's
+    /// lock, comes at the zone events. If others act in between, that is the moment that counts: nobody else sees the list.
+    /// <code>
+    ///   CPU 0   PA ─ ─ ─ ─ ─ ─ PZ PZ PZ         the refill is done at the first PZ
+    ///   CPU 1      PA PZ PZ PZ
+    /// </code>
+    /// </summary>
+    private void ExecuteInOrder(RecordedEvent recorded)
+    {
+        FoldIfIdle(recorded);
+        int at = _position;
+        int next = _chains.Next(at);
+        bool waits = recorded.Name switch
+        {
+            "PA" => recorded.Args[4] != "buddy" && next >= 0 && _events[next].Name is "PZ" or "PX",
+            "PF" => recorded.Args[2] != "buddy" && next >= 0 && _events[next].Name == "PD",
+            _ => false,
+        };
+        if (waits && _chains.IsDisturbed(at))
+        {
+            _deferred[next] = at;
+            return;
+        }
+
+        if (_deferred[at] is >= 0 and var first)
+            ExecuteAt(first);
+        if (recorded.Name is "PZ" or "PX" && FindTaker(at) is >= 0 and var taker)
+        {
+            ExecuteAt(taker);
+            _events[taker].IsDone = true;
+        }
+
+        ExecuteOrGoOn(recorded);
+    }
+
+    /// <summary>Executes an event at the place of another one of its context.</summary>
+    private void ExecuteAt(int at)
+    {
+        (int position, RecordedEvent? recorded) = (_position, _event);
+        (_position, _event) = (at, _events[at]);
+        ExecuteOrGoOn(_event);
+        (_position, _event) = (position, recorded);
+    }
+
+    /// <summary>
+    /// The request straight to the buddy system that took this block, if others act before its own line: its zone events stand
+    /// before it, a block that was taken and a fallback at most. -1 if it is none.
+    /// </summary>
+    private int FindTaker(int at)
+    {
+        int next = _chains.Next(at);
+        if (_events[at].Name == "PZ" && next >= 0 && _events[next] is { Name: "PX" } fallback
+            && fallback.Args[0] == _events[at].Args[0])
+        {
+            next = _chains.Next(next);
+        }
+
+        return next >= 0 && _events[next] is { Name: "PA", IsDone: false } request && request.Args[4] == "buddy"
+            && request.Args[1] == _events[at].Args[1] && !_chains.IsUndisturbed(at, next)
+            ? next
+            : -1;
+    }
+
+    /// <summary>
+    /// No event says that a CPU went idle, which folds what it counted into the zones' counts; but who was interrupted is in
+    /// every line.
+    /// </summary>
+    private void FoldIfIdle(RecordedEvent recorded)
+    {
+        string before = _tasks[recorded.Cpu];
+        _tasks[recorded.Cpu] = recorded.Task;
+        if (recorded.Task != RecordedEvent.IdleTask || before == recorded.Task)
+            return;
+
+        foreach (ZonePages zone in _machine.Pages.Zones)
+            zone.Fold(recorded.Cpu);
     }
 
     /// <summary>
@@ -240,6 +328,7 @@ public sealed class StatePrediction
     {
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
+        _zones.Enter(recorded.ContextKey);
         _current.HasDrained &= recorded.Name is "PD" or "PA";
         try
         {
@@ -324,7 +413,7 @@ public sealed class StatePrediction
                 SheafEvent(recorded);
                 break;
             case "VA" or "VF" or "VP":
-                _vmap?.Execute(recorded, _current, Differ);
+                _vmap?.Execute(recorded, _position, _current, Differ);
                 break;
             case "SF":
                 break;      // implied by others
@@ -502,7 +591,11 @@ public sealed class StatePrediction
         Compare(came == expected, () => page == null ? "no frame" : $"frame {came}");
         PageAllocsExact += came == expected ? 1 : 0;
         if (came != expected)
+        {
+            NoteZone(page, expected);
             page = Correct(page, expected, order, (gfp & Gfp.Comp) != 0);
+        }
+
         if (_current.SlabAttempts > 0)
         {
             // If there is no block of the preferred order, a smaller one is tried, once.
@@ -511,9 +604,41 @@ public sealed class StatePrediction
         }
     }
 
-    /// <summary>After a wrong answer: the recorded block is taken, and the other one given back.</summary>
+    /// <summary>
+    /// Another zone than the kernel's was good enough: that is decided by its boost, which kswapd lowers, and by counts that are
+    /// not folded yet. Neither is in an event, so the one that could explain it is taken for done.
+    /// </summary>
+    private unsafe void NoteZone(Page* came, ulong expected)
+    {
+        ZonePages? wanted = expected == RecordedEvent.NoFrame ? null : _machine.Pages.PresentZoneOf(expected);
+        ZonePages? ours = came == null ? null : _machine.Pages.ZoneOf(_machine.Map.PfnOf(came));
+        if (wanted == ours)
+            return;
+
+        for (int cpu = 0; cpu < _machine.Cpus; cpu++)
+        {
+            wanted?.Fold(cpu);
+            ours?.Fold(cpu);
+        }
+
+        if (wanted != null && (ours == null || ours.Zone.Type < wanted.Zone.Type))
+            wanted.Zone.Boost = 0;
+    }
+
+    /// <summary>
+    /// After a wrong answer: the recorded block is taken, and the other one given back, unless the rest of the recording
+    /// speaks against that.
+    /// </summary>
     private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
     {
+        ulong? recorded = expected == RecordedEvent.NoFrame ? null : expected;
+        bool mayBeNext = recorded is { } block && _machine.Pages.PresentZoneOf(block)?.IsOnPcp(block, order) == true;
+        BetterAnswer better = _later.Weigh(
+            recorded, came == null ? null : _machine.Map.PfnOf(came), _position, mayBeNext);
+        if (better == BetterAnswer.Own)
+            return came;
+        if (better == BetterAnswer.Both)
+            came = null;
         if (expected == RecordedEvent.NoFrame)
         {
             _machine.Pages.FreeFrozen(came, order);
@@ -660,9 +785,22 @@ public sealed class StatePrediction
             Compare(false, () => "a slab page that this allocation did not need");
     }
 
-    /// <summary>After a wrong answer: the recorded object is taken, and the other one given back.</summary>
+    /// <summary>
+    /// After a wrong answer: the recorded object is taken, and the other one given back, unless the rest of the recording
+    /// speaks against that.
+    /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
+        BetterAnswer better = _later.Weigh(
+            expected == 0 ? null : expected,
+            came == null ? null : _machine.Slabs.KernelAddress(came),
+            _position,
+            mayBeNext: _machine.Slabs.SlabOf(Pointer(expected)) != null);
+        if (better == BetterAnswer.Own)
+            return;
+        if (better == BetterAnswer.Both)
+            came = null;
+
         void* wanted = Pointer(expected);
         Page* slab = _machine.Slabs.SlabOf(came != null ? came : wanted);
         if (slab == null)
@@ -709,7 +847,7 @@ public sealed class StatePrediction
         if (at >= 0 && !_events[at].IsDone)
         {
             _events[at].IsDone = true;
-            _vmap.Execute(_events[at], _current, Differ);
+            _vmap.Execute(_events[at], at, _current, Differ);
         }
 
         if (!_vmap.Released.Remove(obj))
@@ -770,19 +908,34 @@ public sealed class StatePrediction
                 if (sheaf != null)
                     CacheNamed(recorded.Args[0]).RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
                 break;
-            case "SK" when recorded.Args[2] == "1":
+            case "SK":
                 FreeRcu(recorded);
                 break;
         }
     }
 
+    /// <summary>
+    /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there, which is
+    /// in no event; what was refused is freed by itself later, and what was not is not.
+    /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
+        bool accepted = recorded.Args[2] == "1";
+        LaterMention next = _later.Of(recorded.Hex(1), _position);
+        if (accepted ? next == LaterMention.Used : next == LaterMention.Given)
+        {
+            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is given out later on");
+            accepted = !accepted;
+        }
+
+        if (!accepted)
+            return;
+
         void* obj = Pointer(recorded.Hex(1));
-        if (IsLive((nint)obj))
-            CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj);
-        else
+        if (!IsLive((nint)obj))
             Compare(false, () => "a free of an object that is free");
+        else
+            Compare(CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj), () => "a refusal");
     }
 
     private unsafe void CheckSheaf(ulong expected, Sheaf* sheaf)
@@ -814,7 +967,7 @@ public sealed class StatePrediction
                     _machine.Slabs.CacheOf(_machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[0])).FinishRcuSheaf(sheaf);
                 break;
             case "__purge_vmap_area_lazy" or "decay_va_pool_node" or "purge_vmap_node":
-                _vmap?.Execute(recorded, _current, Differ);
+                _vmap?.Execute(recorded, _position, _current, Differ);
                 break;
         }
     }

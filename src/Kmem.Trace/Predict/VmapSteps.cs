@@ -12,15 +12,21 @@ internal sealed class VmapSteps : IVmapTrace
 {
     private readonly Machine _machine;
     private readonly VmapAllocator _vmap;
-    private readonly List<ulong> _kernelNodes = [];     // addresses of the kernel's vmap nodes, ascending
+    private readonly List<ulong> _kernelNodes;          // addresses of the kernel's vmap nodes, ascending
+    private readonly LaterMentions _later;
     private StatePrediction.ContextState? _context;
     private StatePrediction.ContextState? _purging;     // whoever began the last purge; there is one at a time
     private bool _correcting;                           // what is given up now is needed again at once
+    private int _at;
     private (ulong Start, ulong Pages, ulong Max) _freed;
     private (ulong Start, ulong End, uint Count) _purged;
 
-    public VmapSteps(Machine machine, VmapAllocator vmap)
+    public VmapSteps(Machine machine, VmapAllocator vmap, List<RecordedEvent> events, LaterMentions later)
     {
+        _later = later;
+        _kernelNodes = [.. events
+            .Where(e => e.Name == "CALL" && e.Args.Length > 1 && e.Args[0] == "decay_va_pool_node")
+            .Select(e => e.HexOrNone(1)).OfType<ulong>().Distinct().Order()];
         _machine = machine;
         _vmap = vmap;
         vmap.DrainScheduler = static () => { };         // the recording says when
@@ -45,13 +51,19 @@ internal sealed class VmapSteps : IVmapTrace
 
     public long AllocsExact { get; private set; }
 
+    /// <summary>Begins with the kernel's own count of lazy pages.</summary>
+    public void Start(VmapState state) => _vmap.CorrectLazyPages(state.LazyPages);
+
     /// <summary>Executes VA, VF, VP or a step of a purge.</summary>
     /// <param name="e">The event.</param>
+    /// <param name="at">Its index.</param>
     /// <param name="context">Who does it.</param>
     /// <param name="differ">Told what came out otherwise.</param>
-    public void Execute(RecordedEvent e, StatePrediction.ContextState context, Action<RecordedEvent, string> differ)
+    public void Execute(
+        RecordedEvent e, int at, StatePrediction.ContextState context, Action<RecordedEvent, string> differ)
     {
         _context = context;
+        _at = at;
         switch (e.Name)
         {
             case "VA":
@@ -105,8 +117,12 @@ internal sealed class VmapSteps : IVmapTrace
             return;
 
         differ(e, area == null ? error.ToString() : $"{area->Start:x}");
+        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, mayBeNext: false);
+        if (better == BetterAnswer.Own)
+            return;
+
         _correcting = true;
-        if (area != null)
+        if (area != null && (better == BetterAnswer.Recorded || _context.VmapObjects.Count == 0))
             _vmap.FreeNow(area);
         _vmap.TakeAt(e.Hex(0), request, e.Cpu);
         _correcting = false;
@@ -135,8 +151,11 @@ internal sealed class VmapSteps : IVmapTrace
 
         _vmap.FreeNoflush(area);
         (ulong, ulong, ulong) expected = (e.Hex(0), e.Number(1), e.Number(2));
-        if (_freed != expected)
-            differ(e, _freed.ToString());
+        if (_freed == expected)
+            return;
+
+        differ(e, _freed.ToString());
+        _vmap.CorrectLazyPages(expected.Item2);
     }
 
     private void EndPurge(RecordedEvent e, Action<RecordedEvent, string> differ)
@@ -164,9 +183,6 @@ internal sealed class VmapSteps : IVmapTrace
                 _purging = context;
                 break;
             case "decay_va_pool_node":
-                int at = _kernelNodes.BinarySearch(argument);
-                if (at < 0)
-                    _kernelNodes.Insert(~at, argument);
                 VmapNode node = _vmap.Nodes[_kernelNodes.IndexOf(argument)];
                 if (context.Purge is { } purge)
                 {

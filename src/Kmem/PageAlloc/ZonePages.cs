@@ -77,6 +77,20 @@ internal sealed class ZonePages : IDisposable
         Push(PcpOf(cpu), page, order, PerCpuPages.ListIndex(order, type), cpu);
     }
 
+    /// <summary>Undoes a <see cref="Take"/>: the block is the next one of its list again. A correction.</summary>
+    public unsafe void PutBack(Page* page, int order, int cpu)
+    {
+        Migratetype type = _blocks.TypeOf(_map.PfnOf(page));
+        if (!PerCpuPages.IsPcpOrder(order) || type == Migratetype.Isolate)
+        {
+            GiveToBuddy(page, order, FreeFlags.None, cpu);
+            return;
+        }
+
+        ListHead.AddHead(PerCpuPages.ListOf(PcpOf(cpu), PerCpuPages.ListIndex(order, type)), &page->Lru);
+        PcpOf(cpu)->Count += 1 << order;
+    }
+
     public unsafe void GiveToBuddy(Page* page, int order, FreeFlags flags, int cpu)
     {
         Buddy.Lock.Acquire();

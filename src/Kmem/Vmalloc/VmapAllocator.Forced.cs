@@ -44,6 +44,12 @@ internal sealed partial class VmapAllocator
         return area;
     }
 
+    /// <summary>
+    /// Goes on from a recorded count of lazy pages. It may have pages of a purge that was under way at the beginning, whose
+    /// areas are on no list that a state has.
+    /// </summary>
+    public void CorrectLazyPages(ulong pages) => Volatile.Write(ref _lazyPages, (long)pages);
+
     /// <summary>Makes an object the spare one of a CPU, if that has none.</summary>
     public unsafe bool GiveSpare(int cpu, ulong obj)
     {
