@@ -58,14 +58,15 @@ internal sealed class LaterMentions(List<RecordedEvent> events)
     /// <param name="recorded">The recorded place; null if the request failed there.</param>
     /// <param name="own">What came; null if nothing did.</param>
     /// <param name="after">Index of the event.</param>
-    /// <param name="mayBeNext">Whether the recorded place is one that could have been given out at once.</param>
-    public BetterAnswer Weigh(ulong? recorded, ulong? own, int after, bool mayBeNext)
+    /// <param name="isFree">Whether the recorded place is free here: if not, a later free may be of its present use.</param>
+    /// <param name="mayBeNext">Whether it is one that could have been given out at once.</param>
+    public BetterAnswer Weigh(ulong? recorded, ulong? own, int after, bool isFree, bool mayBeNext)
     {
         LaterMention its = recorded is { } there ? Of(there, after) : LaterMention.Given;
         LaterMention ours = own is { } here ? Of(here, after) : LaterMention.Given;
         return (ours, its) switch
         {
-            (LaterMention.Used, LaterMention.Used) => BetterAnswer.Both,
+            (LaterMention.Used, LaterMention.Used) when isFree => BetterAnswer.Both,
             (LaterMention.Used, LaterMention.None) when mayBeNext => BetterAnswer.Both,
             (LaterMention.Used, _) => BetterAnswer.Own,
             (LaterMention.None, LaterMention.Given) => BetterAnswer.Own,

@@ -337,6 +337,10 @@ public sealed class StatePrediction
         finally
         {
             _current.HasDrained &= recorded.Name == "PD";
+            if (recorded.Name is not ("PA" or "PZ" or "PX"))
+                _current.LastBlock = default;
+            if (recorded.Name is not ("PF" or "PD"))
+                _current.LastFreed = null;
         }
     }
 
@@ -513,8 +517,12 @@ public sealed class StatePrediction
                 continue;
 
             int frames = FramesOfDrain(_position, zone);
-            if (frames >= zone.CountOf(cpu))
-                BeginReclaimed();
+            if (_current.LastFreed != zone || cpu != recorded.Cpu || !zone.BeginReclaim(cpu, frames))
+            {
+                if (frames >= zone.CountOf(cpu))
+                    BeginReclaimed();
+            }
+
             _machine.Pages.DrainSome(zone, cpu, list, frames);
             return;
         }
@@ -531,19 +539,26 @@ public sealed class StatePrediction
         _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
     }
 
-    /// <summary>Frames of a zone that a recorded run of drains gives back.</summary>
+    /// <summary>Frames of a zone that a recorded run of drains gives back; a single line of another zone is a wrong one.</summary>
     private int FramesOfDrain(int first, ZonePages zone)
     {
         int frames = 0;
         for (int i = first; i >= 0 && _events[i].Name == "PD"; i = _chains.Next(i))
         {
-            ulong pfn = _events[i].Frame(0, _machine.Map.EndPfn);
-            if (pfn == RecordedEvent.NoFrame || _machine.Pages.PresentZoneOf(pfn) != zone)
-                break;
+            if (!IsOf(i))
+            {
+                int next = _chains.Next(i);
+                if (next < 0 || _events[next].Name != "PD" || !IsOf(next))
+                    break;
+            }
+
             frames += 1 << Math.Clamp(_events[i].Int(1), 0, PageOrder.Max);
         }
 
         return frames;
+
+        bool IsOf(int at) => _events[at].Frame(0, _machine.Map.EndPfn) is not RecordedEvent.NoFrame and var pfn
+            && _machine.Pages.PresentZoneOf(pfn) == zone;
     }
 
     /// <summary>
@@ -559,7 +574,13 @@ public sealed class StatePrediction
             return frames;
 
         Differ(_event, $"a drain of {frames} frames, where the kernel drained {recorded}");
-        zone.Zone.ClearFlag(ZoneFlags.ReclaimActive);   // kswapd has ended: no event shows that
+        if ((zone.Zone.Flags & ZoneFlags.ReclaimActive) != 0)
+        {
+            // kswapd has ended, which no event shows; then it has taken back what it saw of the boost.
+            zone.Zone.ClearFlag(ZoneFlags.ReclaimActive);
+            zone.Zone.Boost = 0;
+        }
+
         return recorded;
     }
 
@@ -602,6 +623,10 @@ public sealed class StatePrediction
             _current.SlabPages.Enqueue(((nint)page, order));
             _current.SlabAttempts = page == null ? _current.SlabAttempts - 1 : 0;
         }
+        else
+        {
+            _current.LastBlock = ((nint)page, order);
+        }
     }
 
     /// <summary>
@@ -634,7 +659,11 @@ public sealed class StatePrediction
         ulong? recorded = expected == RecordedEvent.NoFrame ? null : expected;
         bool mayBeNext = recorded is { } block && _machine.Pages.PresentZoneOf(block)?.IsOnPcp(block, order) == true;
         BetterAnswer better = _later.Weigh(
-            recorded, came == null ? null : _machine.Map.PfnOf(came), _position, mayBeNext);
+            recorded,
+            came == null ? null : _machine.Map.PfnOf(came),
+            _position,
+            isFree: recorded is { } place && _machine.Pages.IsAnyFree(place, order),
+            mayBeNext);
         if (better == BetterAnswer.Own)
             return came;
         if (better == BetterAnswer.Both)
@@ -709,7 +738,14 @@ public sealed class StatePrediction
         page->Flags &= ~PageFlags.Lru;
         page->Type = PageType.None;
         page->RefCount = 0;
-        _machine.Pages.FreeFrozen(page, order, BypassPcp(recorded.Args[2], order));
+        ZonePages zone = _machine.Pages.ZoneOf(pfn);
+        bool bypasses = BypassPcp(recorded.Args[2], order);
+        bool reclaimed = (zone.Zone.Flags & ZoneFlags.ReclaimActive) != 0;
+        int high = zone.HighOf(recorded.Cpu);
+        _machine.Pages.FreeFrozen(page, order, bypasses);
+        if (reclaimed && (zone.Zone.Flags & ZoneFlags.ReclaimActive) == 0)
+            zone.SetHigh(recorded.Cpu, high);       // it was lowered as if kswapd was still at work
+        _current.LastFreed = bypasses || !PerCpuPages.IsPcpOrder(order) ? null : zone;
     }
 
     private static bool BypassPcp(string via, int order) => via == "buddy" && PerCpuPages.IsPcpOrder(order);
@@ -781,8 +817,10 @@ public sealed class StatePrediction
         if (came != expected)
             CorrectObject(expected, obj);
         _current.DropFailedAttempts();
-        if (_current.SlabPages.Count > 0)
-            Compare(false, () => "a slab page that this allocation did not need");
+        Compare(_current.SlabPages.Count == 0, () => "a slab page that this allocation did not need");
+        _current.SlabPages.Clear();
+        if (_current.Fiber == null || Fiber.Current != null)
+            _current.SlabAttempts = 0;
     }
 
     /// <summary>
@@ -791,11 +829,13 @@ public sealed class StatePrediction
     /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
+        bool isFree = _machine.Slabs.SlabOf(Pointer(expected)) != null && !IsLive((nint)Pointer(expected));
         BetterAnswer better = _later.Weigh(
             expected == 0 ? null : expected,
             came == null ? null : _machine.Slabs.KernelAddress(came),
             _position,
-            mayBeNext: _machine.Slabs.SlabOf(Pointer(expected)) != null);
+            isFree: isFree,
+            mayBeNext: isFree);
         if (better == BetterAnswer.Own)
             return;
         if (better == BetterAnswer.Both)
@@ -811,8 +851,8 @@ public sealed class StatePrediction
             cache.Claim(wanted);
         else if (expected == 0)
             cache.Free(came);
-        else
-            cache.Exchange(came, wanted);
+        else if (!cache.Exchange(came, wanted))
+            cache.Free(came);       // the recorded one is in use: a line is missing, or one too many
     }
 
     private unsafe void FreeObject(ulong address)
@@ -916,15 +956,15 @@ public sealed class StatePrediction
 
     /// <summary>
     /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there, which is
-    /// in no event; what was refused is freed by itself later, and what was not is not.
+    /// in no event; what was refused is freed by itself later on.
     /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
         bool accepted = recorded.Args[2] == "1";
         LaterMention next = _later.Of(recorded.Hex(1), _position);
-        if (accepted ? next == LaterMention.Used : next == LaterMention.Given)
+        if (accepted == (next == LaterMention.Used))
         {
-            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is given out later on");
+            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is not freed later on");
             accepted = !accepted;
         }
 
@@ -1048,7 +1088,11 @@ public sealed class StatePrediction
         }
 
         Compare(false, () => "a slab page that the kernel did not need");
-        return (nint)_machine.Pages.AllocFrozen(gfp, order, node);
+        (nint Page, int Order) last = context.LastBlock;
+        context.LastBlock = default;
+        return last.Page != 0 && last.Order == order && ((Page*)last.Page)->IsHead == (order > 0)
+            ? last.Page     // the line is missing that says what it was for
+            : (nint)_machine.Pages.AllocFrozen(gfp, order, node);
     }
 
     private void Compare(bool equal, Func<string> came)
@@ -1081,6 +1125,12 @@ public sealed class StatePrediction
             while (SlabPages.TryPeek(out (nint Page, int Order) taken) && taken.Page == 0)
                 SlabPages.Dequeue();
         }
+
+        /// <summary>The block that it got just before, and that nothing is known about.</summary>
+        public (nint Page, int Order) LastBlock { get; set; }
+
+        /// <summary>The zone whose per-CPU list it has just put a block on.</summary>
+        public ZonePages? LastFreed { get; set; }
 
         /// <summary>How many of its next page requests may be for a slab.</summary>
         public int SlabAttempts { get; set; }

@@ -103,7 +103,16 @@ internal sealed class VmapSteps : IVmapTrace
             VmapError expected = _vmap.Peek(request, e.Cpu, out ulong found);
             AllocsExact += expected != VmapError.None ? 1 : 0;
             if (expected == VmapError.None)
+            {
                 differ(e, $"{found:x}");
+                if (_later.Of(found, _at) == LaterMention.Used)
+                {
+                    _vmap.Alloc(request, null, out _);      // it cannot have failed: it is freed later on
+                    _context!.LastKmallocSite = null;
+                    return;
+                }
+            }
+
             if (_context!.VmapObjects.Count > 1 && _vmap.GiveSpare(e.Cpu, _context.VmapObjects[1]))
                 _context.VmapObjects.RemoveAt(1);
             return;
@@ -117,7 +126,8 @@ internal sealed class VmapSteps : IVmapTrace
             return;
 
         differ(e, area == null ? error.ToString() : $"{area->Start:x}");
-        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, mayBeNext: false);
+        bool isFree = _vmap.Find(e.Hex(0)) == null;
+        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, isFree, mayBeNext: false);
         if (better == BetterAnswer.Own)
             return;
 

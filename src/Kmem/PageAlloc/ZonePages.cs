@@ -117,6 +117,35 @@ internal sealed class ZonePages : IDisposable
     /// </summary>
     public Func<ZonePages, int, int>? DrainLimit { get; set; }
 
+    /// <summary>The length that a CPU's lists are tuned to.</summary>
+    public unsafe int HighOf(int cpu) => PcpOf(cpu)->High;
+
+    /// <summary>Undoes a wrong step of the tuning. A correction.</summary>
+    public unsafe void SetHigh(int cpu, int high) => PcpOf(cpu)->High = high;
+
+    /// <summary>
+    /// After a free whose lists were not found too long, and were drained all the same: if that is what happens while kswapd
+    /// is at work on the zone, it has begun, which no event shows.
+    /// </summary>
+    /// <returns>Whether this explains a drain of so many frames; then the zone is marked.</returns>
+    public unsafe bool BeginReclaim(int cpu, int drained)
+    {
+        PerCpuPages* pcp = PcpOf(cpu);
+        if ((Zone.Flags & ZoneFlags.ReclaimActive) != 0)
+            return false;
+
+        int high = pcp->High;
+        int limit = pcp->FreeLimit(freeHigh: false, ZoneFlags.ReclaimActive);
+        if (pcp->Count >= limit && pcp->DrainCount(limit, freeHigh: false) == drained)
+        {
+            Zone.SetFlag(ZoneFlags.ReclaimActive);
+            return true;
+        }
+
+        pcp->High = high;
+        return false;
+    }
+
     /// <summary>The list of one CPU that would give this frame back next; -1 if none would.</summary>
     public unsafe int ListToDrain(int cpu, ulong pfn)
     {
