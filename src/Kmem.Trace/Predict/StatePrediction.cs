@@ -210,13 +210,7 @@ public sealed class StatePrediction
         FoldIfIdle(recorded);
         int at = _position;
         int next = _chains.Next(at);
-        bool waits = recorded.Name switch
-        {
-            "PA" => recorded.Args[4] != "buddy" && next >= 0 && _events[next].Name is "PZ" or "PX",
-            "PF" => recorded.Args[2] != "buddy" && next >= 0 && _events[next].Name == "PD",
-            _ => false,
-        };
-        if (waits && _chains.IsDisturbed(at))
+        if (next >= 0 && _chains.IsDisturbed(at) && BelongsTo(recorded, next))
         {
             _deferred[next] = at;
             return;
@@ -224,13 +218,36 @@ public sealed class StatePrediction
 
         if (_deferred[at] is >= 0 and var first)
             ExecuteAt(first);
-        if (recorded.Name is "PZ" or "PX" && FindTaker(at) is >= 0 and var taker)
+        if (recorded.Name is "PZ" or "PX" && FindTaker(at) is >= 0 and var taker && !_chains.IsUndisturbed(at, taker))
         {
             ExecuteAt(taker);
             _events[taker].IsDone = true;
         }
 
         ExecuteOrGoOn(recorded);
+    }
+
+    /// <summary>Whether the next zone event of a context is one of a request, or of a free, that needs the zone here, too.</summary>
+    private unsafe bool BelongsTo(RecordedEvent recorded, int next)
+    {
+        RecordedEvent zoneEvent = _events[next];
+        if (recorded.Name == "PF" && recorded.Args[2] != "buddy" && zoneEvent.Name == "PD")
+        {
+            ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+            return pfn != RecordedEvent.NoFrame && _machine.Pages.PresentZoneOf(pfn) is { } its
+                && its.WouldDrain(recorded.Cpu, recorded.Int(1));
+        }
+
+        if (recorded.Name != "PA" || recorded.Args[4] == "buddy" || zoneEvent.Name is not ("PZ" or "PX")
+            || zoneEvent.Args[1] != recorded.Args[1] || FindTaker(next) >= 0)
+        {
+            return false;
+        }
+
+        int order = recorded.Int(1);
+        int list = PerCpuPages.ListIndex(order, recorded.Gfp(3).ToMigratetype());
+        return PerCpuPages.IsPcpOrder(order)
+            && _machine.Pages.Zones.All(zone => !zone.HasOnList(recorded.Cpu, list));
     }
 
     /// <summary>Executes an event at the place of another one of its context.</summary>
@@ -243,8 +260,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// The request straight to the buddy system that took this block, if others act before its own line: its zone events stand
-    /// before it, a block that was taken and a fallback at most. -1 if it is none.
+    /// The request straight to the buddy system that took this block: its zone events stand before it, a block that was taken
+    /// and a fallback at most. -1 if it is none.
     /// </summary>
     private int FindTaker(int at)
     {
@@ -256,7 +273,7 @@ public sealed class StatePrediction
         }
 
         return next >= 0 && _events[next] is { Name: "PA", IsDone: false } request && request.Args[4] == "buddy"
-            && request.Args[1] == _events[at].Args[1] && !_chains.IsUndisturbed(at, next)
+            && request.Args[1] == _events[at].Args[1]
             ? next
             : -1;
     }

@@ -117,6 +117,20 @@ internal sealed class ZonePages : IDisposable
     /// </summary>
     public Func<ZonePages, int, int>? DrainLimit { get; set; }
 
+    /// <summary>Whether a CPU has a block on one of its lists.</summary>
+    public unsafe bool HasOnList(int cpu, int list) => !ListHead.IsEmpty(PerCpuPages.ListOf(PcpOf(cpu), list));
+
+    /// <summary>Whether one more block would make a CPU's lists too long; high orders may go sooner, when many come.</summary>
+    public unsafe bool WouldDrain(int cpu, int order)
+    {
+        if (order is >= 1 and <= PageOrder.Costly)
+            return true;
+
+        PerCpuPages after = *PcpOf(cpu);    // only its numbers are looked at
+        after.Count += 1 << order;
+        return PerCpuPages.IsPcpOrder(order) && after.Count >= after.FreeLimit(freeHigh: false, Zone.Flags);
+    }
+
     /// <summary>The length that a CPU's lists are tuned to.</summary>
     public unsafe int HighOf(int cpu) => PcpOf(cpu)->High;
 

@@ -38,6 +38,21 @@ public sealed class StatePredictionTests
         Assert.Empty(StateComparison.Compare(before, before));
     }
 
+    /// <summary>No event says so, but an interrupt that found the idle task does.</summary>
+    [Theory]
+    [InlineData("57", 65807, -1)]
+    [InlineData("0", 65806, 0)]
+    public void A_cpu_that_went_idle_has_folded_its_counts(string task, long global, int difference)
+    {
+        string[] lines = [.. PhaseLines.Read("02-vm"), $"999999\t9.9\t0\t..s..\t{task}\tCALL\tput_cpu_partial\t0\t0\t0\t0"];
+
+        StatePrediction prediction = PhaseLines.Predict("02-vm", lines);
+
+        Assert.True(prediction.IsExact);
+        ZoneState zone = prediction.EndState.Zones.First(its => its.Name == "DMA32");
+        Assert.Equal((global, difference), (zone.VmStatNrFreePages, zone.Zonestat[0].NrFreePagesDiff));
+    }
+
     [Theory]
     [InlineData("00-slab")]
     [InlineData("03-fork")]
