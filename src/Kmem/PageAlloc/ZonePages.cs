@@ -160,6 +160,12 @@ internal sealed class ZonePages : IDisposable
         return false;
     }
 
+    /// <summary>How often a CPU's list was filled from the buddy system; changes under the zone's lock.</summary>
+    public BlockCount Refills;
+
+    /// <summary>How often CPUs' lists gave frames back; changes under the zone's lock.</summary>
+    public BlockCount Drains;
+
     /// <summary>The list of one CPU that would give this frame back next; -1 if none would.</summary>
     public unsafe int ListToDrain(int cpu, ulong pfn)
     {
@@ -387,6 +393,8 @@ internal sealed class ZonePages : IDisposable
             got++;
         }
 
+        if (got > 0)
+            Refills.Add(0, order, order);
         Buddy.Lock.Release();
         pcp->Count += got << order;
         return got > 0;
@@ -459,6 +467,8 @@ internal sealed class ZonePages : IDisposable
     {
         frames = Math.Min(frames, pcp->Count);
         Buddy.Lock.Acquire();
+        if (frames > 0)
+            Drains.Add(0, PerCpuPages.OrderOfList(index), 0);
         while (frames > 0)
         {
             ListHead* list = PerCpuPages.ListOf(pcp, index);
