@@ -26,6 +26,22 @@ internal enum BetterAnswer
     Both,
 }
 
+/// <summary>What a recorded place is in the machine where it is not the answer.</summary>
+internal enum PlaceHere
+{
+    /// <summary>Nothing that could be given out.</summary>
+    Unknown,
+
+    /// <summary>In use: a later free may be of this use.</summary>
+    InUse,
+
+    /// <summary>Free, but others come before it.</summary>
+    Free,
+
+    /// <summary>Free, and one that could have been given out at once.</summary>
+    Near,
+}
+
 /// <summary>
 /// After an answer that differs, the rest of the recording tells which of the two blocks was in use from there on: a wrong
 /// line counts once then, and is not carried along. Nothing is asked before there is a difference.
@@ -58,18 +74,18 @@ internal sealed class LaterMentions(List<RecordedEvent> events)
     /// <param name="recorded">The recorded place; null if the request failed there.</param>
     /// <param name="own">What came; null if nothing did.</param>
     /// <param name="after">Index of the event.</param>
-    /// <param name="isFree">Whether the recorded place is free here: if not, a later free may be of its present use.</param>
-    /// <param name="mayBeNext">Whether it is one that could have been given out at once.</param>
-    public BetterAnswer Weigh(ulong? recorded, ulong? own, int after, bool isFree, bool mayBeNext)
+    /// <param name="here">What the recorded place is here.</param>
+    public BetterAnswer Weigh(ulong? recorded, ulong? own, int after, PlaceHere here)
     {
         LaterMention its = recorded is { } there ? Of(there, after) : LaterMention.Given;
-        LaterMention ours = own is { } here ? Of(here, after) : LaterMention.Given;
+        LaterMention ours = own is { } came ? Of(came, after) : LaterMention.Given;
         return (ours, its) switch
         {
-            (LaterMention.Used, LaterMention.Used) when isFree => BetterAnswer.Both,
-            (LaterMention.Used, LaterMention.None) when mayBeNext => BetterAnswer.Both,
+            (LaterMention.Used, LaterMention.Used) when here >= PlaceHere.Free => BetterAnswer.Both,
+            (LaterMention.Used, LaterMention.None) when here == PlaceHere.Near => BetterAnswer.Both,
             (LaterMention.Used, _) => BetterAnswer.Own,
             (LaterMention.None, LaterMention.Given) => BetterAnswer.Own,
+            (LaterMention.None, _) when here == PlaceHere.InUse => BetterAnswer.Own,
             _ when own == null && its == LaterMention.Given => BetterAnswer.Own,
             _ => BetterAnswer.Recorded,
         };

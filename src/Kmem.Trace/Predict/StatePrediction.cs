@@ -246,8 +246,9 @@ public sealed class StatePrediction
 
         int order = recorded.Int(1);
         int list = PerCpuPages.ListIndex(order, recorded.Gfp(3).ToMigratetype());
-        return PerCpuPages.IsPcpOrder(order)
-            && _machine.Pages.Zones.All(zone => !zone.HasOnList(recorded.Cpu, list));
+        ulong from = zoneEvent.Frame(0, _machine.Map.EndPfn);
+        return PerCpuPages.IsPcpOrder(order) && from != RecordedEvent.NoFrame
+            && _machine.Pages.PresentZoneOf(from) is { } zone && !zone.HasOnList(recorded.Cpu, list);
     }
 
     /// <summary>Executes an event at the place of another one of its context.</summary>
@@ -674,13 +675,11 @@ public sealed class StatePrediction
     private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
     {
         ulong? recorded = expected == RecordedEvent.NoFrame ? null : expected;
-        bool mayBeNext = recorded is { } block && _machine.Pages.PresentZoneOf(block)?.IsOnPcp(block, order) == true;
-        BetterAnswer better = _later.Weigh(
-            recorded,
-            came == null ? null : _machine.Map.PfnOf(came),
-            _position,
-            isFree: recorded is { } place && _machine.Pages.IsAnyFree(place, order),
-            mayBeNext);
+        PlaceHere here = recorded is not { } place ? PlaceHere.Unknown
+            : _machine.Pages.PresentZoneOf(place)?.IsOnPcp(place, order) == true ? PlaceHere.Near
+            : _machine.Pages.IsAnyFree(place, order) ? PlaceHere.Free
+            : PlaceHere.InUse;
+        BetterAnswer better = _later.Weigh(recorded, came == null ? null : _machine.Map.PfnOf(came), _position, here);
         if (better == BetterAnswer.Own)
             return came;
         if (better == BetterAnswer.Both)
@@ -846,13 +845,11 @@ public sealed class StatePrediction
     /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
-        bool isFree = _machine.Slabs.SlabOf(Pointer(expected)) != null && !IsLive((nint)Pointer(expected));
+        PlaceHere here = _machine.Slabs.SlabOf(Pointer(expected)) == null ? PlaceHere.Unknown
+            : IsLive((nint)Pointer(expected)) ? PlaceHere.InUse
+            : PlaceHere.Near;
         BetterAnswer better = _later.Weigh(
-            expected == 0 ? null : expected,
-            came == null ? null : _machine.Slabs.KernelAddress(came),
-            _position,
-            isFree: isFree,
-            mayBeNext: isFree);
+            expected == 0 ? null : expected, came == null ? null : _machine.Slabs.KernelAddress(came), _position, here);
         if (better == BetterAnswer.Own)
             return;
         if (better == BetterAnswer.Both)
@@ -973,15 +970,14 @@ public sealed class StatePrediction
 
     /// <summary>
     /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there, which is
-    /// in no event; what was refused is freed by itself later on.
+    /// in no event; what was refused is freed by itself later on, and what was not is given out again.
     /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
         bool accepted = recorded.Args[2] == "1";
-        LaterMention next = _later.Of(recorded.Hex(1), _position);
-        if (accepted == (next == LaterMention.Used))
+        if (_later.Of(recorded.Hex(1), _position) == (accepted ? LaterMention.Used : LaterMention.Given))
         {
-            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is not freed later on");
+            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is given out again");
             accepted = !accepted;
         }
 

@@ -13,6 +13,7 @@ internal sealed class VmapSteps : IVmapTrace
     private readonly Machine _machine;
     private readonly VmapAllocator _vmap;
     private readonly List<ulong> _kernelNodes;          // addresses of the kernel's vmap nodes, ascending
+    private readonly List<RecordedEvent> _events;
     private readonly LaterMentions _later;
     private StatePrediction.ContextState? _context;
     private StatePrediction.ContextState? _purging;     // whoever began the last purge; there is one at a time
@@ -23,6 +24,7 @@ internal sealed class VmapSteps : IVmapTrace
 
     public VmapSteps(Machine machine, VmapAllocator vmap, List<RecordedEvent> events, LaterMentions later)
     {
+        _events = events;
         _later = later;
         _kernelNodes = [.. events
             .Where(e => e.Name == "CALL" && e.Args.Length > 1 && e.Args[0] == "decay_va_pool_node")
@@ -126,9 +128,9 @@ internal sealed class VmapSteps : IVmapTrace
             return;
 
         differ(e, area == null ? error.ToString() : $"{area->Start:x}");
-        bool isFree = _vmap.Find(e.Hex(0)) == null;
-        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, isFree, mayBeNext: false);
-        if (better == BetterAnswer.Own)
+        PlaceHere here = _vmap.Find(e.Hex(0)) == null ? PlaceHere.Free : PlaceHere.InUse;
+        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, here);
+        if (better == BetterAnswer.Own || (area != null && IsUndecided(e.Hex(0), area->Start) && FitsNext()))
             return;
 
         _correcting = true;
@@ -136,6 +138,30 @@ internal sealed class VmapSteps : IVmapTrace
             _vmap.FreeNow(area);
         _vmap.TakeAt(e.Hex(0), request, e.Cpu);
         _correcting = false;
+    }
+
+    private bool IsUndecided(ulong recorded, ulong own) =>
+        _later.Of(recorded, _at) == LaterMention.None && _later.Of(own, _at) == LaterMention.None;
+
+    /// <summary>
+    /// Neither of two answers is in the recording again: then the next request tells, if our own one leads to its address, and
+    /// no purge has changed the free space until then.
+    /// </summary>
+    private bool FitsNext()
+    {
+        for (int i = _at + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (next.Name == "CALL" && next.Args[0] is "__purge_vmap_area_lazy" or "decay_va_pool_node")
+                return false;
+            if (next.Name == "VA" && !next.IsDone && next.Args[5] == "0")
+            {
+                var request = new VmapRequest(next.Number(1), next.Number(2), next.Hex(3), next.Hex(4));
+                return _vmap.Peek(request, next.Cpu, out ulong found) == VmapError.None && found == next.Hex(0);
+            }
+        }
+
+        return false;
     }
 
     /// <summary>
