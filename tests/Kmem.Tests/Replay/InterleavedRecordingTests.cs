@@ -30,7 +30,7 @@ public sealed class InterleavedRecordingTests
                     continue;
 
                 int to = at;
-                while (to > 1 && at - to < Lines && lines[to - 1][0] != '+' && CpuOf(lines[to - 1]) != CpuOf(lines[at]))
+                while (to > 1 && at - to < Lines && MayOvertake(lines[to - 1], CpuOf(lines[at])))
                     to--;
                 overtaken += Enumerable.Range(to, at - to).Count(i => IsZoneEvent(lines, i));
                 string request = lines[at];
@@ -104,6 +104,10 @@ public sealed class InterleavedRecordingTests
     }
 
     private static string[] Fields(string line) => line.Split('\t');
+
+    /// <summary>Not what its own CPU does, nor a drain, which may be of its list.</summary>
+    private static bool MayOvertake(string line, string cpu) =>
+        line[0] != '+' && Fields(line)[5] != "PD" && CpuOf(line) != cpu;
 
     private static string CpuOf(string line) => Fields(line)[2];
 
