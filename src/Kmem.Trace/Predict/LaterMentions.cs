@@ -29,11 +29,8 @@ internal enum BetterAnswer
 /// <summary>What a recorded place is in the machine where it is not the answer.</summary>
 internal enum PlaceHere
 {
-    /// <summary>Nothing that could be given out.</summary>
-    Unknown,
-
-    /// <summary>In use: a later free may be of this use.</summary>
-    InUse,
+    /// <summary>In use, so that a later free may be of this use; or nothing that could be given out.</summary>
+    Taken,
 
     /// <summary>Free, but others come before it.</summary>
     Free,
@@ -44,7 +41,8 @@ internal enum PlaceHere
 
 /// <summary>
 /// After an answer that differs, the rest of the recording tells which of the two blocks was in use from there on: a wrong
-/// line counts once then, and is not carried along. Nothing is asked before there is a difference.
+/// line counts once then, and is not carried along. Nothing is asked before there is a difference. An object that is given
+/// out tells of its frame, too: that is in use.
 /// </summary>
 internal sealed class LaterMentions(List<RecordedEvent> events)
 {
@@ -85,7 +83,6 @@ internal sealed class LaterMentions(List<RecordedEvent> events)
             (LaterMention.Used, LaterMention.None) when here == PlaceHere.Near => BetterAnswer.Both,
             (LaterMention.Used, _) => BetterAnswer.Own,
             (LaterMention.None, LaterMention.Given) => BetterAnswer.Own,
-            (LaterMention.None, _) when here == PlaceHere.InUse => BetterAnswer.Own,
             _ when own == null && its == LaterMention.Given => BetterAnswer.Own,
             _ => BetterAnswer.Recorded,
         };
@@ -106,9 +103,12 @@ internal sealed class LaterMentions(List<RecordedEvent> events)
                     Add(e.NumberOrNone(0), i, LaterMention.Used);
                     break;
                 case "KA":
-                    Add(e.HexOrNone(1), i, LaterMention.Given);
+                    AddObject(e.HexOrNone(1), i);
                     break;
-                case "KM" or "VA":
+                case "KM":
+                    AddObject(e.HexOrNone(0), i);
+                    break;
+                case "VA":
                     Add(e.HexOrNone(0), i, LaterMention.Given);
                     break;
                 case "KC" or "SK":
@@ -125,6 +125,13 @@ internal sealed class LaterMentions(List<RecordedEvent> events)
         }
 
         return mentions;
+
+        void AddObject(ulong? address, int at)
+        {
+            Add(address, at, LaterMention.Given);
+            if (address >= AddressMap.PageOffset)
+                Add((address - AddressMap.PageOffset) >> Pfn.PageShift, at, LaterMention.Used);
+        }
 
         void Add(ulong? place, int at, LaterMention what)
         {

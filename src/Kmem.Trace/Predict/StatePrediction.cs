@@ -675,10 +675,10 @@ public sealed class StatePrediction
     private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
     {
         ulong? recorded = expected == RecordedEvent.NoFrame ? null : expected;
-        PlaceHere here = recorded is not { } place ? PlaceHere.Unknown
+        PlaceHere here = recorded is not { } place ? PlaceHere.Taken
             : _machine.Pages.PresentZoneOf(place)?.IsOnPcp(place, order) == true ? PlaceHere.Near
             : _machine.Pages.IsAnyFree(place, order) ? PlaceHere.Free
-            : PlaceHere.InUse;
+            : PlaceHere.Taken;
         BetterAnswer better = _later.Weigh(recorded, came == null ? null : _machine.Map.PfnOf(came), _position, here);
         if (better == BetterAnswer.Own)
             return came;
@@ -845,11 +845,12 @@ public sealed class StatePrediction
     /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
-        PlaceHere here = _machine.Slabs.SlabOf(Pointer(expected)) == null ? PlaceHere.Unknown
-            : IsLive((nint)Pointer(expected)) ? PlaceHere.InUse
-            : PlaceHere.Near;
+        bool isFree = _machine.Slabs.SlabOf(Pointer(expected)) != null && !IsLive((nint)Pointer(expected));
         BetterAnswer better = _later.Weigh(
-            expected == 0 ? null : expected, came == null ? null : _machine.Slabs.KernelAddress(came), _position, here);
+            expected == 0 ? null : expected,
+            came == null ? null : _machine.Slabs.KernelAddress(came),
+            _position,
+            isFree ? PlaceHere.Near : PlaceHere.Taken);
         if (better == BetterAnswer.Own)
             return;
         if (better == BetterAnswer.Both)
@@ -970,18 +971,11 @@ public sealed class StatePrediction
 
     /// <summary>
     /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there, which is
-    /// in no event; what was refused is freed by itself later on, and what was not is given out again.
+    /// in no event: a refusal is obeyed.
     /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
-        bool accepted = recorded.Args[2] == "1";
-        if (_later.Of(recorded.Hex(1), _position) == (accepted ? LaterMention.Used : LaterMention.Given))
-        {
-            Compare(false, () => accepted ? "a refusal: it is freed later on" : "no refusal: it is given out again");
-            accepted = !accepted;
-        }
-
-        if (!accepted)
+        if (recorded.Args[2] != "1")
             return;
 
         void* obj = Pointer(recorded.Hex(1));

@@ -128,7 +128,7 @@ internal sealed class VmapSteps : IVmapTrace
             return;
 
         differ(e, area == null ? error.ToString() : $"{area->Start:x}");
-        PlaceHere here = _vmap.Find(e.Hex(0)) == null ? PlaceHere.Free : PlaceHere.InUse;
+        PlaceHere here = _vmap.Find(e.Hex(0)) == null ? PlaceHere.Free : PlaceHere.Taken;
         BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, here);
         if (better == BetterAnswer.Own || (area != null && IsUndecided(e.Hex(0), area->Start) && FitsNext()))
             return;
