@@ -40,15 +40,17 @@ internal enum PlaceHere
 }
 
 /// <summary>
-/// After an answer that differs, the rest of the recording tells which of the two blocks was in use from there on: a wrong
-/// line counts once then, and is not carried along. Nothing is asked before there is a difference. An object that is given
-/// out tells of its frame, too: that is in use.
+/// After an answer that differs, the rest of the recording tells which of the two blocks was in use from there on: a
+/// wrong line counts once then, and is not carried along. Nothing is asked before there is a difference. An object that
+/// is given out tells of its frame, too: that is in use.
 /// </summary>
 internal sealed class LaterMentions(List<RecordedEvent> events)
 {
     private Dictionary<ulong, List<(int At, LaterMention What)>>? _mentions;
 
-    /// <summary>The next mention of a frame, an address of an object or one of an area: the three do not meet.</summary>
+    /// <summary>
+    /// The next mention of a frame, an address of an object or one of an area: the three do not meet.
+    /// </summary>
     public LaterMention Of(ulong place, int after)
     {
         _mentions ??= Collect();

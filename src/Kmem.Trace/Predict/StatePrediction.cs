@@ -3,8 +3,8 @@ using System.Globalization;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Given the complete allocator state of a real kernel at one instant and the requests that followed, predicts every page
-/// frame and every object address, and the state at the end.
+/// Given the complete allocator state of a real kernel at one instant and the requests that followed, predicts every
+/// page frame and every object address, and the state at the end.
 /// </summary>
 /// <remarks>
 /// The requests run through the same allocators that programs use. What the recording tells besides requests is when
@@ -25,7 +25,7 @@ public sealed class StatePrediction
     private readonly List<RecordedEvent> _events;
     private readonly ContextChains _chains;
     private readonly LaterMentions _later;
-    private readonly int[] _deferred;       // at a zone event: the request or free before it that it belongs to; else -1
+    private readonly int[] _deferred;       // at a zone event: the request or free before it that waits for it; else -1
     private readonly string[] _tasks;       // who was seen last on each CPU
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
@@ -119,7 +119,9 @@ public sealed class StatePrediction
     /// <summary>The first event that differs: what was expected, and what came; null if none does.</summary>
     public string? First { get; private set; }
 
-    /// <summary>Runs a recording: <c>state-t0.json.gz</c>, <c>events.tsv.gz</c> and <c>state-t1.json.gz</c> of a folder.</summary>
+    /// <summary>
+    /// Runs a recording: <c>state-t0.json.gz</c>, <c>events.tsv.gz</c> and <c>state-t1.json.gz</c> of a folder.
+    /// </summary>
     /// <param name="folder">The folder.</param>
     /// <returns>The counts.</returns>
     /// <exception cref="InvalidDataException">A file is not what it should be; the message names it.</exception>
@@ -198,8 +200,9 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A request stands where it looked at the list of its CPU, and so does a free; what it does in the zone, under the zone's
-    /// lock, comes at the zone events. If others act in between, that is the moment that counts: nobody else sees the list.
+    /// A request stands where it looked at the list of its CPU, and so does a free; what it does in the zone, under the
+    /// zone's lock, comes at the zone events. If others act in between, that is the moment that counts: nobody else
+    /// sees the list.
     /// <code>
     ///   CPU 0   PA ─ ─ ─ ─ ─ ─ PZ PZ PZ         the refill is done at the first PZ
     ///   CPU 1      PA PZ PZ PZ
@@ -227,7 +230,9 @@ public sealed class StatePrediction
         ExecuteOrGoOn(recorded);
     }
 
-    /// <summary>Whether the next zone event of a context is one of a request, or of a free, that needs the zone here, too.</summary>
+    /// <summary>
+    /// Whether the next zone event of a context is one of a request, or of a free, that needs the zone here, too.
+    /// </summary>
     private unsafe bool BelongsTo(RecordedEvent recorded, int next)
     {
         RecordedEvent zoneEvent = _events[next];
@@ -261,8 +266,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// The request straight to the buddy system that took this block: its zone events stand before it, a block that was taken
-    /// and a fallback at most. -1 if it is none.
+    /// The request straight to the buddy system that took this block: its zone events stand before it, a block that was
+    /// taken and a fallback at most. -1 if it is none.
     /// </summary>
     private int FindTaker(int at)
     {
@@ -280,8 +285,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// No event says that a CPU went idle, which folds what it counted into the zones' counts; but who was interrupted is in
-    /// every line.
+    /// No event says that a CPU went idle, which folds what it counted into the zones' counts; but who was interrupted
+    /// is in every line.
     /// </summary>
     private void FoldIfIdle(RecordedEvent recorded)
     {
@@ -295,8 +300,9 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// After a mistake the machine may find its own lists damaged, or not find what the recording speaks of. Then the event
-    /// counts as wrong, and it goes on from the recorded answer as far as possible. Only a line that is none ends the replay.
+    /// After a mistake the machine may find its own lists damaged, or not find what the recording speaks of. Then the
+    /// event counts as wrong, and it goes on from the recorded answer as far as possible. Only a line that is none ends
+    /// the replay.
     /// </summary>
     private void ExecuteOrGoOn(RecordedEvent recorded)
     {
@@ -447,8 +453,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A cache needs a slab. If somebody else acts before the operation is done, it begins now and waits in the middle, as it
-    /// did in the kernel; else it runs in one piece when its own event comes.
+    /// A cache needs a slab. If somebody else acts before the operation is done, it begins now and waits in the middle,
+    /// as it did in the kernel; else it runs in one piece when its own event comes.
     /// </summary>
     private void WantSlab(RecordedEvent recorded)
     {
@@ -475,7 +481,9 @@ public sealed class StatePrediction
             context.Fiber.Resume();
     }
 
-    /// <summary>The next operation of a context that may need slabs, and whether only this context acts until then.</summary>
+    /// <summary>
+    /// The next operation of a context that may need slabs, and whether only this context acts until then.
+    /// </summary>
     private RecordedEvent? FindOperation(out bool alone)
     {
         int next = _chains.NextOperation(_position);
@@ -484,8 +492,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is done
-    /// when all of them are there.
+    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is
+    /// done when all of them are there.
     /// </summary>
     private RecordedEvent? FindSheafBlock(RecordedEvent free)
     {
@@ -518,9 +526,9 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of the zone
-    /// (drain_all_pages), or a list was found too long for a reason that is in no event (kswapd at work). The recording shows
-    /// it by its pages only; which list it was, the first of them tells.
+    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of
+    /// the zone (drain_all_pages), or a list was found too long for a reason that is in no event (kswapd at work). The
+    /// recording shows it by its pages only; which list it was, the first of them tells.
     /// </summary>
     private void DrainForeign(RecordedEvent recorded)
     {
@@ -557,7 +565,9 @@ public sealed class StatePrediction
         _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
     }
 
-    /// <summary>Frames of a zone that a recorded run of drains gives back; a single line of another zone is a wrong one.</summary>
+    /// <summary>
+    /// Frames of a zone that a recorded run of drains gives back; a single line of another zone is a wrong one.
+    /// </summary>
     private int FramesOfDrain(int first, ZonePages zone)
     {
         int frames = 0;
@@ -648,8 +658,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// Another zone than the kernel's was good enough: that is decided by its boost, which kswapd lowers, and by counts that are
-    /// not folded yet. Neither is in an event, so the one that could explain it is taken for done.
+    /// Another zone than the kernel's was good enough: that is decided by its boost, which kswapd lowers, and by counts
+    /// that are not folded yet. Neither is in an event, so the one that could explain it is taken for done.
     /// </summary>
     private unsafe void NoteZone(Page* came, ulong expected)
     {
@@ -669,8 +679,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// After a wrong answer: the recorded block is taken, and the other one given back, unless the rest of the recording
-    /// speaks against that.
+    /// After a wrong answer: the recorded block is taken, and the other one given back, unless the rest of the
+    /// recording speaks against that.
     /// </summary>
     private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
     {
@@ -840,8 +850,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// After a wrong answer: the recorded object is taken, and the other one given back, unless the rest of the recording
-    /// speaks against that.
+    /// After a wrong answer: the recorded object is taken, and the other one given back, unless the rest of the
+    /// recording speaks against that.
     /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
@@ -890,8 +900,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses that is
-    /// logged later: it took effect before, so it is done now.
+    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses
+    /// that is logged later: it took effect before, so it is done now.
     /// </summary>
     private void PrepareVmapFree(ulong obj)
     {
@@ -970,8 +980,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there, which is
-    /// in no event: a refusal is obeyed.
+    /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there,
+    /// which is in no event: a refusal is obeyed.
     /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
@@ -1038,7 +1048,9 @@ public sealed class StatePrediction
         return cache;
     }
 
-    /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
+    /// <summary>
+    /// An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.
+    /// </summary>
     private unsafe void* Pointer(ulong address) =>
         address >= AddressMap.PageOffset && address - AddressMap.PageOffset < _machine.Map.EndPfn << Pfn.PageShift
             ? _machine.Slabs.PointerOf(address)

@@ -144,8 +144,8 @@ internal sealed class VmapSteps : IVmapTrace
         _later.Of(recorded, _at) == LaterMention.None && _later.Of(own, _at) == LaterMention.None;
 
     /// <summary>
-    /// Neither of two answers is in the recording again: then the next request tells, if our own one leads to its address, and
-    /// no purge has changed the free space until then.
+    /// Neither of two answers is in the recording again: then the next request tells, if our own one leads to its
+    /// address, and no purge has changed the free space until then.
     /// </summary>
     private bool FitsNext()
     {

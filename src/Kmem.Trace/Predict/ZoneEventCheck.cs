@@ -1,9 +1,9 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Compares the zone events of a machine with recorded ones. Each context has a queue for both sides, and whenever both have
-/// one, the heads must be equal: an event may stand a little before or after the request that caused it, and others may act
-/// in between.
+/// Compares the zone events of a machine with recorded ones. Each context has a queue for both sides, and whenever both
+/// have one, the heads must be equal: an event may stand a little before or after the request that caused it, and
+/// others may act in between.
 /// </summary>
 internal sealed class ZoneEventCheck : ITrace
 {
@@ -29,7 +29,8 @@ internal sealed class ZoneEventCheck : ITrace
     }
 
     /// <summary>
-    /// Between two requests: if the sides were out of step, both start again from here, so that one mistake counts once.
+    /// Between two requests: if the sides were out of step, both start again from here, so that one mistake counts
+    /// once.
     /// </summary>
     public void StartAgain()
     {

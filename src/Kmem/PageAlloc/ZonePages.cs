@@ -120,7 +120,7 @@ internal sealed class ZonePages : IDisposable
     /// <summary>Whether a CPU has a block on one of its lists.</summary>
     public unsafe bool HasOnList(int cpu, int list) => !ListHead.IsEmpty(PerCpuPages.ListOf(PcpOf(cpu), list));
 
-    /// <summary>Whether one more block would make a CPU's lists too long; high orders may go sooner, when many come.</summary>
+    /// <summary>Whether one more block makes a CPU's lists too long; high orders may go sooner, when many come.</summary>
     public unsafe bool WouldDrain(int cpu, int order)
     {
         if (order is >= 1 and <= PageOrder.Costly)
@@ -138,8 +138,8 @@ internal sealed class ZonePages : IDisposable
     public unsafe void SetHigh(int cpu, int high) => PcpOf(cpu)->High = high;
 
     /// <summary>
-    /// After a free whose lists were not found too long, and were drained all the same: if that is what happens while kswapd
-    /// is at work on the zone, it has begun, which no event shows.
+    /// After a free whose lists were not found too long, and were drained all the same: if that is what happens while
+    /// kswapd is at work on the zone, it has begun, which no event shows.
     /// </summary>
     /// <returns>Whether this explains a drain of so many frames; then the zone is marked.</returns>
     public unsafe bool BeginReclaim(int cpu, int drained)

@@ -3,8 +3,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recordings of several CPUs in which one acts in the middle of another's request: a request stands where it looked at the
-/// list of its CPU, and what it does in the zone comes at its zone events.
+/// Recordings of several CPUs in which one acts in the middle of another's request: a request stands where it looked at
+/// the list of its CPU, and what it does in the zone comes at its zone events.
 /// </summary>
 public sealed class InterleavedRecordingTests
 {
@@ -45,7 +45,9 @@ public sealed class InterleavedRecordingTests
         Assert.True(prediction.IsExact);
     }
 
-    /// <summary>Blocks straight from the buddy system: their zone events stand before them, and others act in between.</summary>
+    /// <summary>
+    /// Blocks straight from the buddy system: their zone events stand before them, and others act in between.
+    /// </summary>
     [Theory]
     [InlineData(24, 2, 1024)]
     [InlineData(25, 2, 64)]
@@ -63,7 +65,8 @@ public sealed class InterleavedRecordingTests
                 while (IsZoneEvent(lines, end))
                     end++;
                 int next = end;
-                while (next < lines.Count && next < end + 3 && lines[next][0] != '+' && Who(lines[next]) != Who(lines[at]))
+                string who = Who(lines[at]);
+                while (next < lines.Count && next < end + 3 && lines[next][0] != '+' && Who(lines[next]) != who)
                     next++;
                 if (next < lines.Count && lines[next][0] == '+')
                     continue;

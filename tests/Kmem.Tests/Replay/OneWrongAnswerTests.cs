@@ -4,8 +4,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recorded phases in which one line is not what the kernel said: the mistake counts once, whatever kind of line it is, and
-/// lines in another order that means the same change nothing.
+/// Recorded phases in which one line is not what the kernel said: the mistake counts once, whatever kind of line it is,
+/// and lines in another order that means the same change nothing.
 /// </summary>
 public sealed class OneWrongAnswerTests
 {
@@ -77,10 +77,10 @@ public sealed class OneWrongAnswerTests
     public void Unknown_kinds_of_events_change_nothing()
     {
         string[] lines = PhaseLines.Read("03-fork");
-        string[] head = lines[lines.Length / 2].Split('\t')[..5];
+        int half = lines.Length / 2;
+        string unknown = string.Join('\t', [.. lines[half].Split('\t')[..5], "KSWAPD", "1", "x"]);
 
-        StatePrediction prediction = PhaseLines.Predict(
-            "03-fork", [.. lines[..(lines.Length / 2)], string.Join('\t', [.. head, "KSWAPD", "1", "x"]), .. lines[(lines.Length / 2)..]]);
+        StatePrediction prediction = PhaseLines.Predict("03-fork", [.. lines[..half], unknown, .. lines[half..]]);
 
         Assert.Equal(1, prediction.UnknownEvents);
         Assert.True(prediction.IsExact);
@@ -95,7 +95,7 @@ public sealed class OneWrongAnswerTests
         {
             string[] fields = lines[i].Split('\t');
             if (fields.Length > 5 && fields[4] != RecordedEvent.IdleTask)
-                fields[4] = (int.Parse(fields[4], CultureInfo.InvariantCulture) + 5000).ToString(CultureInfo.InvariantCulture);
+                fields[4] = $"{int.Parse(fields[4], CultureInfo.InvariantCulture) + 5000}";
             lines[i] = string.Join('\t', fields);
         }
 

@@ -11,7 +11,8 @@ internal static class PhaseLines
 
     /// <summary>Where the lines of one kind are.</summary>
     public static int[] Of(string[] lines, string kind) =>
-        [.. Enumerable.Range(1, lines.Length - 1).Where(i => lines[i].Contains($"\t{kind}\t", StringComparison.Ordinal))];
+        [.. Enumerable.Range(1, lines.Length - 1)
+            .Where(i => lines[i].Contains($"\t{kind}\t", StringComparison.Ordinal))];
 
     /// <summary>Answers that differ, of every kind that is counted.</summary>
     public static long Wrong(StatePrediction it) =>
@@ -19,7 +20,9 @@ internal static class PhaseLines
         + it.SlabAllocs - it.SlabAllocsExact + it.VmapAllocs - it.VmapAllocsExact;
 
     public static StatePrediction Predict(string phase, IEnumerable<string> lines) => Predict(
-        TestData.PathOf($"boot-1cpu/{phase}/state-t0.json.gz"), TestData.PathOf($"boot-1cpu/{phase}/state-t1.json.gz"), lines);
+        TestData.PathOf($"boot-1cpu/{phase}/state-t0.json.gz"),
+        TestData.PathOf($"boot-1cpu/{phase}/state-t1.json.gz"),
+        lines);
 
     public static StatePrediction Predict(string before, string after, IEnumerable<string> lines)
     {

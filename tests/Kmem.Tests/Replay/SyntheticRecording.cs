@@ -133,7 +133,9 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
             // While its task waits, a CPU can only serve interrupts.
             bool interrupt = _waiting[cpu] != null;
-            var actor = new Actor(cpu, interrupt ? RecordedEvent.IdleTask : $"{100 + cpu}", interrupt ? "d.h1." : ".....");
+            Actor actor = interrupt
+                ? new Actor(cpu, RecordedEvent.IdleTask, "d.h1.")
+                : new Actor(cpu, $"{100 + cpu}", ".....");
             if (interrupt)
                 GoIdle(actor);
             var random = new Random(_random.Next());

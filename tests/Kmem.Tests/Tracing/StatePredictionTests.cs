@@ -3,8 +3,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Complete states of a real kernel and the requests between them: every frame, zone event and object address comes out as
-/// it did there, and so does the state at the end.
+/// Complete states of a real kernel and the requests between them: every frame, zone event and object address comes out
+/// as it did there, and so does the state at the end.
 /// </summary>
 public sealed class StatePredictionTests
 {
@@ -44,7 +44,8 @@ public sealed class StatePredictionTests
     [InlineData("0", 65806, 0)]
     public void A_cpu_that_went_idle_has_folded_its_counts(string task, long global, int difference)
     {
-        string[] lines = [.. PhaseLines.Read("02-vm"), $"999999\t9.9\t0\t..s..\t{task}\tCALL\tput_cpu_partial\t0\t0\t0\t0"];
+        string interrupt = $"999999\t9.9\t0\t..s..\t{task}\tCALL\tput_cpu_partial\t0\t0\t0\t0";
+        string[] lines = [.. PhaseLines.Read("02-vm"), interrupt];
 
         StatePrediction prediction = PhaseLines.Predict("02-vm", lines);
 

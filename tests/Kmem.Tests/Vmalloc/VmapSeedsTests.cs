@@ -5,8 +5,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recordings like those of real kernels, made of an allocator of our own in the middle of its life: a listing of the areas,
-/// and the events after it. The shape of the free tree is what long work has made of it, and is not told.
+/// Recordings like those of real kernels, made of an allocator of our own in the middle of its life: a listing of the
+/// areas, and the events after it. The shape of the free tree is what long work has made of it, and is not told.
 /// </summary>
 public sealed class VmapSeedsTests
 {
@@ -14,11 +14,11 @@ public sealed class VmapSeedsTests
     public void Recordings_of_other_seeds_are_predicted_as_well()
     {
         int seeds = int.TryParse(Environment.GetEnvironmentVariable("KMEM_VMAP_SEEDS"), out int wanted) ? wanted : 2;
-        int requests = int.TryParse(Environment.GetEnvironmentVariable("KMEM_VMAP_REQUESTS"), out int many) ? many : 1500;
+        const int Requests = 1500;
         for (int seed = 1; seed <= seeds; seed++)
         {
             int cpus = 2 - (seed % 5 == 0 ? 1 : 0) + (seed % 7 == 0 ? 2 : 0);
-            (string areas, string trace) = Record(seed, cpus, requests);
+            (string areas, string trace) = Record(seed, cpus, Requests);
             using FtraceReader reader = FtraceReader.Open(new MemoryStream(Encoding.UTF8.GetBytes(trace)), "the trace");
 
             VmapPredictionResult it = VmapPrediction.Run(new StringReader(areas), reader);
@@ -27,7 +27,7 @@ public sealed class VmapSeedsTests
                 + $"page-aligned {it.PageAlignedExactInAdvance}, {it.PageAlignedExact} of {it.PageAligned}; "
                 + $"first shape {it.ExactWithFirstShape}, {it.ShapesTried} shapes";
             TestContext.Current.TestOutputHelper?.WriteLine(what);
-            Assert.True(it.Allocs > requests / 3, what);
+            Assert.True(it.Allocs > Requests / 3, what);
             Assert.True(it.Exact >= it.Allocs * 98 / 100, what);
             Assert.True(it.PageAlignedExact >= it.PageAligned * 98 / 100, what);
         }
@@ -72,7 +72,9 @@ public sealed class VmapSeedsTests
 
             if (live.Count > 0 && random.Next(700) < live.Count)
             {
-                int at = random.Next(4) == 0 ? random.Next(live.Count) : live.Count - 1 - random.Next(Math.Min(live.Count, 20));
+                int at = random.Next(4) == 0
+                    ? random.Next(live.Count)
+                    : live.Count - 1 - random.Next(Math.Min(live.Count, 20));
                 vmap.FreeNoflush(vmap.Unlink(live[at]));
                 live.RemoveAt(at);
                 return;
@@ -119,7 +121,8 @@ public sealed class VmapSeedsTests
             // So far apart that nothing can have happened at the same moment.
             _ticks += 5000;
             Text.Append(
-                CultureInfo.InvariantCulture, $"  sh-1 [{Cpu:000}] ..... {1 + (_ticks / 1_000_000)}.{_ticks % 1_000_000:000000}: {what}\n");
+                CultureInfo.InvariantCulture,
+                $"  sh-1 [{Cpu:000}] ..... {1 + (_ticks / 1_000_000)}.{_ticks % 1_000_000:000000}: {what}\n");
         }
 
         public void AllocVmapArea(ulong address, in VmapRequest request, bool failed) => Add(
