@@ -75,7 +75,7 @@ public sealed class PredictTests
         {
             string phase = Path.Combine(Data, "boot-1cpu", "00-slab");
             File.Copy(Path.Combine(phase, "state-t0.json.gz"), Path.Combine(folder, "state-t0.json.gz"));
-            File.Copy(Path.Combine(phase, "state-t0.json.gz"), Path.Combine(folder, "state-t1.json.gz"));
+            File.Copy(Path.Combine(phase, "state-t1.json.gz"), Path.Combine(folder, "state-t1.json.gz"));
             await File.WriteAllTextAsync(
                 Path.Combine(folder, "events.tsv.gz"),
                 "seq\tts\tcpu\tctx\tpid\tev\targs\n1\t1.0\t0\t.....\t1\tPA\t1\t0\t1\tcca\tpcp\n",

@@ -39,6 +39,9 @@ internal sealed class ContextChains
         return at;
     }
 
+    /// <summary>Whether others act before the same context does again.</summary>
+    public bool IsDisturbed(int at) => _next[at] >= 0 && !IsUndisturbed(at, _next[at]);
+
     /// <summary>The next operation of the same context that may need slabs; -1 if there is none.</summary>
     public int NextOperation(int at) => _nextOperation[at];
 

@@ -24,6 +24,9 @@ internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string N
     /// <summary>Its effect came about earlier already.</summary>
     public bool IsDone { get; set; }
 
+    /// <summary>The task that acts, or that is interrupted.</summary>
+    public string Task { get; init; } = "";
+
     /// <summary>Interrupts stay on their CPU, and every CPU has an idle task of number 0.</summary>
     public bool IsCpuBound => Context is HardIrq or SoftIrq or IdleTask;
 
@@ -58,6 +61,16 @@ internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string N
             out ulong value)
             ? value
             : throw new FormatException($"field {index + 1} is '{Args[index]}', expected a hexadecimal number");
+
+    /// <summary>A number; null if the field is none.</summary>
+    public ulong? NumberOrNone(int index) =>
+        ulong.TryParse(Args[index], NumberStyles.None, CultureInfo.InvariantCulture, out ulong value) ? value : null;
+
+    /// <summary>A hexadecimal number; null if the field is none, or 0.</summary>
+    public ulong? HexOrNone(int index) =>
+        ulong.TryParse(Args[index], NumberStyles.HexNumber, CultureInfo.InvariantCulture, out ulong value) && value != 0
+            ? value
+            : null;
 
     public Gfp Gfp(int index) => (Gfp)Hex(index);
 
@@ -107,6 +120,7 @@ internal static class RecordedEvents
             var recorded = new RecordedEvent(seq, cpu, ContextOf(fields[3], fields[4]), fields[5], fields[6..])
             {
                 Line = number,
+                Task = fields[4],
             };
             if (FieldsOf(recorded.Name) is var least && recorded.Args.Length < least)
             {

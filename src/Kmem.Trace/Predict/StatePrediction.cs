@@ -3,8 +3,8 @@ using System.Globalization;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Given the complete allocator state of a real kernel at one instant and the requests that followed, predicts every page
-/// frame and every object address, and the state at the end.
+/// Given the complete allocator state of a real kernel at one instant and the requests that followed, predicts every
+/// page frame and every object address, and the state at the end.
 /// </summary>
 /// <remarks>
 /// The requests run through the same allocators that programs use. What the recording tells besides requests is when
@@ -24,6 +24,9 @@ public sealed class StatePrediction
     private readonly Dictionary<RecordedEvent, RecordedEvent> _freeWithSheaf = new(ReferenceEqualityComparer.Instance);
     private readonly List<RecordedEvent> _events;
     private readonly ContextChains _chains;
+    private readonly LaterMentions _later;
+    private readonly int[] _deferred;       // at a zone event: the request or free before it that waits for it; else -1
+    private readonly string[] _tasks;       // who was seen last on each CPU
     private readonly VmapSteps? _vmap;
     private ContextState _current = new();
     private RecordedEvent? _event;
@@ -35,6 +38,10 @@ public sealed class StatePrediction
         _machine = machine;
         _events = events;
         _chains = new ContextChains(events);
+        _later = new LaterMentions(events);
+        _deferred = new int[events.Count];
+        Array.Fill(_deferred, -1);
+        _tasks = new string[machine.Cpus];
         machine.Trace = _zones;
         machine.Pages.Hooks = new RecordedReclaim();
         foreach (KmemCache cache in machine.Slabs.Caches)
@@ -62,7 +69,7 @@ public sealed class StatePrediction
         };
         machine.Slabs.Rcu.ReadLock(); // grace periods end when the recording says so
         if (machine.VmapSpace is { } vmap)
-            _vmap = new VmapSteps(machine, vmap);
+            _vmap = new VmapSteps(machine, vmap, events, _later);
     }
 
     /// <summary>Lines of the recording.</summary>
@@ -112,7 +119,9 @@ public sealed class StatePrediction
     /// <summary>The first event that differs: what was expected, and what came; null if none does.</summary>
     public string? First { get; private set; }
 
-    /// <summary>Runs a recording: <c>state-t0.json.gz</c>, <c>events.tsv.gz</c> and <c>state-t1.json.gz</c> of a folder.</summary>
+    /// <summary>
+    /// Runs a recording: <c>state-t0.json.gz</c>, <c>events.tsv.gz</c> and <c>state-t1.json.gz</c> of a folder.
+    /// </summary>
     /// <param name="folder">The folder.</param>
     /// <returns>The counts.</returns>
     /// <exception cref="InvalidDataException">A file is not what it should be; the message names it.</exception>
@@ -130,6 +139,8 @@ public sealed class StatePrediction
         KernelProfile profile = KernelProfile.Linux618 with { MemoryCgroups = false };
         using Machine machine = Machine.FromState(before, new MachineOptions { Profile = profile });
         var prediction = new StatePrediction(machine, recorded) { _inSteps = inSteps, Events = lines };
+        if (before.Vmap is { } vmap)
+            prediction._vmap?.Start(vmap);
         try
         {
             prediction.ExecuteAll(machine.Cpus);
@@ -182,15 +193,116 @@ public sealed class StatePrediction
             if ((uint)recorded.Cpu >= (uint)cpus)
                 throw new FormatException($"the state has no CPU {recorded.Cpu}");
             if (!recorded.IsDone)
-                ExecuteOrGoOn(recorded);
+                ExecuteInOrder(recorded);
         }
 
         _zones.Finish();
     }
 
     /// <summary>
-    /// After a mistake the machine may find its own lists damaged, or not find what the recording speaks of. Then the event
-    /// counts as wrong, and it goes on from the recorded answer as far as possible. Only a line that is none ends the replay.
+    /// A request stands where it looked at the list of its CPU, and so does a free; what it does in the zone, under the
+    /// zone's lock, comes at the zone events. If others act in between, that is the moment that counts: nobody else
+    /// sees the list.
+    /// <code>
+    ///   CPU 0   PA ─ ─ ─ ─ ─ ─ PZ PZ PZ         the refill is done at the first PZ
+    ///   CPU 1      PA PZ PZ PZ
+    /// </code>
+    /// </summary>
+    private void ExecuteInOrder(RecordedEvent recorded)
+    {
+        FoldIfIdle(recorded);
+        int at = _position;
+        int next = _chains.Next(at);
+        if (next >= 0 && _chains.IsDisturbed(at) && BelongsTo(recorded, next))
+        {
+            _deferred[next] = at;
+            return;
+        }
+
+        if (_deferred[at] is >= 0 and var first)
+            ExecuteAt(first);
+        if (recorded.Name is "PZ" or "PX" && FindTaker(at) is >= 0 and var taker && !_chains.IsUndisturbed(at, taker))
+        {
+            ExecuteAt(taker);
+            _events[taker].IsDone = true;
+        }
+
+        ExecuteOrGoOn(recorded);
+    }
+
+    /// <summary>
+    /// Whether the next zone event of a context is one of a request, or of a free, that needs the zone here, too.
+    /// </summary>
+    private unsafe bool BelongsTo(RecordedEvent recorded, int next)
+    {
+        RecordedEvent zoneEvent = _events[next];
+        if (recorded.Name == "PF" && recorded.Args[2] != "buddy" && zoneEvent.Name == "PD")
+        {
+            ulong pfn = recorded.Frame(0, _machine.Map.EndPfn);
+            return pfn != RecordedEvent.NoFrame && _machine.Pages.PresentZoneOf(pfn) is { } its
+                && its.WouldDrain(recorded.Cpu, recorded.Int(1));
+        }
+
+        if (recorded.Name != "PA" || recorded.Args[4] == "buddy" || zoneEvent.Name is not ("PZ" or "PX")
+            || zoneEvent.Args[1] != recorded.Args[1] || FindTaker(next) >= 0)
+        {
+            return false;
+        }
+
+        int order = recorded.Int(1);
+        int list = PerCpuPages.ListIndex(order, recorded.Gfp(3).ToMigratetype());
+        ulong from = zoneEvent.Frame(0, _machine.Map.EndPfn);
+        return PerCpuPages.IsPcpOrder(order) && from != RecordedEvent.NoFrame
+            && _machine.Pages.PresentZoneOf(from) is { } zone && !zone.HasOnList(recorded.Cpu, list);
+    }
+
+    /// <summary>Executes an event at the place of another one of its context.</summary>
+    private void ExecuteAt(int at)
+    {
+        (int position, RecordedEvent? recorded) = (_position, _event);
+        (_position, _event) = (at, _events[at]);
+        ExecuteOrGoOn(_event);
+        (_position, _event) = (position, recorded);
+    }
+
+    /// <summary>
+    /// The request straight to the buddy system that took this block: its zone events stand before it, a block that was
+    /// taken and a fallback at most. -1 if it is none.
+    /// </summary>
+    private int FindTaker(int at)
+    {
+        int next = _chains.Next(at);
+        if (_events[at].Name == "PZ" && next >= 0 && _events[next] is { Name: "PX" } fallback
+            && fallback.Args[0] == _events[at].Args[0])
+        {
+            next = _chains.Next(next);
+        }
+
+        return next >= 0 && _events[next] is { Name: "PA", IsDone: false } request && request.Args[4] == "buddy"
+            && request.Args[1] == _events[at].Args[1]
+            ? next
+            : -1;
+    }
+
+    /// <summary>
+    /// No event says that a CPU went idle, which folds what it counted into the zones' counts; but who was interrupted
+    /// is in every line.
+    /// </summary>
+    private void FoldIfIdle(RecordedEvent recorded)
+    {
+        string before = _tasks[recorded.Cpu];
+        _tasks[recorded.Cpu] = recorded.Task;
+        if (recorded.Task != RecordedEvent.IdleTask || before == recorded.Task)
+            return;
+
+        foreach (ZonePages zone in _machine.Pages.Zones)
+            zone.Fold(recorded.Cpu);
+    }
+
+    /// <summary>
+    /// After a mistake the machine may find its own lists damaged, or not find what the recording speaks of. Then the
+    /// event counts as wrong, and it goes on from the recorded answer as far as possible. Only a line that is none ends
+    /// the replay.
     /// </summary>
     private void ExecuteOrGoOn(RecordedEvent recorded)
     {
@@ -240,6 +352,7 @@ public sealed class StatePrediction
     {
         _machine.CpuSet.Pin(recorded.Cpu);
         _current = ContextOf(recorded);
+        _zones.Enter(recorded.ContextKey);
         _current.HasDrained &= recorded.Name is "PD" or "PA";
         try
         {
@@ -248,6 +361,10 @@ public sealed class StatePrediction
         finally
         {
             _current.HasDrained &= recorded.Name == "PD";
+            if (recorded.Name is not ("PA" or "PZ" or "PX"))
+                _current.LastBlock = default;
+            if (recorded.Name is not ("PF" or "PD"))
+                _current.LastFreed = null;
         }
     }
 
@@ -324,7 +441,7 @@ public sealed class StatePrediction
                 SheafEvent(recorded);
                 break;
             case "VA" or "VF" or "VP":
-                _vmap?.Execute(recorded, _current, Differ);
+                _vmap?.Execute(recorded, _position, _current, Differ);
                 break;
             case "SF":
                 break;      // implied by others
@@ -336,8 +453,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A cache needs a slab. If somebody else acts before the operation is done, it begins now and waits in the middle, as it
-    /// did in the kernel; else it runs in one piece when its own event comes.
+    /// A cache needs a slab. If somebody else acts before the operation is done, it begins now and waits in the middle,
+    /// as it did in the kernel; else it runs in one piece when its own event comes.
     /// </summary>
     private void WantSlab(RecordedEvent recorded)
     {
@@ -364,7 +481,9 @@ public sealed class StatePrediction
             context.Fiber.Resume();
     }
 
-    /// <summary>The next operation of a context that may need slabs, and whether only this context acts until then.</summary>
+    /// <summary>
+    /// The next operation of a context that may need slabs, and whether only this context acts until then.
+    /// </summary>
     private RecordedEvent? FindOperation(out bool alone)
     {
         int next = _chains.NextOperation(_position);
@@ -373,8 +492,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is done
-    /// when all of them are there.
+    /// A free is logged when it begins. If it needs a new sheaf, that and the pages for it come after it; then it is
+    /// done when all of them are there.
     /// </summary>
     private RecordedEvent? FindSheafBlock(RecordedEvent free)
     {
@@ -407,9 +526,9 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of the zone
-    /// (drain_all_pages), or a list was found too long for a reason that is in no event (kswapd at work). The recording shows
-    /// it by its pages only; which list it was, the first of them tells.
+    /// A drain that nothing which happened here explains: somebody, perhaps on another CPU, emptied a CPU's lists of
+    /// the zone (drain_all_pages), or a list was found too long for a reason that is in no event (kswapd at work). The
+    /// recording shows it by its pages only; which list it was, the first of them tells.
     /// </summary>
     private void DrainForeign(RecordedEvent recorded)
     {
@@ -424,8 +543,12 @@ public sealed class StatePrediction
                 continue;
 
             int frames = FramesOfDrain(_position, zone);
-            if (frames >= zone.CountOf(cpu))
-                BeginReclaimed();
+            if (_current.LastFreed != zone || cpu != recorded.Cpu || !zone.BeginReclaim(cpu, frames))
+            {
+                if (frames >= zone.CountOf(cpu))
+                    BeginReclaimed();
+            }
+
             _machine.Pages.DrainSome(zone, cpu, list, frames);
             return;
         }
@@ -442,19 +565,28 @@ public sealed class StatePrediction
         _machine.Pages.BeginReclaimed(request.Gfp(3) & ~Gfp.Zero, request.Int(1));
     }
 
-    /// <summary>Frames of a zone that a recorded run of drains gives back.</summary>
+    /// <summary>
+    /// Frames of a zone that a recorded run of drains gives back; a single line of another zone is a wrong one.
+    /// </summary>
     private int FramesOfDrain(int first, ZonePages zone)
     {
         int frames = 0;
         for (int i = first; i >= 0 && _events[i].Name == "PD"; i = _chains.Next(i))
         {
-            ulong pfn = _events[i].Frame(0, _machine.Map.EndPfn);
-            if (pfn == RecordedEvent.NoFrame || _machine.Pages.PresentZoneOf(pfn) != zone)
-                break;
+            if (!IsOf(i))
+            {
+                int next = _chains.Next(i);
+                if (next < 0 || _events[next].Name != "PD" || !IsOf(next))
+                    break;
+            }
+
             frames += 1 << Math.Clamp(_events[i].Int(1), 0, PageOrder.Max);
         }
 
         return frames;
+
+        bool IsOf(int at) => _events[at].Frame(0, _machine.Map.EndPfn) is not RecordedEvent.NoFrame and var pfn
+            && _machine.Pages.PresentZoneOf(pfn) == zone;
     }
 
     /// <summary>
@@ -470,7 +602,13 @@ public sealed class StatePrediction
             return frames;
 
         Differ(_event, $"a drain of {frames} frames, where the kernel drained {recorded}");
-        zone.Zone.ClearFlag(ZoneFlags.ReclaimActive);   // kswapd has ended: no event shows that
+        if ((zone.Zone.Flags & ZoneFlags.ReclaimActive) != 0)
+        {
+            // kswapd has ended, which no event shows; then it has taken back what it saw of the boost.
+            zone.Zone.ClearFlag(ZoneFlags.ReclaimActive);
+            zone.Zone.Boost = 0;
+        }
+
         return recorded;
     }
 
@@ -502,18 +640,60 @@ public sealed class StatePrediction
         Compare(came == expected, () => page == null ? "no frame" : $"frame {came}");
         PageAllocsExact += came == expected ? 1 : 0;
         if (came != expected)
+        {
+            NoteZone(page, expected);
             page = Correct(page, expected, order, (gfp & Gfp.Comp) != 0);
+        }
+
         if (_current.SlabAttempts > 0)
         {
             // If there is no block of the preferred order, a smaller one is tried, once.
             _current.SlabPages.Enqueue(((nint)page, order));
             _current.SlabAttempts = page == null ? _current.SlabAttempts - 1 : 0;
         }
+        else
+        {
+            _current.LastBlock = ((nint)page, order);
+        }
     }
 
-    /// <summary>After a wrong answer: the recorded block is taken, and the other one given back.</summary>
+    /// <summary>
+    /// Another zone than the kernel's was good enough: that is decided by its boost, which kswapd lowers, and by counts
+    /// that are not folded yet. Neither is in an event, so the one that could explain it is taken for done.
+    /// </summary>
+    private unsafe void NoteZone(Page* came, ulong expected)
+    {
+        ZonePages? wanted = expected == RecordedEvent.NoFrame ? null : _machine.Pages.PresentZoneOf(expected);
+        ZonePages? ours = came == null ? null : _machine.Pages.ZoneOf(_machine.Map.PfnOf(came));
+        if (wanted == ours)
+            return;
+
+        for (int cpu = 0; cpu < _machine.Cpus; cpu++)
+        {
+            wanted?.Fold(cpu);
+            ours?.Fold(cpu);
+        }
+
+        if (wanted != null && (ours == null || ours.Zone.Type < wanted.Zone.Type))
+            wanted.Zone.Boost = 0;
+    }
+
+    /// <summary>
+    /// After a wrong answer: the recorded block is taken, and the other one given back, unless the rest of the
+    /// recording speaks against that.
+    /// </summary>
     private unsafe Page* Correct(Page* came, ulong expected, int order, bool compound)
     {
+        ulong? recorded = expected == RecordedEvent.NoFrame ? null : expected;
+        PlaceHere here = recorded is not { } place ? PlaceHere.Taken
+            : _machine.Pages.PresentZoneOf(place)?.IsOnPcp(place, order) == true ? PlaceHere.Near
+            : _machine.Pages.IsAnyFree(place, order) ? PlaceHere.Free
+            : PlaceHere.Taken;
+        BetterAnswer better = _later.Weigh(recorded, came == null ? null : _machine.Map.PfnOf(came), _position, here);
+        if (better == BetterAnswer.Own)
+            return came;
+        if (better == BetterAnswer.Both)
+            came = null;
         if (expected == RecordedEvent.NoFrame)
         {
             _machine.Pages.FreeFrozen(came, order);
@@ -584,7 +764,14 @@ public sealed class StatePrediction
         page->Flags &= ~PageFlags.Lru;
         page->Type = PageType.None;
         page->RefCount = 0;
-        _machine.Pages.FreeFrozen(page, order, BypassPcp(recorded.Args[2], order));
+        ZonePages zone = _machine.Pages.ZoneOf(pfn);
+        bool bypasses = BypassPcp(recorded.Args[2], order);
+        bool reclaimed = (zone.Zone.Flags & ZoneFlags.ReclaimActive) != 0;
+        int high = zone.HighOf(recorded.Cpu);
+        _machine.Pages.FreeFrozen(page, order, bypasses);
+        if (reclaimed && (zone.Zone.Flags & ZoneFlags.ReclaimActive) == 0)
+            zone.SetHigh(recorded.Cpu, high);       // it was lowered as if kswapd was still at work
+        _current.LastFreed = bypasses || !PerCpuPages.IsPcpOrder(order) ? null : zone;
     }
 
     private static bool BypassPcp(string via, int order) => via == "buddy" && PerCpuPages.IsPcpOrder(order);
@@ -656,13 +843,29 @@ public sealed class StatePrediction
         if (came != expected)
             CorrectObject(expected, obj);
         _current.DropFailedAttempts();
-        if (_current.SlabPages.Count > 0)
-            Compare(false, () => "a slab page that this allocation did not need");
+        Compare(_current.SlabPages.Count == 0, () => "a slab page that this allocation did not need");
+        _current.SlabPages.Clear();
+        if (_current.Fiber == null || Fiber.Current != null)
+            _current.SlabAttempts = 0;
     }
 
-    /// <summary>After a wrong answer: the recorded object is taken, and the other one given back.</summary>
+    /// <summary>
+    /// After a wrong answer: the recorded object is taken, and the other one given back, unless the rest of the
+    /// recording speaks against that.
+    /// </summary>
     private unsafe void CorrectObject(ulong expected, void* came)
     {
+        bool isFree = _machine.Slabs.SlabOf(Pointer(expected)) != null && !IsLive((nint)Pointer(expected));
+        BetterAnswer better = _later.Weigh(
+            expected == 0 ? null : expected,
+            came == null ? null : _machine.Slabs.KernelAddress(came),
+            _position,
+            isFree ? PlaceHere.Near : PlaceHere.Taken);
+        if (better == BetterAnswer.Own)
+            return;
+        if (better == BetterAnswer.Both)
+            came = null;
+
         void* wanted = Pointer(expected);
         Page* slab = _machine.Slabs.SlabOf(came != null ? came : wanted);
         if (slab == null)
@@ -673,8 +876,8 @@ public sealed class StatePrediction
             cache.Claim(wanted);
         else if (expected == 0)
             cache.Free(came);
-        else
-            cache.Exchange(came, wanted);
+        else if (!cache.Exchange(came, wanted))
+            cache.Free(came);       // the recorded one is in use: a line is missing, or one too many
     }
 
     private unsafe void FreeObject(ulong address)
@@ -697,8 +900,8 @@ public sealed class StatePrediction
     }
 
     /// <summary>
-    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses that is
-    /// logged later: it took effect before, so it is done now.
+    /// The object of an area goes back. If the area is still in the tree, this is part of an allocation of addresses
+    /// that is logged later: it took effect before, so it is done now.
     /// </summary>
     private void PrepareVmapFree(ulong obj)
     {
@@ -709,7 +912,7 @@ public sealed class StatePrediction
         if (at >= 0 && !_events[at].IsDone)
         {
             _events[at].IsDone = true;
-            _vmap.Execute(_events[at], _current, Differ);
+            _vmap.Execute(_events[at], at, _current, Differ);
         }
 
         if (!_vmap.Released.Remove(obj))
@@ -770,19 +973,26 @@ public sealed class StatePrediction
                 if (sheaf != null)
                     CacheNamed(recorded.Args[0]).RefillSheaf(recorded.Gfp(1), ref sheaf, recorded.Int(3));
                 break;
-            case "SK" when recorded.Args[2] == "1":
+            case "SK":
                 FreeRcu(recorded);
                 break;
         }
     }
 
+    /// <summary>
+    /// An object for a sheaf that waits for a grace period. The kernel may refuse it because it was interrupted there,
+    /// which is in no event: a refusal is obeyed.
+    /// </summary>
     private unsafe void FreeRcu(RecordedEvent recorded)
     {
+        if (recorded.Args[2] != "1")
+            return;
+
         void* obj = Pointer(recorded.Hex(1));
-        if (IsLive((nint)obj))
-            CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj);
-        else
+        if (!IsLive((nint)obj))
             Compare(false, () => "a free of an object that is free");
+        else
+            Compare(CacheNamed(recorded.Args[0]).FreeRcu(_machine.Slabs.SlabOf(obj), obj), () => "a refusal");
     }
 
     private unsafe void CheckSheaf(ulong expected, Sheaf* sheaf)
@@ -814,7 +1024,7 @@ public sealed class StatePrediction
                     _machine.Slabs.CacheOf(_machine.Slabs.SlabOf(Sheaf.ObjectsOf(sheaf)[0])).FinishRcuSheaf(sheaf);
                 break;
             case "__purge_vmap_area_lazy" or "decay_va_pool_node" or "purge_vmap_node":
-                _vmap?.Execute(recorded, _current, Differ);
+                _vmap?.Execute(recorded, _position, _current, Differ);
                 break;
         }
     }
@@ -838,7 +1048,9 @@ public sealed class StatePrediction
         return cache;
     }
 
-    /// <summary>An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.</summary>
+    /// <summary>
+    /// An address of the direct map; any other one, such as vmalloc's, becomes one that no slab contains.
+    /// </summary>
     private unsafe void* Pointer(ulong address) =>
         address >= AddressMap.PageOffset && address - AddressMap.PageOffset < _machine.Map.EndPfn << Pfn.PageShift
             ? _machine.Slabs.PointerOf(address)
@@ -895,7 +1107,11 @@ public sealed class StatePrediction
         }
 
         Compare(false, () => "a slab page that the kernel did not need");
-        return (nint)_machine.Pages.AllocFrozen(gfp, order, node);
+        (nint Page, int Order) last = context.LastBlock;
+        context.LastBlock = default;
+        return last.Page != 0 && last.Order == order && ((Page*)last.Page)->IsHead == (order > 0)
+            ? last.Page     // the line is missing that says what it was for
+            : (nint)_machine.Pages.AllocFrozen(gfp, order, node);
     }
 
     private void Compare(bool equal, Func<string> came)
@@ -928,6 +1144,12 @@ public sealed class StatePrediction
             while (SlabPages.TryPeek(out (nint Page, int Order) taken) && taken.Page == 0)
                 SlabPages.Dequeue();
         }
+
+        /// <summary>The block that it got just before, and that nothing is known about.</summary>
+        public (nint Page, int Order) LastBlock { get; set; }
+
+        /// <summary>The zone whose per-CPU list it has just put a block on.</summary>
+        public ZonePages? LastFreed { get; set; }
 
         /// <summary>How many of its next page requests may be for a slab.</summary>
         public int SlabAttempts { get; set; }

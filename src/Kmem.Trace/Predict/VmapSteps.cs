@@ -12,15 +12,23 @@ internal sealed class VmapSteps : IVmapTrace
 {
     private readonly Machine _machine;
     private readonly VmapAllocator _vmap;
-    private readonly List<ulong> _kernelNodes = [];     // addresses of the kernel's vmap nodes, ascending
+    private readonly List<ulong> _kernelNodes;          // addresses of the kernel's vmap nodes, ascending
+    private readonly List<RecordedEvent> _events;
+    private readonly LaterMentions _later;
     private StatePrediction.ContextState? _context;
     private StatePrediction.ContextState? _purging;     // whoever began the last purge; there is one at a time
     private bool _correcting;                           // what is given up now is needed again at once
+    private int _at;
     private (ulong Start, ulong Pages, ulong Max) _freed;
     private (ulong Start, ulong End, uint Count) _purged;
 
-    public VmapSteps(Machine machine, VmapAllocator vmap)
+    public VmapSteps(Machine machine, VmapAllocator vmap, List<RecordedEvent> events, LaterMentions later)
     {
+        _events = events;
+        _later = later;
+        _kernelNodes = [.. events
+            .Where(e => e.Name == "CALL" && e.Args.Length > 1 && e.Args[0] == "decay_va_pool_node")
+            .Select(e => e.HexOrNone(1)).OfType<ulong>().Distinct().Order()];
         _machine = machine;
         _vmap = vmap;
         vmap.DrainScheduler = static () => { };         // the recording says when
@@ -45,13 +53,19 @@ internal sealed class VmapSteps : IVmapTrace
 
     public long AllocsExact { get; private set; }
 
+    /// <summary>Begins with the kernel's own count of lazy pages.</summary>
+    public void Start(VmapState state) => _vmap.CorrectLazyPages(state.LazyPages);
+
     /// <summary>Executes VA, VF, VP or a step of a purge.</summary>
     /// <param name="e">The event.</param>
+    /// <param name="at">Its index.</param>
     /// <param name="context">Who does it.</param>
     /// <param name="differ">Told what came out otherwise.</param>
-    public void Execute(RecordedEvent e, StatePrediction.ContextState context, Action<RecordedEvent, string> differ)
+    public void Execute(
+        RecordedEvent e, int at, StatePrediction.ContextState context, Action<RecordedEvent, string> differ)
     {
         _context = context;
+        _at = at;
         switch (e.Name)
         {
             case "VA":
@@ -91,7 +105,16 @@ internal sealed class VmapSteps : IVmapTrace
             VmapError expected = _vmap.Peek(request, e.Cpu, out ulong found);
             AllocsExact += expected != VmapError.None ? 1 : 0;
             if (expected == VmapError.None)
+            {
                 differ(e, $"{found:x}");
+                if (_later.Of(found, _at) == LaterMention.Used)
+                {
+                    _vmap.Alloc(request, null, out _);      // it cannot have failed: it is freed later on
+                    _context!.LastKmallocSite = null;
+                    return;
+                }
+            }
+
             if (_context!.VmapObjects.Count > 1 && _vmap.GiveSpare(e.Cpu, _context.VmapObjects[1]))
                 _context.VmapObjects.RemoveAt(1);
             return;
@@ -105,11 +128,40 @@ internal sealed class VmapSteps : IVmapTrace
             return;
 
         differ(e, area == null ? error.ToString() : $"{area->Start:x}");
+        PlaceHere here = _vmap.Find(e.Hex(0)) == null ? PlaceHere.Free : PlaceHere.Taken;
+        BetterAnswer better = _later.Weigh(e.Hex(0), area == null ? null : area->Start, _at, here);
+        if (better == BetterAnswer.Own || (area != null && IsUndecided(e.Hex(0), area->Start) && FitsNext()))
+            return;
+
         _correcting = true;
-        if (area != null)
+        if (area != null && (better == BetterAnswer.Recorded || _context.VmapObjects.Count == 0))
             _vmap.FreeNow(area);
         _vmap.TakeAt(e.Hex(0), request, e.Cpu);
         _correcting = false;
+    }
+
+    private bool IsUndecided(ulong recorded, ulong own) =>
+        _later.Of(recorded, _at) == LaterMention.None && _later.Of(own, _at) == LaterMention.None;
+
+    /// <summary>
+    /// Neither of two answers is in the recording again: then the next request tells, if our own one leads to its
+    /// address, and no purge has changed the free space until then.
+    /// </summary>
+    private bool FitsNext()
+    {
+        for (int i = _at + 1; i < _events.Count; i++)
+        {
+            RecordedEvent next = _events[i];
+            if (next.Name == "CALL" && next.Args[0] is "__purge_vmap_area_lazy" or "decay_va_pool_node")
+                return false;
+            if (next.Name == "VA" && !next.IsDone && next.Args[5] == "0")
+            {
+                var request = new VmapRequest(next.Number(1), next.Number(2), next.Hex(3), next.Hex(4));
+                return _vmap.Peek(request, next.Cpu, out ulong found) == VmapError.None && found == next.Hex(0);
+            }
+        }
+
+        return false;
     }
 
     /// <summary>
@@ -135,8 +187,11 @@ internal sealed class VmapSteps : IVmapTrace
 
         _vmap.FreeNoflush(area);
         (ulong, ulong, ulong) expected = (e.Hex(0), e.Number(1), e.Number(2));
-        if (_freed != expected)
-            differ(e, _freed.ToString());
+        if (_freed == expected)
+            return;
+
+        differ(e, _freed.ToString());
+        _vmap.CorrectLazyPages(expected.Item2);
     }
 
     private void EndPurge(RecordedEvent e, Action<RecordedEvent, string> differ)
@@ -164,9 +219,6 @@ internal sealed class VmapSteps : IVmapTrace
                 _purging = context;
                 break;
             case "decay_va_pool_node":
-                int at = _kernelNodes.BinarySearch(argument);
-                if (at < 0)
-                    _kernelNodes.Insert(~at, argument);
                 VmapNode node = _vmap.Nodes[_kernelNodes.IndexOf(argument)];
                 if (context.Purge is { } purge)
                 {

@@ -1,14 +1,14 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// Compares the zone events of a machine with recorded ones: both are queued, and whenever both sides have one, the heads
-/// must be equal. An event may stand a little before or after the request that caused it.
+/// Compares the zone events of a machine with recorded ones. Each context has a queue for both sides, and whenever both
+/// have one, the heads must be equal: an event may stand a little before or after the request that caused it, and
+/// others may act in between.
 /// </summary>
 internal sealed class ZoneEventCheck : ITrace
 {
-    private readonly Queue<string> _came = new();
-    private readonly Queue<string> _expected = new();
-    private bool _outOfStep;
+    private readonly Dictionary<(int Cpu, string Task), Queues> _queues = [];
+    private Queues _current = new();
 
     public long Expected { get; private set; }
 
@@ -17,35 +17,51 @@ internal sealed class ZoneEventCheck : ITrace
     /// <summary>The first pair that differs.</summary>
     public (string Expected, string Came)? First { get; private set; }
 
+    /// <summary>Events came that none in the recording of this context has been compared with yet.</summary>
+    public bool HasUnmatched => _current.Came.Count > 0;
+
+    /// <summary>Whose events come from here on.</summary>
+    public void Enter((int Cpu, string Task) context)
+    {
+        if (!_queues.TryGetValue(context, out Queues? queues))
+            _queues[context] = queues = new Queues();
+        _current = queues;
+    }
+
     /// <summary>
-    /// Between two requests: if the sides were out of step, both start again from here, so that one mistake counts once.
+    /// Between two requests: if the sides were out of step, both start again from here, so that one mistake counts
+    /// once.
     /// </summary>
     public void StartAgain()
     {
-        if (!_outOfStep)
+        if (!_current.OutOfStep)
             return;
 
-        _came.Clear();
-        _expected.Clear();
-        _outOfStep = false;
+        _current.Came.Clear();
+        _current.Expected.Clear();
+        _current.Missed = null;
+        _current.OutOfStep = false;
     }
-
-    /// <summary>Events came that none in the recording has been compared with yet.</summary>
-    public bool HasUnmatched => _came.Count > 0;
 
     public void Expect(RecordedEvent recorded)
     {
         Expected++;
         string args = recorded.Name == "PX" ? Join(recorded.Args, 6) : Join(recorded.Args, recorded.Name == "PD" ? 3 : 4);
-        _expected.Enqueue($"{recorded.Name} {args}");
+        _current.Expected.Enqueue($"{recorded.Name} {args}");
         Compare();
     }
 
     /// <summary>At the end: what is left on either side has no counterpart.</summary>
     public void Finish()
     {
-        if (_came.Count > 0 || _expected.Count > 0)
-            First ??= (_expected.TryPeek(out string? left) ? left : "nothing", _came.TryPeek(out string? right) ? right : "nothing");
+        foreach (Queues queues in _queues.Values)
+        {
+            if (queues.Came.Count > 0 || queues.Expected.Count > 0)
+            {
+                First ??= (queues.Expected.TryPeek(out string? left) ? left : "nothing",
+                    queues.Came.TryPeek(out string? right) ? right : "nothing");
+            }
+        }
     }
 
     public void MmPageAllocZoneLocked(Pfn pfn, int order, Migratetype migratetype, bool percpuRefill) =>
@@ -87,24 +103,55 @@ internal sealed class ZoneEventCheck : ITrace
 
     private void Came(string zoneEvent)
     {
-        _came.Enqueue(zoneEvent);
+        _current.Came.Enqueue(zoneEvent);
         Compare();
     }
 
     private void Compare()
     {
-        while (_came.Count > 0 && _expected.Count > 0)
+        Queues it = _current;
+        while (it.Expected.Count > 0 && (it.Came.Count > 0 || it.Expected.Peek() == it.Missed))
         {
-            string expected = _expected.Dequeue();
-            string came = _came.Dequeue();
-            if (expected == came)
+            string expected = it.Expected.Dequeue();
+            if (expected == it.Missed)
             {
+                // The line before was one too many: what came then belongs to this one.
                 Exact++;
+                it.Missed = null;
                 continue;
             }
 
-            First ??= (expected, came);
-            _outOfStep = true;
+            it.Missed = null;
+            string came = it.Came.Dequeue();
+            if (expected != came)
+            {
+                First ??= (expected, came);
+                it.OutOfStep = true;
+                if (!it.Came.Contains(expected))
+                {
+                    it.Missed = came;
+                    continue;
+                }
+
+                // Lines are missing: it goes on from the one that is there.
+                while (it.Came.Dequeue() != expected)
+                {
+                }
+            }
+
+            Exact++;
         }
+    }
+
+    private sealed class Queues
+    {
+        public Queue<string> Came { get; } = new();
+
+        public Queue<string> Expected { get; } = new();
+
+        public bool OutOfStep { get; set; }
+
+        /// <summary>What came where another event was expected, just before.</summary>
+        public string? Missed { get; set; }
     }
 }

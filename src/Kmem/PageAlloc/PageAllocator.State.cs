@@ -65,7 +65,7 @@ internal sealed partial class PageAllocator
         bool free = apart && (ZoneOf(wanted).Buddy.TryExchange(page, other, order, cpu) || TryExchangeOnList(page, other, order));
         if (!free)
         {
-            ZoneOf(taken).GiveToBuddy(page, order, FreeFlags.None, cpu);
+            ZoneOf(taken).PutBack(page, order, cpu);
             Evict(wanted, order, cpu);
         }
 

@@ -77,6 +77,20 @@ internal sealed class ZonePages : IDisposable
         Push(PcpOf(cpu), page, order, PerCpuPages.ListIndex(order, type), cpu);
     }
 
+    /// <summary>Undoes a <see cref="Take"/>: the block is the next one of its list again. A correction.</summary>
+    public unsafe void PutBack(Page* page, int order, int cpu)
+    {
+        Migratetype type = _blocks.TypeOf(_map.PfnOf(page));
+        if (!PerCpuPages.IsPcpOrder(order) || type == Migratetype.Isolate)
+        {
+            GiveToBuddy(page, order, FreeFlags.None, cpu);
+            return;
+        }
+
+        ListHead.AddHead(PerCpuPages.ListOf(PcpOf(cpu), PerCpuPages.ListIndex(order, type)), &page->Lru);
+        PcpOf(cpu)->Count += 1 << order;
+    }
+
     public unsafe void GiveToBuddy(Page* page, int order, FreeFlags flags, int cpu)
     {
         Buddy.Lock.Acquire();
@@ -102,6 +116,49 @@ internal sealed class ZonePages : IDisposable
     /// A replay's say in how many frames a list that grew too long gives back, where the recording shows it; null otherwise.
     /// </summary>
     public Func<ZonePages, int, int>? DrainLimit { get; set; }
+
+    /// <summary>Whether a CPU has a block on one of its lists.</summary>
+    public unsafe bool HasOnList(int cpu, int list) => !ListHead.IsEmpty(PerCpuPages.ListOf(PcpOf(cpu), list));
+
+    /// <summary>Whether one more block makes a CPU's lists too long; high orders may go sooner, when many come.</summary>
+    public unsafe bool WouldDrain(int cpu, int order)
+    {
+        if (order is >= 1 and <= PageOrder.Costly)
+            return true;
+
+        PerCpuPages after = *PcpOf(cpu);    // only its numbers are looked at
+        after.Count += 1 << order;
+        return PerCpuPages.IsPcpOrder(order) && after.Count >= after.FreeLimit(freeHigh: false, Zone.Flags);
+    }
+
+    /// <summary>The length that a CPU's lists are tuned to.</summary>
+    public unsafe int HighOf(int cpu) => PcpOf(cpu)->High;
+
+    /// <summary>Undoes a wrong step of the tuning. A correction.</summary>
+    public unsafe void SetHigh(int cpu, int high) => PcpOf(cpu)->High = high;
+
+    /// <summary>
+    /// After a free whose lists were not found too long, and were drained all the same: if that is what happens while
+    /// kswapd is at work on the zone, it has begun, which no event shows.
+    /// </summary>
+    /// <returns>Whether this explains a drain of so many frames; then the zone is marked.</returns>
+    public unsafe bool BeginReclaim(int cpu, int drained)
+    {
+        PerCpuPages* pcp = PcpOf(cpu);
+        if ((Zone.Flags & ZoneFlags.ReclaimActive) != 0)
+            return false;
+
+        int high = pcp->High;
+        int limit = pcp->FreeLimit(freeHigh: false, ZoneFlags.ReclaimActive);
+        if (pcp->Count >= limit && pcp->DrainCount(limit, freeHigh: false) == drained)
+        {
+            Zone.SetFlag(ZoneFlags.ReclaimActive);
+            return true;
+        }
+
+        pcp->High = high;
+        return false;
+    }
 
     /// <summary>How often a CPU's list was filled from the buddy system; changes under the zone's lock.</summary>
     public BlockCount Refills;

@@ -50,6 +50,12 @@ internal sealed partial class VmapAllocator
     }
 
     /// <summary>
+    /// Goes on from a recorded count of lazy pages. It may have pages of a purge that was under way at the beginning,
+    /// whose areas are on no list that a state has.
+    /// </summary>
+    public void CorrectLazyPages(ulong pages) => Volatile.Write(ref _lazyPages, (long)pages);
+
+    /// <summary>
     /// As <see cref="TakeAt"/>, where another address was foretold: the pool that had been asked first, and whose front
     /// area did not suit, has rotated all the same.
     /// </summary>

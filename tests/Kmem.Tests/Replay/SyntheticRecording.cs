@@ -20,6 +20,7 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
     private readonly List<(ulong Pfn, int Order)> _pages = [];
     private readonly List<ulong> _areas = [];
     private readonly Fiber?[] _waiting;
+    private readonly string[] _seen;        // whose line was the last one of each CPU
     private readonly int _mayPause;
     private readonly VmapAllocator? _vmap;
     private Actor _actor = new(0, "", ".....");
@@ -35,6 +36,7 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
         _random = new Random(seed);
         _mayPause = mayPause;
         _waiting = new Fiber?[options.Cpus];
+        _seen = new string[options.Cpus];
         _machine.CpuSet.Pin(0);
         for (int i = 0; i < 6; i++)
             _caches.Add(_machine.Slabs.Create($"plain-{i}", 40 + (i * 150), 0, SlabFlags.NoMerge, default, null));
@@ -131,7 +133,11 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
             // While its task waits, a CPU can only serve interrupts.
             bool interrupt = _waiting[cpu] != null;
-            var actor = new Actor(cpu, interrupt ? "0" : $"{100 + cpu}", interrupt ? "d.h1." : ".....");
+            Actor actor = interrupt
+                ? new Actor(cpu, RecordedEvent.IdleTask, "d.h1.")
+                : new Actor(cpu, $"{100 + cpu}", ".....");
+            if (interrupt)
+                GoIdle(actor);
             var random = new Random(_random.Next());
             var fiber = new Fiber(() => Operate(actor, random, interrupt));
             Run(actor, fiber);
@@ -144,6 +150,19 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
             while (_waiting[cpu] is { } left)
                 Resume(cpu, left);
         }
+    }
+
+    /// <summary>A CPU whose task waits is idle until an interrupt comes: it has folded its counts.</summary>
+    private void GoIdle(Actor actor)
+    {
+        if (_seen[actor.Cpu] == actor.Pid)
+            return;
+
+        foreach (ZonePages zone in _machine.Pages.Zones)
+            zone.Fold(actor.Cpu);
+        (Actor before, _actor) = (_actor, actor);
+        Emit1("CALL\ttick_nohz_irq_exit\t0\t0\t0\t0");
+        _actor = before;
     }
 
     private void Resume(int cpu, Fiber waiting)
@@ -522,8 +541,11 @@ internal sealed unsafe class SyntheticRecording : ITrace, IVmapTrace, IDisposabl
 
     private void Emit1(string text)
     {
-        if (!_quiet)
-            _lines.Add($"{_lines.Count}\t1.0\t{_actor.Cpu}\t{_actor.Flags}\t{_actor.Pid}\t{text}");
+        if (_quiet)
+            return;
+
+        _seen[_actor.Cpu] = _actor.Pid;
+        _lines.Add($"{_lines.Count}\t1.0\t{_actor.Cpu}\t{_actor.Flags}\t{_actor.Pid}\t{text}");
     }
 
     private static string Hex(Gfp gfp) => ((uint)gfp).ToString("x", CultureInfo.InvariantCulture);

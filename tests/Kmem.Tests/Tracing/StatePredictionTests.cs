@@ -3,8 +3,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Complete states of a real kernel and the requests between them: every frame, zone event and object address comes out as
-/// it did there, and so does the state at the end.
+/// Complete states of a real kernel and the requests between them: every frame, zone event and object address comes out
+/// as it did there, and so does the state at the end.
 /// </summary>
 public sealed class StatePredictionTests
 {
@@ -36,6 +36,22 @@ public sealed class StatePredictionTests
 
         Assert.NotEmpty(StateComparison.Compare(before, after));
         Assert.Empty(StateComparison.Compare(before, before));
+    }
+
+    /// <summary>No event says so, but an interrupt that found the idle task does.</summary>
+    [Theory]
+    [InlineData("57", 65807, -1)]
+    [InlineData("0", 65806, 0)]
+    public void A_cpu_that_went_idle_has_folded_its_counts(string task, long global, int difference)
+    {
+        string interrupt = $"999999\t9.9\t0\t..s..\t{task}\tCALL\tput_cpu_partial\t0\t0\t0\t0";
+        string[] lines = [.. PhaseLines.Read("02-vm"), interrupt];
+
+        StatePrediction prediction = PhaseLines.Predict("02-vm", lines);
+
+        Assert.True(prediction.IsExact);
+        ZoneState zone = prediction.EndState.Zones.First(its => its.Name == "DMA32");
+        Assert.Equal((global, difference), (zone.VmStatNrFreePages, zone.Zonestat[0].NrFreePagesDiff));
     }
 
     [Theory]
