@@ -89,9 +89,16 @@ internal struct Page
     /// <summary>The head page of a compound block.</summary>
     public readonly bool IsHead => (Flags & PageFlags.Head) != 0;
 
-    /// <summary>The page itself, or the head of the compound block that it is a tail of.</summary>
+    /// <summary>
+    /// The page itself, or the head of the compound block that it is a tail of. The word is read once: whoever only looks at a
+    /// machine at work may see the block end in between.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Page* HeadOf(Page* page) => page->IsTail ? (Page*)(page->CompoundHead - 1) : page;
+    public static unsafe Page* HeadOf(Page* page)
+    {
+        ulong head = Volatile.Read(ref page->CompoundHead);
+        return (head & 1) != 0 && page->Type == PageType.None ? (Page*)(head - 1) : page;
+    }
 
     /// <summary>The page that embeds the list node at <see cref="Lru"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
