@@ -368,10 +368,12 @@ public sealed partial class KmemCache
 /// <param name="SheafCapacity">Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.</param>
 /// <param name="IsPlain">Never has sheaves.</param>
 /// <param name="IsPrivate">Its objects are the allocator's own.</param>
+/// <param name="SlabOrder">The largest order of its slabs; 0 for the kernel's, 3.</param>
 internal readonly record struct CacheTraits(
     SlabConstructor? Constructor = null,
     int UserOffset = 0,
     int UserSize = 0,
     int SheafCapacity = 0,
     bool IsPlain = false,
-    bool IsPrivate = false);
+    bool IsPrivate = false,
+    int SlabOrder = 0);

@@ -612,6 +612,7 @@ internal sealed partial class SlabAllocator : IDisposable
             FreePointerOffset = freePointerOffset,
             CacheLineSize = Options.CacheLineSize,
             NoHigherOrderDebug = Options.Debug.NoHigherOrders,
+            SlabMaxOrder = traits.SlabOrder == 0 ? PageOrder.Costly : traits.SlabOrder,
         };
         SlabGeometry geometry = SlabGeometry.Compute(request);
         int id = FreeId();
