@@ -49,6 +49,7 @@ public sealed partial class KmemCache
         _constructor = traits.Constructor;
         _debug = (geometry.Flags & SlabFlagMask.Debug) == 0 ? null : new SlabDebug(this, slabs);
         _sheafCapacity = _debug == null ? traits.SheafCapacity : 0;
+        _objectsPerLine = slabs.Options.CacheLineSize / geometry.Size;
         _hardening = _debug == null && !traits.IsPrivate ? slabs.Options.Hardening : null;
         _clears = traits.Constructor == null && (geometry.Flags & SlabFlags.TypesafeByRcu) == 0;
         _plainRoute = _debug != null || _hardening != null ? -1 : Math.Sign(_sheafCapacity);

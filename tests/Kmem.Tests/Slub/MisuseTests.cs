@@ -209,8 +209,8 @@ public abstract class MisuseChecks : IDisposable
         nint small = Alloc(8192);
         var slab = new Pfn(_machine.PfnOf((void*)small).Value & ~7UL);
         Refused(() => _machine.FreePages(slab, 3), "Slab");
-        nint large = Alloc(8 * 4096);
-        Refused(() => _machine.FreePages(_machine.PfnOf((void*)large), 3), "LargeKmalloc");
+        nint large = Alloc(16 * 4096);
+        Refused(() => _machine.FreePages(_machine.PfnOf((void*)large), 4), "LargeKmalloc");
         Free(small);
         Free(large);
     }
