@@ -113,6 +113,7 @@ public abstract class MisuseChecks : IDisposable
     {
         nint p = Alloc(size);
         nint slot = (nint)Ksize(p);
+        bool isSlab = IsInSlab(p);
         var offsets = new HashSet<nint> { 1, 4, 7, 8, slot / 2, slot - 1 };
         if (size > 4096)
         {
@@ -125,7 +126,7 @@ public abstract class MisuseChecks : IDisposable
         offsets.RemoveWhere(offset => offset >= slot);
         foreach (nint offset in offsets)
         {
-            string what = size > 8192 ? "inside a large kmalloc block" : "Invalid object pointer";
+            string what = isSlab ? "Invalid object pointer" : "inside a large kmalloc block";
             Refused(() => Free(p + offset), what);
             Refused(() => FreeAs("bulk", p + offset), what);
         }
@@ -239,6 +240,8 @@ public abstract class MisuseChecks : IDisposable
     }
 
     protected unsafe nuint Ksize(nint p) => _machine.Ksize((void*)p);
+
+    protected unsafe bool IsInSlab(nint p) => _machine.Slabs.SlabOf((void*)p) != null;
 
     protected unsafe bool IsLive(nint p)
     {
