@@ -165,6 +165,9 @@ internal sealed partial class Answers
         if (!StoredEvent.IsOfPages(e.Kind) && e.Place == address)
             return true;
 
+        if (e.Kind == TraceEventKind.AllocVmapArea && address - e.Place < (ulong)e.Detail << Pfn.PageShift)
+            return true;
+
         ulong offset = address - direct;
         foreach (ref readonly ObjectChange change in timeline.ObjectsOf(n, n + 1))
         {

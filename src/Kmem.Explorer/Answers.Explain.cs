@@ -10,13 +10,16 @@ internal sealed partial class Answers
     /// steps. Of a machine at work each of them shows some moment.</summary>
     public ExplainAnswer Explain(int moment, ulong address)
     {
-        Explanation found = source.AskRemembering(moment, machine => machine.Explain(new VirtAddr(address)));
+        Explanation found = source.Explain(moment, (machine, memory) => Explained(machine, address, memory));
         (string kind, IReadOnlyList<ExplainStep> steps) = _shape.PfnOf(address) is { } pfn
             ? StepsToFrame(moment, address, pfn)
             : StepsOfWalk(moment, address);
         using JsonDocument values = JsonDocument.Parse(found.ToJson());
         return new ExplainAnswer(moment, Hex(address), kind, found.Sentence, steps, values.RootElement.Clone());
     }
+
+    private Explanation Explained(Machine machine, ulong address, EventMemory? memory = null) => machine.ExplainWith(
+        new VirtAddr(address), source.RecordedTables is { } tables ? va => tables(new VirtAddr(va)) : null, memory);
 
     /// <summary>What the allocators did for one event, in order.</summary>
     public ExplainAnswer ExplainEvent(int n)
@@ -38,6 +41,12 @@ internal sealed partial class Answers
                 change.Sign > 0 ? "alloc" : "free",
                 change.Sign > 0 ? $"{whose} gives out {address}" : $"{address} goes back to {whose}",
                 new(StringComparer.Ordinal) { ["requested"] = change.Requested, ["cache"] = change.Cache }));
+        }
+
+        if (StoredEvent.IsOfAreas(e.Kind) && e.Result is (EventResult.Ok or EventResult.Unknown))
+        {
+            address = e.Kind == TraceEventKind.PurgeVmapAreaLazy ? null : Hex(e.Place);
+            steps.Add(StepOfArea(e));
         }
 
         string what = EventText.NameOf(e.Kind);
@@ -112,7 +121,8 @@ internal sealed partial class Answers
             WalkAnswer walk = Walk(moment, address);
             return (walk.Region, [.. walk.Steps.Select(step => new ExplainStep(
                 step.Level,
-                $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}",
+                step.Entry.Length == 0 ? $"{step.Level}[{step.Index}], not recorded"
+                    : $"{step.Level}[{step.Index}] = {step.Entry} {step.Flags}",
                 new(StringComparer.Ordinal) { ["index"] = step.Index }))]);
         }
         catch (QueryException)
@@ -170,6 +180,17 @@ internal sealed partial class Answers
             ["count"] = tick.Count,
         });
     }
+
+    private static ExplainStep StepOfArea(in StoredEvent e) => e.Kind switch
+    {
+        TraceEventKind.AllocVmapArea => new ExplainStep(
+            "area", $"an area of {e.Detail} pages, its guard page included, is given out at {Hex(e.Place)}",
+            new(StringComparer.Ordinal) { ["pages"] = e.Detail, ["align"] = e.BytesAllocated }),
+        TraceEventKind.FreeVmapAreaNoflush => new ExplainStep(
+            "area", $"the area at {Hex(e.Place)} is freed; its addresses stay unused until a purge",
+            new(StringComparer.Ordinal) { ["lazyPages"] = e.Detail }),
+        _ => new ExplainStep("area", "a purge: freed addresses become usable again", new(StringComparer.Ordinal)),
+    };
 
     private static string TypeOf(byte type) => type < s_migrateTypes.Length ? s_migrateTypes[type] : "?";
 }

@@ -22,10 +22,40 @@ internal sealed partial class Answers
         return SlabOf(machine, cache, moment, offset, limit);
     });
 
+    /// <summary>One slab of a cache, without the cache's CPUs, lists and other slabs.</summary>
+    /// <param name="moment">When.</param>
+    /// <param name="id">The cache's number.</param>
+    /// <param name="pfn">A frame of the slab.</param>
+    /// <param name="parameter">What named the frame.</param>
+    public SlabAnswer SlabAt(int moment, int id, ulong pfn, string parameter) => source.Ask(moment, machine =>
+    {
+        KmemCache cache = CacheAt(machine, pfn, out ulong first)
+            ?? throw new QueryException($"frame {pfn} is no slab at this moment", parameter, 404);
+        if (cache.Id + 1 != id)
+        {
+            throw new QueryException(
+                $"frame {pfn} is a slab of {cache.Name}, which is cache {cache.Id + 1}", parameter, 404);
+        }
+
+        return SlabOf(machine, cache, moment, 0, 1, first) with { Cpus = [], Nodes = [] };
+    });
+
+    /// <summary>The frame behind any address that an explanation takes.</summary>
+    /// <exception cref="QueryException">There is none.</exception>
+    public ulong FrameBehind(int moment, ulong address)
+    {
+        if (_shape.PfnOf(address) is { } mapped)
+            return mapped;
+        Explanation found = source.Ask(moment, machine => Explained(machine, address));
+        return found.Page?.Frame.Value
+            ?? throw new QueryException($"there is no frame behind {Hex(address)}: {found.Sentence}", "address", 404);
+    }
+
     public ObjectAnswer Object(int moment, ulong address)
     {
-        ulong pfn = _shape.PfnOf(address)
-            ?? throw new QueryException($"{Hex(address)} is not in the direct map", "address", 404);
+        ulong pfn = FrameBehind(moment, address);
+        if (_shape.PfnOf(address) == null)
+            address = _shape.DirectMap + (pfn << Pfn.PageShift) + (IsDescriptor(address) ? 0 : address & (Pfn.PageSize - 1));
         (ObjectAnswer? found, ulong start, int order) =
             source.Ask(moment, machine => ObjectOf(machine, moment, address, pfn));
         if (found != null)
@@ -71,7 +101,8 @@ internal sealed partial class Answers
     private static string FlagsOf(SlabFlags flags) => flags == SlabFlags.None
         ? "" : flags.ToString().Replace(", ", "|", StringComparison.Ordinal);
 
-    private static SlabAnswer SlabOf(Machine machine, KmemCache cache, int moment, int offset, int limit)
+    private static SlabAnswer SlabOf(
+        Machine machine, KmemCache cache, int moment, int offset, int limit, ulong? only = null)
     {
         var places = new Dictionary<ulong, (string State, int? Cpu)>();
         SlabCpuAnswer[] cpus = [.. Enumerable.Range(0, machine.Cpus).Select(cpu => CpuOf(machine, cache, cpu, places))];
@@ -83,10 +114,26 @@ internal sealed partial class Answers
             all.Add(pfn);
             live += objects;
         });
+        if (only is { } one)
+            offset = Math.Max(0, all.IndexOf(one));
         return new SlabAnswer(
             moment, RowOf(machine, cache, live), cache.Geometry.FreePointerOffset, cpus, nodes, all.Count, offset,
             [.. all.Skip(offset).Take(limit).Select(pfn => OneSlab(machine, cache, pfn, places))]);
     }
+
+    private static unsafe KmemCache? CacheAt(Machine machine, ulong pfn, out ulong first)
+    {
+        first = pfn;
+        if (pfn >= machine.Map.EndPfn || machine.Pages.PresentZoneOf(pfn) == null)
+            return null;
+        Page* head = Page.HeadOf(machine.Map.PageOf(pfn));
+        first = machine.Map.PfnOf(head);
+        return head->Type == PageType.Slab ? machine.Slabs.TryCacheOf(head) : null;
+    }
+
+    /// <summary>The address of a <c>struct page</c>: it stands for the frame.</summary>
+    private bool IsDescriptor(ulong address) =>
+        source.Ask(source.Now, machine => address - machine.Slabs.Addresses.Vmemmap < _shape.Frames * Page.SizeInBytes);
 
     private static unsafe void ForEachSlab(Machine machine, KmemCache cache, Action<ulong, int> visit) =>
         machine.Slabs.ForEachSlab(

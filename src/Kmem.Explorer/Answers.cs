@@ -96,7 +96,7 @@ internal sealed partial class Answers(ExplorerSource source)
                 PcpMarks? tuning = marks?[zone.Id].Pcp[cpu];
                 return new CpuZoneAnswer(zone.Id, listed, tuning?.High, tuning?.Batch);
             })]))],
-            CountersOf(frames.Cursor));
+            frames.Cursor == null ? source.CountersNow() : CountersOf(frames.Cursor));
     }
 
     public IReadOnlyList<ZoneMarks> WatermarksAt(int moment) => source.Ask(moment, machine =>
@@ -144,9 +144,8 @@ internal sealed partial class Answers(ExplorerSource source)
 
     internal static string Hex(ulong value) => string.Create(CultureInfo.InvariantCulture, $"0x{value:x16}");
 
-    internal static IReadOnlyDictionary<string, long> CountersOf(TimelineCursor? cursor) => cursor == null
-        ? new Dictionary<string, long>(StringComparer.Ordinal)
-        : new Dictionary<string, long>(StringComparer.Ordinal)
+    internal static IReadOnlyDictionary<string, long> CountersOf(TimelineCursor cursor) =>
+        new Dictionary<string, long>(StringComparer.Ordinal)
         {
             ["objectAllocs"] = cursor.Counter(TickKind.ObjectAlloc),
             ["objectFrees"] = cursor.Counter(TickKind.ObjectFree),

@@ -52,7 +52,7 @@ internal static class EventText
         else
             json.WriteNull("gfp"u8);
         WriteNumberOrNull(json, "bytesRequested"u8, e.BytesRequested);
-        WriteNumberOrNull(json, "bytesAllocated"u8, e.BytesAllocated);
+        WriteNumberOrNull(json, "bytesAllocated"u8, e.BytesGiven);
         if (pages)
         {
             json.WriteNumber("order"u8, e.Order);
@@ -115,7 +115,17 @@ internal static class EventText
             }
         }
 
-        if (offset is { } place)
+        ref readonly StoredEvent its = ref timeline.EventAt(n);
+        if (its is
+            {
+                Kind: TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush,
+                Result: EventResult.Ok or EventResult.Unknown,
+            })
+        {
+            WriteAddress(json, "address"u8, its.Place);     // areas are where the recorded kernel put them
+            json.WriteNull("pfn"u8);
+        }
+        else if (offset is { } place)
         {
             WriteAddress(json, "address"u8, shape.DirectMap + place);
             json.WriteNumber("pfn"u8, place >> Pfn.PageShift);
@@ -151,6 +161,10 @@ internal static class EventText
                 Utf8.TryWrite(text, $"an object comes back", out length),
             TraceEventKind.PageAlloc => Utf8.TryWrite(text, $"pages are given out: {pages}", out length),
             TraceEventKind.PageFree => Utf8.TryWrite(text, $"pages come back: {pages}", out length),
+            TraceEventKind.AllocVmapArea => Utf8.TryWrite(text, $"an area is given out: {e.Detail} pages", out length),
+            TraceEventKind.FreeVmapAreaNoflush =>
+                Utf8.TryWrite(text, $"an area is freed lazily; lazy pages: {e.Detail}", out length),
+            TraceEventKind.PurgeVmapAreaLazy => Utf8.TryWrite(text, $"lazy areas become usable again", out length),
             _ => Utf8.TryWrite(text, $"{NameOf(e.Kind)}", out length),
         };
         json.WriteString("text"u8, text[..length]);

@@ -73,12 +73,7 @@ internal sealed class ExplorerApi
         if (After(path, "/api/slabs/") is { } cache
             && int.TryParse(cache, NumberStyles.None, CultureInfo.InvariantCulture, out int id))
         {
-            return (query, to) => Send(
-                to,
-                _answers.Slab(
-                    query.Moment(_source), id, query.Number("offset", 0, int.MaxValue) ?? 0,
-                        query.Number("limit", 1, MostSlabs) ?? DefaultSlabs),
-                types.SlabAnswer);
+            return (query, to) => Send(to, Slab(query, id), types.SlabAnswer);
         }
 
         if (After(path, "/api/frame/") is { } frame
@@ -86,6 +81,26 @@ internal sealed class ExplorerApi
             return (query, to) => Send(to, _answers.Frame(query.Moment(_source), pfn), types.FrameAnswer);
 
         throw new QueryException($"there is no question {path}", null, StatusCodes.Status404NotFound);
+    }
+
+    /// <summary>A page of a cache's slabs; or the one at a frame, or at an address.</summary>
+    private SlabAnswer Slab(Query query, int id)
+    {
+        int moment = query.Moment(_source);
+        int? offset = query.Number("offset", 0, int.MaxValue);
+        int? limit = query.Number("limit", 1, MostSlabs);
+        int? slab = query.Number("slab", 0, int.MaxValue);
+        ulong? address = query.Address("address");
+        if (slab == null && address == null)
+            return _answers.Slab(moment, id, offset ?? 0, limit ?? DefaultSlabs);
+        if (offset != null || limit != null || (slab != null && address != null))
+        {
+            string name = slab != null ? "slab" : "address";
+            throw new QueryException($"{name} names one slab: it excludes offset, limit, and the other way to name one", name);
+        }
+
+        return slab is { } pfn ? _answers.SlabAt(moment, id, (ulong)pfn, "slab")
+            : _answers.SlabAt(moment, id, _answers.FrameBehind(moment, address!.Value), "address");
     }
 
     private void Sites(Query query, IBufferWriter<byte> to)

@@ -44,6 +44,7 @@ internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source
     {
         using var both = CancellationTokenSource.CreateLinkedTokenSource(stop);
         _frames = source.OpenFrames();
+        source.Expect();
         if (source.Timeline == null)
             _frames.MoveTo(0);
         Task sending = SendAsync(both.Token);
@@ -272,9 +273,10 @@ internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source
                 await socket.SendAsync(_text.WrittenMemory, WebSocketMessageType.Text, endOfMessage: true, stop);
             }
 
-            if (wanted.Ticker && source.Timeline != null && before >= 0 && before != _shown)
+            if (wanted.Ticker && before >= 0 && before != _shown
+                && source.TicksBetween(before, _shown) is { Length: > 0 } ticks)
             {
-                WriteTicker(json, before, _shown);
+                WriteTicker(json, ticks);
                 await socket.SendAsync(_text.WrittenMemory, WebSocketMessageType.Text, endOfMessage: true, stop);
             }
         }
@@ -374,13 +376,12 @@ internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source
         json.Flush();
     }
 
-    private void WriteTicker(Utf8JsonWriter json, int before, int now)
+    private void WriteTicker(Utf8JsonWriter json, ReadOnlyMemory<Tick> all)
     {
-        ReadOnlySpan<Tick> ticks = source.Timeline!.TicksOf(Math.Min(before, now), Math.Max(before, now));
-        ticks = ticks[Math.Max(0, ticks.Length - MostTicks)..];
+        ReadOnlySpan<Tick> ticks = all.Span[Math.Max(0, all.Length - MostTicks)..];
         Begin(json);
         json.WriteString("type"u8, "ticker"u8);
-        json.WriteNumber("t"u8, now);
+        json.WriteNumber("t"u8, _shown);
         json.WriteStartArray("items"u8);
         foreach (ref readonly Tick tick in ticks)
             WriteTick(json, tick);
@@ -395,12 +396,12 @@ internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source
         json.WriteString("what"u8, Answers.NameOf(tick.Kind));
         WriteOrNull(json, "zone"u8, tick.Zone, FrameMap.NoZone);
         WriteOrNull(json, "pfn"u8, tick.Pfn, 0);
-        json.WriteNumber("order"u8, tick.Order);
+        WriteOrNull(json, "order"u8, tick.Order, Tick.NoOrder);
         WriteOrNull(json, "fromOrder"u8, tick.FromOrder, byte.MaxValue);
         json.WriteNumber("count"u8, tick.Count);
         WriteOrNull(json, "migrateType"u8, tick.Migratetype, byte.MaxValue);
         WriteOrNull(json, "fromType"u8, tick.FromType, byte.MaxValue);
-        json.WriteNumber("cpu"u8, tick.Cpu);
+        WriteOrNull(json, "cpu"u8, tick.Cpu, Tick.NoCpu);
         WriteOrNull(json, "cache"u8, tick.Cache, 0);
         json.WriteEndObject();
     }

@@ -20,7 +20,7 @@ internal sealed record ExportOptions
 
     /// <summary>Moments with slabs, free lists and areas, evenly spread; the first and the last always have
     /// them.</summary>
-    public int DeepMoments { get; init; } = 9;
+    public int DeepMoments { get; init; } = 25;
 
     public int MaxBytes { get; init; } = 48 << 20;
 }
@@ -37,7 +37,8 @@ internal sealed record ExportOptions
 internal sealed partial class ExplorerExport
 {
     private const int MostEvents = 1_000_000;
-    private const int SlabsPerCache = 32;
+    private const int SlabsPerCache = 256;
+    private const long MostAreaWork = 20_000_000;       // areas looked at, over all events about them
     private const int Patience = 10_000;        // ms, for a pattern over files of our own
 
     private readonly TraceSource _source;
@@ -47,6 +48,7 @@ internal sealed partial class ExplorerExport
     private readonly int _from;
     private readonly int _to;
     private readonly Dictionary<string, uint[]> _sections = new(StringComparer.Ordinal);
+    private int _areasUntil;
 
     private ExplorerExport(TraceSource source, ExportOptions options)
     {
@@ -83,6 +85,7 @@ internal sealed partial class ExplorerExport
     {
         WriteFrames();
         WriteChanges();
+        WriteAreas();
         WriteEvents(out HashSet<int> sites, out HashSet<int> names, out List<string> gfps);
         byte[] json = WriteJson(sites, names, gfps);
         using var packed = new MemoryStream();
@@ -110,6 +113,7 @@ internal sealed partial class ExplorerExport
             json.WriteStartObject();
             json.WriteNumber("from", _from);
             json.WriteNumber("to", _to);
+            json.WriteNumber("areasUntil", _areasUntil);
             json.WritePropertyName("info");
             InfoAnswer info = _api.Answers.Info() with { DeepMoments = moments };
             JsonSerializer.Serialize(json, info, ExplorerJson.Default.InfoAnswer);
@@ -249,6 +253,49 @@ internal sealed partial class ExplorerExport
         _sections["ticks"] = [.. ticks];
     }
 
+    /// <summary>What became of areas of the vmalloc space at each event about them: gone, or there in another state.</summary>
+    private void WriteAreas()
+    {
+        var words = new List<uint>();
+        Dictionary<ulong, (ulong End, int State)> before = AreasAt(_from);
+        long work = 0;
+        _areasUntil = _to;
+        for (int n = _from; n < _to; n++)
+        {
+            if (!StoredEvent.IsOfAreas(_timeline.EventAt(n).Kind))
+                continue;
+            if ((work += before.Count) > MostAreaWork)
+            {
+                _areasUntil = n;
+                break;
+            }
+
+            Dictionary<ulong, (ulong End, int State)> now = AreasAt(n + 1);
+            foreach ((ulong start, (ulong end, _)) in before)
+            {
+                if (!now.ContainsKey(start))
+                    Add(n, 0, start, end);
+            }
+
+            foreach ((ulong start, (ulong end, int state)) in now)
+            {
+                if (!before.TryGetValue(start, out var old) || old != (end, state))
+                    Add(n, 1 + (uint)state, start, end);
+            }
+
+            before = now;
+        }
+
+        _sections["areas"] = [.. words];
+
+        void Add(int n, uint what, ulong start, ulong end) => words.AddRange(
+            [(uint)n, what, (uint)start, (uint)(start >> 32), (uint)((end - start) >> Pfn.PageShift)]);
+    }
+
+    private Dictionary<ulong, (ulong End, int State)> AreasAt(int moment) => _source.Ask(moment, machine =>
+        machine.Recorded is not { } space ? []
+            : Answers.StatesOf(space.Vmap).ToDictionary(it => it.Area.Start, it => (it.Area.End, it.State)));
+
     private static void AddCell(List<uint> words, in FrameCell cell)
     {
         words.Add((uint)cell.Kind | ((uint)cell.Order << 8) | ((uint)cell.Owner << 16));
@@ -278,7 +325,7 @@ internal sealed partial class ExplorerExport
             ReadOnlySpan<uint> its =
             [
                 (uint)e.TimestampNs, (uint)(e.TimestampNs >> 32), (uint)e.Place, (uint)(e.Place >> 32),
-                e.BytesRequested, e.BytesAllocated, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16),
+                e.BytesRequested, e.BytesGiven, e.Line, (uint)e.CallSite, (uint)name | ((uint)gfp << 16),
                     (uint)e.Pid,
                 (uint)e.Kind | ((uint)e.Order << 8) | ((uint)e.Migratetype << 16) | ((uint)e.Result << 24), e.Cpu,
             ];

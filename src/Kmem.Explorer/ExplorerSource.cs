@@ -1,3 +1,4 @@
+using System.Collections.ObjectModel;
 using Kmem.Tracing;
 
 namespace Kmem;
@@ -23,6 +24,9 @@ internal abstract class ExplorerSource : IDisposable
     /// <summary>Names of call sites, by number.</summary>
     public virtual StringTable? CallSites => null;
 
+    /// <summary>The page tables of a recorded kernel; null if the machine has its own, or none.</summary>
+    public Func<VirtAddr, PageWalk>? RecordedTables { get; init; }
+
     /// <summary>The frames for one connection, which moves through time on its own.</summary>
     public abstract FrameSource OpenFrames();
 
@@ -34,10 +38,23 @@ internal abstract class ExplorerSource : IDisposable
     /// <exception cref="QueryException">The machine is gone.</exception>
     public abstract T Ask<T>(int moment, Func<Machine, T> question);
 
-    /// <summary>As <see cref="Ask"/>, of a machine that remembers what happened to its objects and pages, if there is
-    /// one.</summary>
+    /// <summary>Explains by a machine at a moment, and by what is remembered of its objects and pages; null: what the
+    /// machine itself remembers.</summary>
     /// <exception cref="QueryException">The machine is gone.</exception>
-    public virtual T AskRemembering<T>(int moment, Func<Machine, T> question) => Ask(moment, question);
+    public virtual Explanation Explain(int moment, Func<Machine, EventMemory?, Explanation> question) =>
+        Ask(moment, machine => question(machine, null));
+
+    /// <summary>Somebody is there: what takes long to prepare may begin, on another thread.</summary>
+    public virtual void Expect()
+    {
+    }
+
+    /// <summary>What the allocators did between two moments, in order of time; the order of the moments does not
+    /// matter.</summary>
+    public virtual ReadOnlyMemory<Tick> TicksBetween(int one, int other) => ReadOnlyMemory<Tick>.Empty;
+
+    /// <summary>What a machine at work has counted; empty if it counts nothing.</summary>
+    public virtual IReadOnlyDictionary<string, long> CountersNow() => ReadOnlyDictionary<string, long>.Empty;
 
     public abstract void Dispose();
 

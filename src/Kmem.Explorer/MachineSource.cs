@@ -14,6 +14,7 @@ internal sealed class MachineSource : ExplorerSource
     private readonly bool _isAtWork;
     private readonly FrameScan _scan;
     private readonly FrameMap _map;
+    private readonly LiveTicker _ticker = new();
     private readonly Lock _lock = new();
     private long _looked;
     private int _moment;
@@ -30,6 +31,8 @@ internal sealed class MachineSource : ExplorerSource
         _scan = new FrameScan(machine);
         _map = _scan.Read();
         _looked = Stopwatch.GetTimestamp();
+        if (isAtWork)
+            _ticker.Look(machine, 0);
     }
 
     public override string Kind => _isAtWork ? "live" : "state";
@@ -57,6 +60,15 @@ internal sealed class MachineSource : ExplorerSource
         return answer!;
     }
 
+    public override ReadOnlyMemory<Tick> TicksBetween(int one, int other)
+    {
+        lock (_lock)
+            return _ticker.Between(Math.Min(one, other), Math.Max(one, other));
+    }
+
+    public override IReadOnlyDictionary<string, long> CountersNow() => _isAtWork
+        ? Ask(Now, LiveTicker.CountersOf) : base.CountersNow();
+
     public override void Dispose() => _owned?.Dispose();
 
     /// <summary>Reads the frames again, unless that was done a moment ago.</summary>
@@ -65,8 +77,15 @@ internal sealed class MachineSource : ExplorerSource
         if (!_isAtWork || Stopwatch.GetElapsedTime(_looked) < s_fresh)
             return;
 
-        if (!_machine.TryObserve(_ => _scan.Update(_map)))
+        if (!_machine.TryObserve(machine =>
+        {
+            _scan.Update(_map);
+            _ticker.Look(machine, _moment + 1);
+        }))
+        {
             throw Gone();
+        }
+
         _looked = Stopwatch.GetTimestamp();
         _moment++;
     }

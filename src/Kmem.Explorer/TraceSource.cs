@@ -8,6 +8,8 @@ internal sealed class TraceSource : ExplorerSource
     private const int MostIdle = 3;
 
     private readonly Timeline _timeline;
+    private const int MostExpected = 2_000_000;
+    private int _expected;
     private readonly Lock _lock = new();
     private readonly List<CursorFrames> _idle = [];     // for questions; each is asked by one thread at a time
 
@@ -61,8 +63,18 @@ internal sealed class TraceSource : ExplorerSource
 
     public override T Ask<T>(int moment, Func<Machine, T> question) => _timeline.Machines.Ask(moment, question);
 
-    public override T AskRemembering<T>(int moment, Func<Machine, T> question) =>
-        _timeline.Remembering.Ask(moment, question);
+    public override Explanation Explain(int moment, Func<Machine, EventMemory?, Explanation> question) =>
+        _timeline.Explain(moment, question);
+
+    public override void Expect()
+    {
+        // It costs about 200 bytes an event.
+        if (_timeline.Events <= MostExpected && Interlocked.Exchange(ref _expected, 1) == 0)
+            _ = Task.Run(_timeline.RememberAll);
+    }
+
+    public override ReadOnlyMemory<Tick> TicksBetween(int one, int other) =>
+        _timeline.TickMemoryOf(Math.Min(one, other), Math.Max(one, other));
 
     public override void Dispose() => _timeline.Dispose();
 

@@ -46,15 +46,16 @@ public sealed partial class Machine
         return new RequestExplainer(_pages, _slabs, _blocks, _map, Memory).Explain(gfp, order, Math.Max(node, -1));
     }
 
-    /// <summary>As <see cref="Explain(VirtAddr)"/>, with page tables that are not the machine's own.</summary>
-    internal Explanation ExplainWith(VirtAddr address, Func<ulong, PageWalk>? walk)
+    /// <summary>As <see cref="Explain(VirtAddr)"/>, by page tables, or a memory, that are not the machine's
+    /// own.</summary>
+    internal Explanation ExplainWith(VirtAddr address, Func<ulong, PageWalk>? walk, EventMemory? memory = null)
     {
         var parts = new ExplainedParts(_pages, _slabs, _blocks, _map, _cpus)
         {
             Vmalloc = VmallocIfUsed,
             Space = VmapSpace,
-            Memory = Memory,
-            Walk = walk,
+            Memory = memory ?? Memory,
+            Walk = walk ?? (Recorded?.Translate(address.Value).IsValid == true ? Recorded.Walk : null),
             Describe = DescribeFrame,
         };
         return new Explainer(parts).Explain(address.Value);

@@ -1,3 +1,5 @@
+using System.Collections.ObjectModel;
+
 namespace Kmem;
 
 /// <content>The whole state as plain data: where recordings of real kernels come in, and what checkpoints are.</content>
@@ -9,7 +11,26 @@ public sealed partial class Machine
     /// The addresses of the vmalloc space: this machine's own, or those of the kernel whose state it was made from. Null
     /// if there are none yet.
     /// </summary>
-    internal VmapAllocator? VmapSpace => VmallocIfUsed?.Vmap ?? _recordedVmap;
+    internal VmapAllocator? VmapSpace => VmallocIfUsed?.Vmap ?? _recordedVmap ?? Recorded?.Vmap;
+
+    /// <summary>
+    /// The vmalloc space of the kernel whose events are replayed on this machine; null if there is none. It is not part of
+    /// the machine's own state.
+    /// </summary>
+    internal RecordedSpace? Recorded { get; private set; }
+
+    /// <summary>What lay behind the areas of the kernel whose state this machine was made from, by their starts.</summary>
+    internal IReadOnlyDictionary<ulong, VmStructState> RecordedStructs { get; private set; } =
+        ReadOnlyDictionary<ulong, VmStructState>.Empty;
+
+    /// <summary>Begins to follow a recorded kernel's vmalloc space.</summary>
+    internal RecordedSpace Follow(ulong start, ulong end)
+    {
+        Bug.On(Recorded != null, "a second recorded vmalloc space");
+        Recorded = new RecordedSpace(_slabs, start, end);
+        Recorded.Vmap.Trace = Trace as IVmapTrace;
+        return Recorded;
+    }
 
     /// <summary>
     /// Builds a machine in the state that <see cref="SaveState"/> wrote, or in the recorded state of a real kernel: from here on
@@ -155,7 +176,7 @@ public sealed partial class Machine
         Cpus, MinFreeKbytes, Options.WatermarkBoostFactor, _nodes, _pages, _blocks, _map, _slabs, _kmalloc)
     {
         VmallocIfUsed = VmallocIfUsed,
-        VmapSpace = VmapSpace,
+        VmapSpace = VmallocIfUsed?.Vmap ?? _recordedVmap,
     };
 
     private void RestoreVmap(MachineState state)
@@ -166,6 +187,13 @@ public sealed partial class Machine
         if (state.Own?.Tables is { } tables)
             PublishVmalloc(new VmallocAllocator(_slabs, _kmalloc, _ram, vmap, tables.Root, tables.Tables, VmallocOptionsOfProfile));
         else
-            _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap, IsReplay = true });
+            RestoreRecorded(vmap);
+    }
+
+    private void RestoreRecorded(VmapState vmap)
+    {
+        _recordedVmap = new VmapAllocator(_slabs, new VmapOptions { State = vmap, IsReplay = true });
+        RecordedStructs = vmap.Nodes.SelectMany(node => node.Busy).Where(area => area.Struct != null)
+            .ToDictionary(area => area.Start, area => area.Struct!);
     }
 }

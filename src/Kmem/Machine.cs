@@ -119,6 +119,8 @@ public sealed partial class Machine : IDisposable
                 _vmalloc.Vmap.Trace = value as IVmapTrace;
             if (_recordedVmap != null)
                 _recordedVmap.Trace = value as IVmapTrace;
+            if (Recorded != null)
+                Recorded.Vmap.Trace = value as IVmapTrace;
         }
     }
 
@@ -227,6 +229,7 @@ public sealed partial class Machine : IDisposable
         _vmalloc?.Dispose();
         _physical?.Dispose();
         _recordedVmap?.Dispose();
+        Recorded?.Dispose();
         _cpus.Dispose();
         Kfence?.Close();
         _slabs.Dispose();

@@ -4,35 +4,12 @@ using Microsoft.Playwright;
 
 namespace Kmem.Explorer.Browser.Tests;
 
-/// <summary>A browser and a server with a recording, for all tests of this class.</summary>
-public sealed class RecordingFixture : IAsyncLifetime
-{
-    internal Chromium Chromium { get; } = new();
-
-    internal Server? Server { get; private set; }
-
-    public async ValueTask InitializeAsync()
-    {
-        await Chromium.InitializeAsync();
-        if (Chromium.Missing == null)
-            Server = await Server.Start(Server.Recording, "--port", "0");
-    }
-
-    public async ValueTask DisposeAsync()
-    {
-        Server?.Dispose();
-        await Chromium.DisposeAsync();
-    }
-}
-
 /// <summary>Each screen of the explorer, as a person uses it: opened, played, zoomed, clicked, typed at.</summary>
-public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixture<RecordingFixture>
+[Collection("recording")]
+public sealed partial class ExplorerTests(RecordingFixture fixture)
 {
-    private Task<Visit> Open(string hash, int width = 1280, int height = 800, bool dark = false)
-    {
-        Assert.SkipWhen(fixture.Chromium.Missing != null, fixture.Chromium.Missing ?? "");
-        return Visit.To(fixture.Chromium, fixture.Server!.Url, hash, width, height, dark);
-    }
+    private Task<Visit> Open(string hash, int width = 1280, int height = 800, bool dark = false) =>
+        fixture.Open(hash, width, height, dark);
 
     [Theory]
     [InlineData("machine", ".zone svg rect")]
@@ -374,7 +351,8 @@ public sealed partial class ExplorerTests(RecordingFixture fixture) : IClassFixt
                 if (await tip.CountAsync() == 0 || !(await tip.InnerTextAsync()).Contains(kind, StringComparison.Ordinal))
                     continue;
                 await visit.Page.Mouse.ClickAsync(box.X + x, box.Y + y);
-                Match selected = Selected().Match(visit.Page.Url);
+                await visit.Until("() => location.hash.includes('sel=')");
+                Match selected = Selected().Match(await visit.Ask<string>("() => location.hash"));
                 return int.Parse(selected.Groups[1].Value, CultureInfo.InvariantCulture);
             }
         }

@@ -253,7 +253,7 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
     [InlineData("/api/sites?ids=99999999", "ids", HttpStatusCode.NotFound)]
     [InlineData("/api/explain", "address", HttpStatusCode.BadRequest)]
     [InlineData("/api/explain?event=99999999", "event", HttpStatusCode.NotFound)]
-    [InlineData("/api/walk?address=ffffc90000000000", "address", HttpStatusCode.Conflict)]
+    [InlineData("/api/walk?address=ffffc90000000000&t=0", "address", HttpStatusCode.Conflict)]
     [InlineData("/api/nothing", null, HttpStatusCode.NotFound)]
     [InlineData("/../../etc/passwd", null, HttpStatusCode.NotFound)]
     public async Task AWrongQuestionIsRefusedWithAReason(string path, string? parameter, HttpStatusCode status)

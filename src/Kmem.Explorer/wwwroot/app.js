@@ -4,6 +4,7 @@ import { h, later, s, show } from './dom.js';
 import { firstLanguage, language, languages, recall, remember, setLanguage, t } from './i18n.js';
 import { parseAddress } from './format.js';
 import { isDark, onSystemTheme } from './palette.js';
+import { onSystemContrast } from './patterns.js';
 import { go, keep, readRoute, routeTo } from './route.js';
 import { openSource } from './source.js';
 import { Store } from './store.js';
@@ -56,6 +57,7 @@ async function start() {
     addEventListener("hashchange", () => route(false));
     addEventListener("keydown", key);
     onSystemTheme(() => store.emit("theme"));
+    onSystemContrast(() => store.emit("theme"));
     const keepMoment = later(250, () => {
         if (store.canSeek && !store.time.playing) keep({ t: store.time.t });
     });
@@ -111,12 +113,13 @@ function top(status) {
             t(`view.${name}`))));
     return h("header", { class: "top" },
         h("a", { class: "skip", href: "#main", onclick: e => { e.preventDefault(); main.focus(); } }, t("app.skip")),
-        h("div", { class: "brand" }, logo(), "Kmem",
-            h("span", { class: "name", title: store.info.name }, store.info.name)),
+        h("h1", { class: "brand" }, logo(), "Kmem",
+            h("span", { class: "name", translate: "no", title: store.info.name }, store.info.name)),
         tabs, search,
         h("div", { class: "tools" }, status,
-            h("button", { onclick: nextLanguage, title: `${t("app.language")} (l)`, "aria-label": t("app.language") },
-                language() === "en" ? "中文" : "English"),
+            h("button", {
+                onclick: nextLanguage, title: `${t("app.language")} (l)`, lang: language() === "en" ? "zh-CN" : "en",
+            }, language() === "en" ? "中文" : "English"),
             h("button", { class: "icon", onclick: nextTheme, title: `${t("app.theme")} (t)`, "aria-label": t("app.theme") }, "◐"),
             h("button", { class: "icon", onclick: help, title: `${t("app.help")} (?)`, "aria-label": t("app.help") }, "?")));
 }
@@ -153,7 +156,10 @@ function route(anew) {
     main.className = "";
     main.scrollTop = 0;
     for (const tab of app.querySelectorAll(".tabs a")) {
-        if (tab.dataset.view === name) tab.setAttribute("aria-current", "page");
+        if (tab.dataset.view === name) {
+            tab.setAttribute("aria-current", "page");
+            tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+        }
         else tab.removeAttribute("aria-current");
     }
     document.title = `${t(`view.${name}`)} · Kmem · ${store.info.name}`;
@@ -214,7 +220,7 @@ function help() {
             row(["+", "−", "0"], t("key.zoom")),
             row(["← → ↑ ↓"], t("key.move")),
             row(["Enter", "Esc"], t("key.open")),
-            row(["c"], t("key.colour")),
+            row(["c", "h"], t("key.colour")),
             row(["t", "l", "?"], t("key.page")))),
         h("p", { class: "row" }, h("button", { class: "main", onclick: () => box.close() }, t("app.close"))));
     document.body.append(box);

@@ -17,8 +17,10 @@ export function setLanguage(name) {
     document.documentElement.lang = name;
 }
 
-/** The language to begin with: chosen before, or the browser's. */
+/** The language to begin with: the address's `?lang=`, chosen before, or the browser's. */
 export function firstLanguage() {
+    const asked = new URLSearchParams(location.search).get("lang");
+    if (asked) return asked.toLowerCase().startsWith("zh") ? "zh-CN" : "en";
     const kept = recall("language");
     if (kept in languages) return kept;
     return (navigator.languages ?? []).some(l => l.toLowerCase().startsWith("zh")) ? "zh-CN" : "en";

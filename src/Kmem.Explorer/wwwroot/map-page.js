@@ -8,6 +8,7 @@ import { addressLink, empty, facts, frameLink, kindName, loading, problem } from
 import { go, keep, readRoute, routeTo } from './route.js';
 import { drawSlab, findSlab, slabLegend } from './slab-drawing.js';
 import { Follower } from './store.js';
+import { typeWords } from './words.js';
 
 /** The panel for a frame, with an object open if its address is given. */
 export function pagePanel(store, frame, address) {
@@ -48,10 +49,11 @@ export function pagePanel(store, frame, address) {
 const frameFacts = (store, frame) => [
     h("header", {}, h("h2", {}, t("map.page", { pfn: pfnText(frame.pfn) })), h("span", {}, kindName(store.info, frame.kind))),
     facts([
-        [t("map.order"), `${frame.order} (${bytes(store.info.pageBytes * 2 ** frame.order)})`],
+        [t("field.order"), `${frame.order} (${bytes(store.info.pageBytes * 2 ** frame.order)})`],
         [t("map.head"), frame.head === null || frame.head === frame.pfn ? null : frameLink(frame.head)],
-        [t("map.owner"), frame.kind === "slab" ? h("a", { href: routeTo("slabs", { cache: frame.owner }) }, frame.ownerName) : frame.ownerName],
-        [t("map.type"), frame.migrateType],
+        [t("map.owner"), frame.kind !== "slab" ? frame.ownerName
+            : h("a", { href: routeTo("slabs", { cache: frame.owner }), translate: "no" }, frame.ownerName)],
+        [t("map.type"), typeWords(frame.migrateType)],
         [t("object.born"), frame.born ? count(frame.born) : null],
         [t("object.site"), frame.site ? h("span", { class: "mono" }, frame.site.name) : null],
         [t("object.address"), addressLink(frame.address)],
@@ -67,7 +69,7 @@ function slabContent({ answer, slab }, width, opened, open) {
         if (at >= 0n && at < size * BigInt(slab.objects)) chosen = Number(at / size);
     }
     return [
-        h("header", {}, h("h2", {}, answer.cache.name), h("span", { class: "soft" }, t("slab.facts", {
+        h("header", {}, h("h2", { translate: "no" }, answer.cache.name), h("span", { class: "soft" }, t("slab.facts", {
             state: t(`slab.state.${slab.state}`), used: count(slab.inUse), of: count(slab.objects), share: percent(slab.inUse / slab.objects),
         }))),
         slabLegend(),

@@ -2,8 +2,11 @@
 // pixels of its records; a new colour mode repaints all. Nothing is allocated while a recording plays.
 //
 //    words of a cell ──▶ class (0 … 255) ──▶ look-up table of colours: class × share (4) × match (2) ──▶ pixel
+//
+// With patterns a cell has as many pixels as on the screen, and each is the class's colour or its ink.
 
 import { cycleColour, CYCLE_LENGTH, isDark, kindColour, migrateColour, mix, page, rampColour } from './palette.js';
+import { cyclePattern, inkFor, kindPattern, TILES } from './patterns.js';
 
 const MAGIC = 0x50414d4b;
 const HEADER_WORDS = 10;
@@ -32,6 +35,9 @@ export class MapPainter {
         this.mode = "kind";
         this.t = 0;
         this.colours = new Uint32Array(256 * 8);
+        this.inks = new Uint32Array(256 * 8);
+        this.patterns = new Uint8Array(256);
+        this.scale = 1;
         this.owners = new Uint8Array(65536).fill(REST);
         this.sites = new Uint8Array(65536).fill(REST);
         this.counts = new Uint32Array(256);
@@ -45,17 +51,25 @@ export class MapPainter {
         this.context = this.canvas.getContext("2d");
     }
 
-    /** Takes a layout; cells come with the next full frame. */
-    resize(layout) {
+    /** Takes a layout, and how many pixels a cell is wide; cells come with the next full frame. */
+    resize(layout, scale) {
+        const fresh = layout !== this.layout;
+        if (!fresh && scale === this.scale) return;
         this.layout = layout;
-        this.canvas.width = layout.width;
-        this.canvas.height = layout.height;
-        this.image = this.context.createImageData(layout.width, layout.height);
+        this.scale = scale;
+        this.canvas.width = layout.width * scale;
+        this.canvas.height = layout.height * scale;
+        this.image = this.context.createImageData(this.canvas.width, this.canvas.height);
         this.pixels = new Uint32Array(this.image.data.buffer);
+        if (!fresh) return this._paintAll();
         this.words = new Uint32Array(layout.cells * CELL_WORDS);
         this.count = 0;
         this.id = -1;
-        this.context.clearRect(0, 0, layout.width, layout.height);
+    }
+
+    /** Puts what was painted where it can be drawn from. */
+    _show() {
+        this.context.putImageData(this.image, 0, 0);
     }
 
     /** Takes a binary frame; false if it is for another view than `id`, or cannot be understood. */
@@ -70,7 +84,7 @@ export class MapPainter {
         else if (this.id !== id) return false;
         else this._takeRecords(data);
         if (!full && moved && this.mode === "age") this._paintAll();
-        this.context.putImageData(this.image, 0, 0);
+        this._show();
         return true;
     }
 
@@ -135,13 +149,34 @@ export class MapPainter {
 
     _paint(cell) {
         const word = this.words[cell * CELL_WORDS];
-        const index = (this.classOf(cell) << 3) | ((word >>> 29) & 6) | ((word >>> 21) & 1);
-        this.pixels[this.layout.pixelOf[cell]] = this.colours[index];
+        const id = this.classOf(cell);
+        const index = (id << 3) | ((word >>> 29) & 6) | ((word >>> 21) & 1);
+        if (this.scale === 1) this.pixels[this.layout.pixelOf[cell]] = this.colours[index];
+        else this._hatch(cell, this.patterns[id] << 3, this.colours[index], this.inks[index]);
+    }
+
+    _hatch(cell, tile, colour, ink) {
+        const { scale, pixels } = this;
+        const { width, pixelOf } = this.layout;
+        const at = pixelOf[cell];
+        const left = (at % width) * scale;
+        const top = Math.floor(at / width) * scale;
+        for (let y = top; y < top + scale; y++) {
+            const row = TILES[tile + (y & 7)];
+            const from = y * width * scale;
+            for (let x = left; x < left + scale; x++) pixels[from + x] = (row >> (x & 7)) & 1 ? ink : colour;
+        }
     }
 
     _paintAll() {
         for (let cell = 0; cell < this.count; cell++) this._paint(cell);
-        for (let cell = this.count; cell < this.layout.cells; cell++) this.pixels[this.layout.pixelOf[cell]] = 0;
+        if (this.count === this.layout.cells) return;
+        if (this.scale === 1) {
+            for (let cell = this.count; cell < this.layout.cells; cell++) this.pixels[this.layout.pixelOf[cell]] = 0;
+        }
+        else {
+            for (let cell = this.count; cell < this.layout.cells; cell++) this._hatch(cell, 0, 0, 0);
+        }
     }
 
     /** Chooses colours anew (mode, theme, or which owners and sites have one) and paints all. */
@@ -150,16 +185,20 @@ export class MapPainter {
         const { back, cell: quiet } = page();
         for (let id = 0; id < 256; id++) {
             const colour = this.classColour(id) ?? quiet;
+            this.patterns[id] = this.classPattern(id);
             for (let share = 0; share < 4; share++) {
                 const seen = id === HOLE ? colour : mix(colour, quiet, (3 - share) * 0.13);
                 const at = (id << 3) | (share << 1);
                 this.colours[at | 1] = pixel(seen, id === HOLE ? 0 : 255);
-                this.colours[at] = pixel(mix(seen, back, isDark() ? 0.86 : 0.88), id === HOLE ? 0 : 255);
+                const faded = mix(seen, back, isDark() ? 0.86 : 0.88);
+                this.colours[at] = pixel(faded, id === HOLE ? 0 : 255);
+                this.inks[at | 1] = pixel(inkFor(seen), 255);
+                this.inks[at] = pixel(mix(faded, inkFor(faded), 0.3), 255);
             }
         }
         if (this.count > 0) {
             this._paintAll();
-            this.context.putImageData(this.image, 0, 0);
+            this._show();
         }
     }
 
@@ -189,6 +228,25 @@ export class MapPainter {
             default:
                 if (id === 16) return [213, 94, 0];
                 return mix(quiet, isDark() ? [150, 160, 172] : [92, 104, 118], 0.25 + id / 20);
+        }
+    }
+
+    /** The pattern of a class: none where the colours are a ramp or the class is quiet. */
+    classPattern(id) {
+        if (id >= REST) return 0;
+        switch (this.mode) {
+            case "kind":
+                if (id >= 128) return kindPattern(id < 144 ? "free" : "slab");
+                return kindPattern(this.info.kinds.find(kind => kind.id === id)?.name);
+            case "cache":
+            case "site":
+            case "zone":
+            case "type":
+                return id & 128 ? 0 : cyclePattern(id);
+            case "age":
+                return 0;
+            default:
+                return id === 16 ? kindPattern("unmovable") : 0;
         }
     }
 

@@ -2,7 +2,7 @@
 
 import { h, show } from './dom.js';
 import { bytes, count } from './format.js';
-import { t } from './i18n.js';
+import { named, t } from './i18n.js';
 import { css, inkOn, markColour, mix, page } from './palette.js';
 import { addressLink, facts, frameLink, loading, problem, swatch } from './parts.js';
 import { Follower } from './store.js';
@@ -11,11 +11,17 @@ const PER_LINE = 16;
 const MARKS = ["object", "freePointer", "redZone", "poison", "padding", "track", "unused"];
 const LETTERS = { object: "o", freePointer: "→", redZone: "r", poison: "p", padding: "–", track: "t", unused: "u" };
 
-/** A panel that follows the moment; `end()` stops it. */
-export function objectPanel(store, address) {
+/** A panel that follows the moment; `end()` stops it. A quiet one hides where there are no bytes to show. */
+export function objectPanel(store, address, quiet = false) {
     const root = h("section", { class: "panel", "aria-label": t("object.title") }, loading());
     const follower = new Follower(store, () => store.get("/api/object", { address }),
-        answer => show(root, draw(store, answer)), error => show(root, problem(error)));
+        answer => {
+            root.classList.remove("hidden");
+            show(root, draw(store, answer));
+        }, error => {
+            root.classList.toggle("hidden", quiet && (error.status === 404 || error.status === 409));
+            show(root, problem(error));
+        });
     follower.refresh();
     const off = store.on("theme", () => follower.refresh());
     return { root, end: () => { follower.end(); off(); } };
@@ -25,7 +31,8 @@ function draw(store, object) {
     const site = object.site?.name;
     return [
         h("header", {}, h("h2", {}, object.kind === "slab"
-            ? t("object.of", { n: object.index, cache: object.cacheName ?? "" }) : t("object.block", { kind: object.kind })),
+            ? t("object.of", { n: object.index, cache: object.cacheName ?? "" })
+            : t("object.block", { kind: named(`kind.${object.kind}`, object.kind) })),
         h("span", { class: object.allocated ? "" : "soft" }, t(object.allocated ? "object.live" : "object.free"))),
         facts([
             [t("object.address"), addressLink(object.address)],

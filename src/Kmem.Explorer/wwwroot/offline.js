@@ -7,7 +7,8 @@ const ORDERS = 11;
 const TYPES = 5;
 const HOLE = 0, RESERVED = 1, FREE = 2, PCP = 3, SLAB = 4, MOVABLE = 8, RECLAIMABLE = 10;
 const NO_ZONE = 31;
-const EVENT_WORDS = 12, CHANGE_WORDS = 11, OBJECT_WORDS = 4, TICK_WORDS = 6;
+const EVENT_WORDS = 12, CHANGE_WORDS = 11, OBJECT_WORDS = 4, TICK_WORDS = 6, AREA_WORDS = 5;
+const PAGE = 4096, LEVELS = ['pgd', 'pud', 'pmd', 'pte'];
 const HEADER_WORDS = 10, MAGIC = 0x50414d4b;
 const MAX_CELLS = 65536;
 const RESULTS = ['ok', 'failed', 'unknown', 'skipped', 'internal', 'refused'];
@@ -84,16 +85,19 @@ class Recording {
             case 'caches': return { caches: this.info.caches };
             case 'sites': return this.findSites(query);
             case 'machine': return this.machine(t);
-            case 'machine/pcp': return this.nearest('/api/machine/pcp', t, `cpu=${number('cpu', 0)}&`);
+            case 'machine/pcp': return this.pcp(number('cpu', 0), t);
+            case 'slabs': return this.slabs(t);
+            case 'virtual': return this.virtual(t);
             case 'events': return this.findEvents(query, number);
             case 'histogram': return this.histogram(number('buckets', 600));
             case 'diff': return this.diff(this.moment(number('from', this.from)), this.moment(number('to', this.to)));
             case 'explain': return this.explain(query, t);
             case 'object': return this.object(query.get('address'), t);
-            case 'walk': throw problem('page tables are not part of an exported file', 409);
+            case 'walk': return this.walk(query.get('address'), t);
         }
         if (name.startsWith('frame/')) return this.frame(Number(name.slice(6)), t);
-        return this.nearest('/api/' + name, t, '');
+        if (name.startsWith('slabs/')) return this.slabsOf(Number(name.slice(6)), t, query, number);
+        throw problem(`there is no question ${url.pathname}`, 404);
     }
 
     moment(t) {
@@ -159,10 +163,185 @@ class Recording {
         };
     }
 
+    // ---- what the server asks its allocators for; here it follows from frames and events, as far as it does
+
+    /** The rows of caches; those that come later are known by the moment that the file has them at. */
+    slabs(t) {
+        const written = this.answers[`/api/slabs?t=${t}`];
+        if (written) return written;
+        const cursor = this.at(t), rows = new Map();
+        let from = this.from;
+        for (const moment of this.info.deepMoments) {
+            if (moment <= t) from = moment;
+            for (const row of this.answers[`/api/slabs?t=${moment}`].caches) {
+                if (moment <= t || !rows.has(row.id)) rows.set(row.id, { ...row, later: moment > t });
+            }
+        }
+        const given = this.givenBetween(from, t);
+        const caches = [...rows.values()].filter(row => !row.later || cursor.slabs[row.id] > 0).map(({ later, ...row }) => {
+            const slabs = cursor.slabs[row.id] ?? 0, objects = slabs * row.objectsPerSlab;
+            const active = (later ? 0 : row.active) + (given.get(row.id) ?? 0);
+            return { ...row, slabs, objects, active, use: objects === 0 ? 0 : Math.floor(active * 100 / objects), bytes: slabs * PAGE * 2 ** row.order };
+        });
+        return { t, caches: caches.sort((a, b) => b.id - a.id) };       // the newest first, as the kernel lists them
+    }
+
+    /** By cache: objects given out, less those that came back. */
+    givenBetween(from, to) {
+        const w = this.words.objects, sums = new Map();
+        for (let i = this.objectsOf[from - this.from]; i < this.objectsOf[to - this.from]; i++) {
+            const packed = w[i * OBJECT_WORDS + 3], cache = packed & 0xffff;
+            sums.set(cache, (sums.get(cache) ?? 0) + (packed >>> 16 ? 1 : -1));
+        }
+        return sums;
+    }
+
+    /** The slabs of a cache. Lists (of CPUs, of nodes, of free objects) are there at the moments that were written. */
+    slabsOf(id, t, query, number) {
+        const row = this.slabs(t).caches.find(cache => cache.id === id);
+        if (!row) throw problem(`there is no cache ${id} at this moment`, 404);
+        const offset = number('offset', 0), limit = number('limit', 64);
+        const written = this.answers[`/api/slabs/${id}?t=${t}`];
+        let answer = written && written.slabs.length === written.total ? written : this.slabsByFrames(row, t);
+        const one = query.has('slab') ? number('slab') : query.has('address') ? this.pfnOf(query.get('address')) : null;
+        if (one !== null) {
+            const slabs = answer.slabs.filter(slab => one >= slab.pfn && one < slab.pfn + 2 ** slab.order);
+            if (slabs.length === 0) throw problem(`frame ${one} is no slab of ${row.name} at this moment`, 404);
+            return { ...answer, cpus: [], nodes: [], slabs, offset: answer.slabs.indexOf(slabs[0]) };
+        }
+        return { ...answer, offset, slabs: answer.slabs.slice(offset, offset + limit) };
+    }
+
+    slabsByFrames(row, t) {
+        const cursor = this.at(t), w = this.words.objects, slabs = [], byHead = new Map();
+        const moments = this.info.deepMoments.filter(moment => moment <= t);
+        const listsAt = moments[moments.length - 1];
+        const base = this.answers[`/api/slabs/${row.id}?t=${listsAt}`];
+        const known = new Map((base?.slabs ?? []).map(slab => [slab.pfn, slab]));
+        for (let pfn = 0; pfn < this.info.frames;) {
+            const cell = cursor.cell(pfn), size = 2 ** orderOf(cell[0]), kind = cell[0] & 0xff;
+            if (kind !== SLAB || cell[0] >>> 16 !== row.id || pfn % size !== 0) {
+                pfn += kind === FREE ? size - pfn % size : 1;
+                continue;
+            }
+            const objects = cell[1] >>> 16, inUse = cell[1] & 0xffff, old = known.get(pfn);
+            const live = new Uint8Array(Math.ceil(objects / 8));
+            if (old) live.set(Uint8Array.from(atob(old.live), letter => letter.charCodeAt(0)).subarray(0, live.length));
+            const slab = {
+                pfn, address: this.address(pfn * PAGE), order: orderOf(cell[0]), state: inUse === objects ? 'full' : 'some', cpu: null,
+                objects, inUse, live, free: [], from: old ? listsAt : this.from,
+            };
+            slabs.push(slab);
+            for (let frame = pfn; frame < pfn + size; frame++) byHead.set(frame, slab);
+            pfn += size;
+        }
+        for (let i = 0; i < this.objectsOf[t - this.from]; i++) {
+            const at = i * OBJECT_WORDS, packed = w[at + 3];
+            if ((packed & 0xffff) !== row.id) continue;
+            const slab = byHead.get(Math.floor(w[at + 1] / 512));
+            if (!slab || w[at] < slab.from) continue;
+            const index = Math.floor((w[at + 1] * 8 - slab.pfn * PAGE) / row.size), bit = 1 << index % 8;
+            if (packed >>> 16) slab.live[index >> 3] |= bit;
+            else slab.live[index >> 3] &= ~bit;
+        }
+        return {
+            t, cache: row, freeOffset: base?.freeOffset ?? 0, cpus: [], nodes: [], total: slabs.length, offset: 0, listsAt,
+            slabs: slabs.map(({ from, ...slab }) => ({ ...slab, live: btoa(String.fromCharCode(...slab.live)) })),
+        };
+    }
+
+    /** The frames on a CPU's lists; in order at the moments that were written, else in order of address. */
+    pcp(cpu, t) {
+        const written = this.answers[`/api/machine/pcp?cpu=${cpu}&t=${t}`];
+        if (written) return written;
+        const cursor = this.at(t), lists = new Map();
+        for (let pfn = 0; pfn < this.info.frames;) {
+            const [word] = cursor.cell(pfn), size = 2 ** orderOf(word), kind = word & 0xff;
+            if (kind === PCP && word >>> 16 === cpu && pfn % size === 0) {
+                const block = Math.floor(pfn / BLOCK), key = `${cursor.zoneOfBlock[block]},${orderOf(word)},${cursor.typeOfBlock[block]}`;
+                if (!lists.has(key)) lists.set(key, []);
+                lists.get(key).push(pfn);
+            }
+            pfn += kind === FREE || kind === PCP ? size - pfn % size : 1;
+        }
+        const zones = this.info.zones.map(zone => ({ zone: zone.id, lists: [] }));
+        for (const [key, frames] of lists) {
+            const [zone, order, migrateType] = key.split(',').map(Number);
+            zones[zone]?.lists.push({ order, migrateType, frames });
+        }
+        return { t, cpu, zones, ordered: false };
+    }
+
+    /** The vmalloc space: the last moment that was written, and what has become of areas since. */
+    virtual(t) {
+        const written = this.nearest('/api/virtual', t, '');
+        if (written.t === t || t > this.areasUntil) return written;
+        const { start, end } = this.nearest('/api/virtual', this.to, '');
+        const byStart = new Map(written.areas.map(area => [area.start, area]));
+        const hex = number => '0x' + number.toString(16).padStart(16, '0');
+        const w = this.words.areas;
+        for (let at = 0; at < w.length && w[at] < t; at += AREA_WORDS) {
+            if (w[at] < written.t) continue;
+            const first = (BigInt(w[at + 3]) << 32n) | BigInt(w[at + 2]), bytes = w[at + 4] * PAGE, key = hex(first);
+            const state = ['busy', 'lazy', 'pool'][w[at + 1] - 1];
+            if (!state) byStart.delete(key);
+            else byStart.set(key, {
+                start: key, end: hex(first + BigInt(bytes)), bytes, kind: { busy: 'vmalloc', lazy: 'unpurged', pool: 'pooled' }[state],
+                flags: [], caller: null, pages: null, guard: state === 'busy' ? true : null, lazy: state === 'lazy', node: null, state,
+                born: state === 'busy' ? w[at] + 1 : null,
+            });
+        }
+        const areas = [...byStart.values()].sort((a, b) => (a.start < b.start ? -1 : 1)), holes = [];
+        let from = start;
+        for (const area of areas) {
+            const to = area.start < end ? area.start : end;
+            if (to > from) holes.push({ start: from, end: to, bytes: Number(BigInt(to) - BigInt(from)) });
+            if (area.end > from) from = area.end;
+        }
+        if (areas.length > 0 && from < end) holes.push({ start: from, end, bytes: Number(BigInt(end) - BigInt(from)) });
+        const lazyPages = areas.filter(area => area.lazy).reduce((sum, area) => sum + area.bytes / PAGE, 0);
+        return { t, start, end, areas, holes, lazyPages, tree: null, treeTruncated: false };
+    }
+
+    /** An address as its bits, and the area that it is in; entries of page tables are not in the file. */
+    walk(text, t) {
+        const value = BigInt.asUintN(64, BigInt(text.startsWith('0x') ? text : '0x' + text));
+        const address = '0x' + value.toString(16).padStart(16, '0');
+        const area = this.virtual(t).areas.find(it => it.start <= address && address < it.end);
+        return {
+            t, address, region: area ? 'vmalloc space' : '–', mapped: false, leafBytes: 0, prot: 'None', cacheMode: 'WriteBack',
+            steps: LEVELS.map((level, i) => ({
+                level, table: null, index: Number((value >> BigInt(39 - 9 * i)) & 511n), entry: '', flags: '',
+            })),
+            stop: 'The entries of page tables are not in this file: open the recording with kmem serve.',
+            physical: null, directMap: null, frame: null, area: area ? { start: area.start, end: area.end, text: area.kind } : null,
+        };
+    }
+
+    /** An object by what is known of it; the bytes of memory are not in the file. */
     object(text, t) {
-        const pfn = this.pfnOf(text);
-        const frame = this.frame(pfn, t);
-        throw problem(`the bytes of memory are not part of an exported file; frame ${pfn} is ${frame.kind} there`, 409);
+        const pfn = this.pfnOf(text), frame = this.frame(pfn, t);
+        const blank = { t, kind: frame.kind, bytes: '', marks: [], cache: null, cacheName: null, slab: null, index: null, requested: null };
+        const start = this.address(frame.head * PAGE), size = PAGE * 2 ** frame.order;
+        const row = frame.kind === 'slab' ? this.slabs(t).caches.find(cache => cache.id === frame.owner) : null;
+        if (!row) {
+            return { ...blank, address: start, start, size, objectSize: size, allocated: !['free', 'pcp', 'reserved', 'hole'].includes(frame.kind),
+                site: frame.site, born: frame.born };
+        }
+        const slab = this.slabsByFrames(row, t).slabs.find(it => it.pfn === frame.head);
+        const index = Math.floor(Number(BigInt(text.startsWith('0x') ? text : '0x' + text) - BigInt(slab.address)) / row.size);
+        const allocated = ((atob(slab.live).charCodeAt(index >> 3) >> index % 8) & 1) === 1;
+        const at = this.address(slab.pfn * PAGE + index * row.size), w = this.words.objects;
+        let birth = null;
+        for (let i = this.objectsOf[t - this.from]; allocated && i-- > 0 && birth === null;) {
+            const its = i * OBJECT_WORDS, inSlab = w[its + 1] * 8 - slab.pfn * PAGE;
+            if (w[its + 3] >>> 16 && inSlab >= 0 && Math.floor(inSlab / row.size) === index && (w[its + 3] & 0xffff) === row.id) birth = its;
+        }
+        return {
+            ...blank, cache: row.id, cacheName: row.name, slab: slab.pfn, index, address: at, start: at, size: row.size, objectSize: row.objectSize,
+            allocated, site: birth === null ? null : this.event(w[birth]).site, born: birth === null ? 0 : w[birth] + 1,
+            requested: birth === null ? null : w[birth + 2],
+        };
     }
 
     pfnOf(text) {

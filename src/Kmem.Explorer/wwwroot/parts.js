@@ -2,31 +2,55 @@
 
 import { h, s } from './dom.js';
 import { count } from './format.js';
-import { named, t } from './i18n.js';
+import { language, named, t } from './i18n.js';
 import { css, inkOn, kindColour, kindLetters } from './palette.js';
+import { inkFor, kindPattern, patternsOn, patternUrl, TILES } from './patterns.js';
 import { routeTo } from './route.js';
+import { chineseError } from './sentence-zh.js';
 
 /** A message where something went wrong. */
-export const problem = error => h("p", { class: "problem", role: "alert" }, error.message ?? String(error));
+export function problem(error) {
+    const text = error.message ?? String(error);
+    const words = language() === "zh-CN" ? chineseError(text) : text;
+    return h("p", { class: "problem", role: "alert" }, words ?? h("span", { lang: "en", translate: "no" }, text));
+}
 
 export const loading = () => h("p", { class: "loading", role: "status" }, t("app.loading"));
 
 /** What a place says that has nothing to show, and why. */
 export const empty = (title, text) => h("div", { class: "empty" }, h("strong", {}, title), text);
 
-/** A square of a colour, with a letter for those who do not see the colour. */
-export function swatch(colour, letter = "") {
-    const element = h("span", { class: "swatch", "aria-hidden": "true" }, letter);
-    element.style.background = css(colour);
+/** A square of a colour, with a letter and, if they are on, a pattern for those who do not see the colour. */
+export function swatch(colour, letter = "", pattern = 0) {
+    const hatched = pattern > 0 && patternsOn();
+    const element = h("span", { class: hatched ? "swatch hatched" : "swatch", "aria-hidden": "true" },
+        letter ? h("b", {}, letter) : "");
+    element.style.backgroundColor = css(colour);
+    if (hatched) element.style.backgroundImage = patternUrl(colour, pattern);
+    element.style.setProperty("--of", css(colour));
     element.style.color = inkOn(colour);
     return element;
 }
 
 /** The square and the name of a kind of frame. */
 export const kindName = (info, name) => [
-    swatch(kindColour(name), kindLetters[name]), " ",
+    swatch(kindColour(name), kindLetters[name], kindPattern(name)), " ",
     named(`kind.${name}`, info.kinds.find(kind => kind.name === name)?.label ?? name),
 ];
+
+/** What fills a shape of an SVG: the colour, or the colour with its pattern, which is added to the picture. */
+export function svgFill(svg, colour, pattern) {
+    if (!pattern || !patternsOn()) return css(colour);
+    const id = `hatch-${pattern}-${colour.join("-")}`;
+    if (!svg.querySelector(`#${id}`)) {
+        const ink = css(inkFor(colour));
+        svg.append(s("pattern", { id, width: 8, height: 8, patternUnits: "userSpaceOnUse" },
+            s("rect", { width: 8, height: 8, fill: css(colour) }),
+            Array.from({ length: 64 }, (_, at) => (TILES[pattern * 8 + (at >> 3)] >> (at & 7)) & 1
+                ? s("rect", { x: at & 7, y: at >> 3, width: 1, height: 1, fill: ink }) : null)));
+    }
+    return `url(#${id})`;
+}
 
 const ICONS = {
     play: "M4 2 L13 8 L4 14 z", pause: "M3 2 h4 v12 h-4 z M9 2 h4 v12 h-4 z", back: "M12 2 L5 8 L12 14 z M3 2 h2 v12 h-2 z",

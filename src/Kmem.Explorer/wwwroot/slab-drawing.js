@@ -60,7 +60,8 @@ export function drawSlab(slab, answer, width, pick, chosen = -1) {
     const wide = Math.max(13, Math.min(46, Math.floor((width - 4) / Math.min(slab.objects, 32))));
     const perRow = Math.max(1, Math.min(slab.objects, Math.floor((width - 4) / wide)));
     const tall = Math.max(20, Math.min(30, wide));
-    const gap = lists.length > 0 ? 14 : 4;
+    const far = lists.some(list => list.some((one, i) => i > 0 && Math.abs(one - list[i - 1]) > 3));
+    const gap = lists.length === 0 ? 4 : far ? 24 : 14;
     const rows = Math.ceil(slab.objects / perRow);
     const height = rows * (tall + gap) + gap;
     const live = states.filter(state => state === "live").length;
@@ -101,8 +102,9 @@ function drawList(svg, list, place, wide, tall, marker) {
         const [a, b] = [place(list[i]), place(list[i + 1])];
         const [x1, x2] = [a.x + wide / 2, b.x + wide / 2];
         const same = a.y === b.y;
+        const rise = Math.min(30, 9 + Math.abs(x2 - x1) * 0.07);          // or arcs would lie on arcs
         const d = same
-            ? `M${x1} ${a.y + 1} C${x1} ${a.y - 11} ${x2} ${a.y - 11} ${x2} ${a.y}`
+            ? `M${x1} ${a.y + 1} C${x1} ${a.y - rise} ${x2} ${a.y - rise} ${x2} ${a.y}`
             : `M${x1} ${a.y + (b.y > a.y ? tall - 2 : 2)} L${x2} ${b.y + (b.y > a.y ? 0 : tall)}`;
         path.append(s("path", {
             d, fill: "none", stroke: "var(--accent)", "stroke-width": 1.3, "marker-end": marker, opacity: list.length > 24 ? 0.55 : 0.9,

@@ -99,6 +99,7 @@ export class Store {
                 break;
             case "time":
                 this.time = message;
+                if (this.canSeek) this._forget(message.t);
                 this.emit("time", message);
                 break;
             case "machine":
@@ -128,9 +129,19 @@ export class Store {
     }
 
     _tick(items) {
-        for (const item of items) this.ticks.push(item);
+        for (const item of items) {
+            if (!this.canSeek || item.t <= this.time.t) this.ticks.push(item);
+        }
         if (this.ticks.length > 200) this.ticks.splice(0, this.ticks.length - 200);
         this.emit("ticker", items);
+    }
+
+    /** Back in time, what lies ahead has not happened yet. */
+    _forget(t) {
+        const before = this.ticks.length;
+        if (before === 0 || this.ticks.every(tick => tick.t <= t)) return;
+        this.ticks = this.ticks.filter(tick => tick.t <= t);
+        this.emit("ticker", []);
     }
 
     // ---- wishes

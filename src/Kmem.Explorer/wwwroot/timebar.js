@@ -7,6 +7,7 @@ import { t } from './i18n.js';
 import { css, page } from './palette.js';
 import { icon } from './parts.js';
 import { go } from './route.js';
+import { eventWords } from './words.js';
 
 const SPEEDS = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000];
 
@@ -51,9 +52,10 @@ function recordingBar(store, scope) {
     const update = onFrame(() => {
         const { t: at, playing, ns } = store.time;
         show(play, icon(playing ? "pause" : "play"), " ", t(playing ? "time.pause" : "time.play"));
+        play.setAttribute("aria-label", t(playing ? "time.pause" : "time.play"));
         const since = ns === null || store.info.firstNs === null ? "" : ` · ${seconds((ns - store.info.firstNs) / 1e9)}`;
-        where.textContent = t("time.where", { t: count(at), of: count(events) }) + since;
-        event.textContent = store.time.event?.text ?? "";
+        show(where, t("time.where", { t: count(at), of: count(events) }), h("span", { class: "seconds" }, since));
+        event.textContent = eventWords(store.time.event);
         event.title = event.textContent;
         track.setAttribute("aria-valuenow", at);
         track.setAttribute("aria-valuetext", where.textContent);
@@ -79,7 +81,7 @@ function recordingBar(store, scope) {
     showMarks();
 
     return h("footer", { class: "time", "aria-label": t("time.label") },
-        h("div", { class: "row" },
+        h("div", { class: "row controls" },
             button(icon("first"), t("time.first"), "Home", () => store.seek(0)),
             button(icon("back"), t("time.back"), ",", () => store.step(-1)),
             play,

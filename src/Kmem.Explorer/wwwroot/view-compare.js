@@ -3,8 +3,11 @@
 import { h, s, show } from './dom.js';
 import { bytes, count, pfn } from './format.js';
 import { named, t } from './i18n.js';
-import { css, kindColour } from './palette.js';
-import { asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, table } from './parts.js';
+import { kindColour } from './palette.js';
+import {
+    asTable, empty, frameLink, kindName, label, loading, measured, problem, sorted, svgFill, table,
+} from './parts.js';
+import { kindPattern } from './patterns.js';
 import { keep } from './route.js';
 
 export function compareView(store, main, parameters) {
@@ -79,7 +82,7 @@ function content(store, diff, width) {
         ], diff.zones, { label: t("compare.blocks") }))) : null,
         h("div", { class: "lanes wide" },
             listPanel(t("slabs.caches"), caches, [
-                { key: "name", title: t("slabs.name") },
+                { key: "name", title: t("slabs.name"), of: row => h("span", { translate: "no" }, row.name) },
                 { key: "slabs", title: t("slabs.slabs"), number: true, of: row => delta(row.slabs) },
                 { key: "active", title: t("slabs.active"), number: true, of: row => delta(row.active) },
             ]),
@@ -104,13 +107,15 @@ function content(store, diff, width) {
 
 const listPanel = (title, rows, columns, note) => h("section", { class: "panel", "aria-label": title }, h("header", {}, h("h2", {}, title),
     h("span", { class: "soft" }, note ?? count(rows.length))),
-rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange")) : h("div", { class: "scroll lists" }, table(columns, rows, { label: title })));
+rows.length === 0 ? h("p", { class: "soft" }, t("compare.noChange"))
+    : h("div", { class: "scroll lists", tabindex: "0", role: "group", "aria-label": title },
+        table(columns, rows, { label: title })));
 
 /** One bar for each kind of frame, to the right of zero for more, to the left for fewer. */
 function bars(store, frames, width) {
     const most = Math.max(...frames.map(([, n]) => Math.abs(n)), 1);
-    const names = 150;
-    const numbers = 90;
+    const names = width < 520 ? 104 : 150;
+    const numbers = width < 520 ? 56 : 90;
     const middle = names + (width - names) / 2;
     const half = (width - names) / 2 - numbers;
     const svg = s("svg", { width, height: frames.length * 26 + 6, role: "img", "aria-label": t("compare.frames") },
@@ -119,7 +124,8 @@ function bars(store, frames, width) {
         const y = i * 26 + 4;
         const long = Math.max(1, Math.abs(n) / most * half);
         svg.append(label(names - 10, y + 15, named(`kind.${name}`, name), { "text-anchor": "end" }),
-            s("rect", { x: n > 0 ? middle : middle - long, y, width: long, height: 20, rx: 2, fill: css(kindColour(name, 5)) }),
+            s("rect", { x: n > 0 ? middle : middle - long, y, width: long, height: 20, rx: 2,
+                fill: svgFill(svg, kindColour(name, 5), kindPattern(name)) }),
             label(n > 0 ? middle + long + 7 : middle - long - 7, y + 15, signed(n), { "text-anchor": n > 0 ? "start" : "end", "font-weight": 600 }));
     });
     return [svg, asTable(table([

@@ -2,11 +2,13 @@
 
 import { h, show } from './dom.js';
 import { count, parseAddress } from './format.js';
-import { named, t } from './i18n.js';
+import { language, named, t } from './i18n.js';
 import { objectPanel } from './object-panel.js';
 import { addressLink, empty, facts, frameLink, loading, problem, table } from './parts.js';
 import { go, routeTo } from './route.js';
+import { chineseSentence } from './sentence-zh.js';
 import { Follower } from './store.js';
+import { valueWords } from './words.js';
 
 const LONG = 24;
 
@@ -38,7 +40,7 @@ export function explainView(store, main, parameters) {
         question = address ? { address } : pfn ? { pfn } : event ? { event } : null;
         field.value = address ?? "";
         object?.end();
-        object = address ? objectPanel(store, address) : null;
+        object = address ? objectPanel(store, address, true) : null;
         show(bytesPlace, object?.root);
         if (question) show(body, loading());
         follower.refresh();
@@ -62,9 +64,9 @@ function content(store, answer) {
     const stepPanel = steps.length > 0
         ? h("section", { class: "panel" }, h("header", {}, h("h2", {}, t("explain.steps"))), stepList(store, steps)) : null;
     const sentence = h("section", { class: "panel", "aria-label": t("explain.sentence") },
-        h("p", { class: "sentence" }, answer.summary),
+        h("p", { class: "sentence", role: "status" }, sentenceOf(store, answer)),
         facts([[t("object.address"), answer.address ? addressLink(answer.address) : null],
-            ...["kind", "region", "recorded"].map(name => [title(name), it?.[name] ?? null])]),
+            ...["kind", "region", "recorded"].map(name => [title(name), it?.[name] ? valueWords(it[name]) : null])]),
         store.source.offline && !it ? h("p", { class: "soft" }, t("explain.offline")) : null);
     if (!it) return [sentence, stepPanel];
 
@@ -82,8 +84,17 @@ function content(store, answer) {
     ];
 }
 
+/** The sentence: the server's in English, made of the values in other languages. */
+function sentenceOf(store, answer) {
+    if (language() === "en") return answer.summary;
+    const sentence = chineseSentence(answer.explanation, store.info.pageBytes);
+    if (sentence) return sentence;
+    const what = answer.steps?.length ? answer.steps.map(step => title(step.name)).join("、") : t("event.unchanged");
+    return t("event.summary", { n: count(answer.t), kind: valueWords(answer.kind), what });
+}
+
 const stepList = (store, steps) => h("ol", { class: "steps" }, steps.map(step => h("li", {},
-    h("b", {}, title(step.name)), " ", step.text ?? "",
+    h("b", {}, title(step.name)), " ", language() === "en" ? step.text ?? "" : "",
     step.values && Object.keys(step.values).length > 0
         ? h("div", { class: "values" }, Object.entries(step.values).map(([name, value]) =>
             h("span", {}, h("span", { class: "soft" }, `${title(name)} `), h("b", {}, valueOf(store, name, value)))))
@@ -117,23 +128,32 @@ const title = name => named(`field.${name}`, String(name).replace(/([a-z])([A-Z]
 
 const FRAMES = ["pfn", "first", "frame", "blockFirst", "head", "buddy"];
 
+// Names of the kernel's, the same in every language.
+const NAMES = [
+    "callSite", "site", "cache", "name", "zone", "gfp", "flags", "caller", "allocatedBy", "freedBy", "rights",
+    "cacheMode", "level",
+];
+
 function valueOf(store, name, value) {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return t(value ? "app.yes" : "app.no");
     // Counted from 1, as the sentence counts: the moment right after event value - 1.
     if (name === "event" && value > 0 && store.canSeek) return h("a", { href: routeTo("explain", { event: value - 1 }) }, count(value));
+    if (name === "cache" && typeof value === "number") return h("span", { class: "mono" }, store.cacheName(value));
     if (typeof value === "number" && FRAMES.includes(name)) return frameLink(value);
     if (typeof value === "number") return Number.isInteger(value) ? count(value) : String(Math.round(value * 1000) / 1000);
     if (Array.isArray(value)) {
         if (value.length === 0) return "–";
+        if (NAMES.includes(name)) return h("span", { class: "mono" }, value.join(" "));
         return value.every(one => typeof one === "number") && value.length <= LONG
             ? h("span", { class: "mono" }, value.map(one => count(one)).join(" "))
-            : value.map(one => typeof one === "object" ? JSON.stringify(one) : String(one)).join(", ");
+            : value.map(one => typeof one === "object" ? JSON.stringify(one) : valueWords(one)).join(", ");
     }
     if (typeof value === "object") {
         return Object.entries(value).map(([key, one], i) => [i ? " · " : "", `${title(key)} `, valueOf(store, key, one)]);
     }
-    if (/^0x[0-9a-f]{16}$/i.test(value)) return addressLink(value);
+    if (name !== "entry" && /^0x[0-9a-f]{16}$/i.test(value)) return addressLink(value);
     if (/^0x[0-9a-f]{1,10}$/i.test(value) && FRAMES.includes(name)) return frameLink(Number(value), value);
-    return /^0x/.test(value) || name === "callSite" || name === "site" ? h("span", { class: "mono" }, value) : value;
+    if (NAMES.includes(name) || /^0x/.test(value)) return h("span", { class: "mono" }, value);
+    return valueWords(value);
 }

@@ -8,8 +8,12 @@ import { atMost, h, s, show } from './dom.js';
 import { bytes, count, percent, pfn } from './format.js';
 import { named, t } from './i18n.js';
 import { css, freeColour, inkOn, kindColour, migrateColour } from './palette.js';
-import { asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, swatch, table } from './parts.js';
+import {
+    asTable, empty, frameLink, icon, kindName, label, loading, measured, problem, svgFill, swatch, table,
+} from './parts.js';
+import { cyclePattern, kindPattern } from './patterns.js';
 import { Follower } from './store.js';
+import { typeWords } from './words.js';
 
 const COMPOSITION = ["free", "pcp", "slab", "large", "pageTable", "vmalloc", "movable", "reclaimable", "unmovable", "other"];
 const TICKS_SHOWN = 60;
@@ -70,7 +74,8 @@ function drawUse(panel, store, { frames }, width) {
     for (const name of parts) {
         const wide = frames[name] / total * width;
         const colour = kindColour(name, 6);
-        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill: css(colour) },
+        const fill = svgFill(bar, colour, kindPattern(name));
+        bar.append(s("rect", { x, y: 0, width: Math.max(wide, 1), height: 30, fill },
             s("title", {}, `${named(`kind.${name}`, name)}: ${count(frames[name])}`)));
         if (wide > 54) {
             bar.append(label(x + 6, 19, `${percent(frames[name] / total)}`, { style: null, fill: inkOn(colour), class: "on" }));
@@ -91,7 +96,8 @@ function drawUse(panel, store, { frames }, width) {
 function drawZones(panel, store, machine, width) {
     const shown = machine.zones.filter(zone => zone.managed > 0);
     show(panel, h("header", {}, h("h2", {}, t("machine.zones")), h("span", { class: "soft row" },
-        store.info.migrateTypes.map(type => [swatch(migrateColour(type.id)), type.name]))),
+        store.info.migrateTypes.map(type =>
+            [swatch(migrateColour(type.id), "", cyclePattern(type.id)), typeWords(type.name)]))),
     shown.length === 0 ? empty(t("machine.noZones"), "") : shown.map(zone => h("div", { class: "zone" },
         h("div", { class: "body" },
             h("div", { class: "row" }, h("h3", {}, t("machine.zone", { node: zone.node, name: zone.name })),
@@ -103,7 +109,8 @@ function drawZones(panel, store, machine, width) {
 }
 
 function watermarks(zone, width) {
-    const top = 22;
+    const narrow = width < 520;                  // the number of free frames then has a line of its own
+    const top = narrow ? 38 : 22;
     const height = 16;
     const scale = zone.high > 0 ? Math.max(zone.high * 2, 1) : Math.max(zone.managed, 1);
     const x = frames => Math.min(frames / scale, 1) * (width - 14);
@@ -118,7 +125,7 @@ function watermarks(zone, width) {
         svg.append(s("path", { d: `M ${width - 14} ${top} l 12 ${height / 2} l -12 ${height / 2} z`, fill, opacity: 0.75 }));
     }
     const text = t("machine.free", { n: count(zone.free) }) + (beyond ? ` ${t("machine.times", { n: (zone.free / zone.high).toFixed(1) })}` : "");
-    svg.append(label(width - 16, top - 7, text, { "text-anchor": "end", "font-weight": 600 }));
+    svg.append(label(width - 16, narrow ? 13 : top - 7, text, { "text-anchor": "end", "font-weight": 600 }));
     const marks = [["min", "end", -4], ["low", "middle", 0], ["high", "start", 4]];
     for (const [name, anchor, shift] of marks) {
         if (!zone[name]) continue;
@@ -146,20 +153,25 @@ function orders(zone, store, width) {
             if (n === 0) return;
             const part = n / block.total * height;
             y -= part;
-            svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill: css(migrateColour(type)) },
-                s("title", {}, `${t("map.order")} ${block.order}, ${store.info.migrateTypes[type]?.name}: ${count(n)}`)));
+            const fill = svgFill(svg, migrateColour(type), cyclePattern(type));
+            svg.append(s("rect", { x: x + step * 0.14, y, width: step * 0.72, height: Math.max(part, 1), fill },
+                s("title", {}, `${t("map.order")} ${block.order}, `
+                    + `${typeWords(store.info.migrateTypes[type]?.name)}: ${count(n)}`)));
         });
         svg.append(
             label(x + step / 2, base - height - 5, count(block.total), { "text-anchor": "middle", "font-size": 11.5, class: block.total ? "" : "soft" }),
             label(x + step / 2, base + 14, String(block.order), { "text-anchor": "middle", "font-weight": 600 }),
-            label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order).replace(" ", "\u202f"), { "text-anchor": "middle", class: "soft", "font-size": 10 }));
+            step < 44 ? "" : label(x + step / 2, base + 27, bytes(store.info.pageBytes * 2 ** block.order), {
+                "text-anchor": "middle", class: "soft", "font-size": 10 }));
     });
     return svg;
 }
 
 const zoneTable = (zones, store) => table([
     { key: "name", title: t("machine.zoneName") },
-    ...["managed", "free", "min", "low", "high", "pcpFrames"].map(key => ({ key, title: key, number: true })),
+    ...["managed", "free", "min", "low", "high", "pcpFrames"].map(key => ({
+        key, number: true, title: t(`field.${key === "pcpFrames" ? "onPcpLists" : key}`),
+    })),
     ...Array.from({ length: store.info.maxOrder + 1 }, (_, order) =>
         ({ key: `o${order}`, title: `${t("map.order")} ${order}`, number: true, of: zone => count(zone.freeBlocks[order]?.total ?? 0) })),
 ], zones, { label: t("machine.zones") });
@@ -170,7 +182,8 @@ function drawCpus(panel, store, machine, lanes) {
     show(panel, h("header", {}, h("h2", {}, t("machine.cpus")), h("span", { class: "soft" }, t("machine.cpusAbout"))),
         h("div", { class: "lanes" }, machine.cpus.map(cpu => h("div", { class: "lane" },
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("machine.cpu", { n: cpu.cpu })),
-                h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
+                typeof cpu.events !== "number" ? null
+                    : h("span", { class: "soft small" }, t("machine.cpuEvents", { n: count(cpu.events) }))),
             cpu.zones.map(zone => {
                 const gauge = h("i");
                 gauge.style.width = `${Math.min(100, zone.high ? zone.frames / zone.high * 100 : 0)}%`;
@@ -184,9 +197,9 @@ function drawCpus(panel, store, machine, lanes) {
 function drawLists(place, store, { zones }) {
     const lists = zones.flatMap(zone => zone.lists.filter(list => list.frames.length > 0).map(list => ({ ...list, zone: zone.zone })));
     show(place, lists.length === 0 ? h("span", { class: "soft" }, t("machine.noLists")) : lists.map(list => {
-        const type = store.info.migrateTypes[list.migrateType]?.name ?? list.migrateType;
+        const type = typeWords(store.info.migrateTypes[list.migrateType]?.name) ?? list.migrateType;
         return h("div", { class: "chain", title: t("machine.listOrder") },
-            swatch(migrateColour(list.migrateType), String(list.order)),
+            swatch(migrateColour(list.migrateType), String(list.order), cyclePattern(list.migrateType)),
             h("span", { class: "soft" }, `${type}: ${count(list.frames.length)} · `),
             list.frames.slice(0, 3).map((frame, i) => [i > 0 ? "→ " : "", frameLink(frame, pfn(frame)), " "]),
             list.frames.length > 3 ? "…" : "");
@@ -196,7 +209,8 @@ function drawLists(place, store, { zones }) {
 // ---- counters, ticker
 
 const COUNTERS = ["objectAllocs", "objectFrees", "pageAllocs", "pageFrees", "splits", "merges", "fallbacks", "claims", "refills",
-    "drains", "newSlabs", "freeSlabs", "slowPaths", "failures"];
+    "drains", "newSlabs", "freeSlabs", "slowPaths", "failures", "framesAllocated", "framesFreed", "reclaimed", "scanned",
+    "compactions", "oomKills", "areasPurged"];
 
 function drawCounters(panel, { counters }) {
     panel.classList.toggle("hidden", !counters || !COUNTERS.some(name => typeof counters[name] === "number"));
@@ -211,9 +225,11 @@ const TICK_NAMES = {
 };
 
 function drawTicker(panel, store) {
+    const still = store.info.source === "state" ? "time.state" : "machine.quietLive";
+    const quiet = store.canSeek ? "machine.quietAbout" : still;
     const items = store.ticks.slice(-TICKS_SHOWN).reverse();
     show(panel, h("header", {}, h("h2", {}, t("machine.ticker")), h("span", { class: "soft" }, t("machine.tickerAbout"))),
-        items.length === 0 ? empty(t("machine.quiet"), t(store.canSeek ? "machine.quietAbout" : "machine.quietLive")) : h("ol", { class: "ticker" }, items.map(item => {
+        items.length === 0 ? empty(t("machine.quiet"), t(quiet)) : h("ol", { class: "ticker" }, items.map(item => {
             const name = TICK_NAMES[item.what] ?? item.what;
             return h("li", {}, h("span", {}, count(item.t)), h("span", { class: "what" }, icon(item.what), t(`tick.${name}`)),
                 h("span", {}, tickText(item, store)));
@@ -222,16 +238,17 @@ function drawTicker(panel, store) {
 
 function tickText(item, store) {
     const at = item.pfn === null || item.pfn === undefined ? null : frameLink(item.pfn, pfn(item.pfn));
-    const type = id => store.info.migrateTypes[id]?.name ?? id;
+    const times = item.count > 1 ? `${count(item.count)} × ` : "";
+    const type = id => typeWords(store.info.migrateTypes[id]?.name) ?? id;
     switch (item.what) {
-        case "split": return [`${item.fromOrder} → ${item.order} `, at];
-        case "merge": return [`${item.order} → ${item.fromOrder} `, at];
+        case "split": return [`${times}${item.fromOrder} → ${item.order} `, at];
+        case "merge": return [`${times}${item.order} → ${item.fromOrder} `, at];
         case "fallback":
-        case "claim": return [`${type(item.fromType)} → ${type(item.migrateType)} `, at];
+        case "claim": return item.fromType === null ? [times] : [`${type(item.fromType)} → ${type(item.migrateType)} `, at];
         case "refill":
-        case "drain": return [`${item.count} × ${t("map.order")} ${item.order} · CPU ${item.cpu}`];
+        case "drain": return [`${item.count} × ${t("map.order")} ${item.order}`, item.cpu === null ? "" : ` · CPU ${item.cpu}`];
         case "newSlab":
-        case "freeSlab": return [`${store.cacheName(item.cache)} `, at];
-        default: return [item.order === null ? "" : `${t("map.order")} ${item.order} `, at ?? ""];
+        case "freeSlab": return [times, h("span", { translate: "no" }, `${store.cacheName(item.cache)} `), at];
+        default: return [times, item.order === null ? "" : `${t("map.order")} ${item.order} `, at ?? ""];
     }
 }

@@ -14,8 +14,10 @@ import { KIND_FREE, KIND_PCP, KIND_SLAB, MapPainter, MODES } from './map-painter
 import { pagePanel } from './map-page.js';
 import { css, inkOn, kindLetters, page } from './palette.js';
 import { addressLink, facts, kindName, problem } from './parts.js';
+import { choosePatterns, patternsOn } from './patterns.js';
 import { go, keep, readRoute, routeTo } from './route.js';
 import { Follower } from './store.js';
+import { typeWords } from './words.js';
 
 const GUTTER = 84;                    // for the addresses of rows
 const SIZES = [3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40];
@@ -58,11 +60,18 @@ class MapView {
         this.summary = h("p", { class: "small soft", id: "map-summary" });
         this.mode = h("select", { "aria-label": t("map.mode"), onchange: () => this.setMode(this.mode.value) },
             MODES.map(mode => h("option", { value: mode }, t(`map.by.${mode}`))));
-        this.legend = mapLegend(this.store, this.painter);
+        this.legend = mapLegend(this.store, this.painter, () => this.draw());
         this.details = h("section", { class: "panel", "aria-label": t("map.details"), "aria-live": "polite" },
             h("p", { class: "soft" }, t("map.nothing")));
+        this.hatching = h("input", {
+            type: "checkbox", checked: patternsOn(), onchange: () => this.setPatterns(this.hatching.checked),
+        });
         this.side = h("div", { class: "side" },
-            h("section", { class: "panel" }, h("label", { class: "row" }, h("h2", {}, t("map.colours")), this.mode), this.legend.root),
+            h("section", { class: "panel", "aria-label": t("map.legend") },
+                h("div", { class: "row" }, h("h2", {}, t("map.colours")), this.mode),
+                h("label", { class: "row small", title: `${t("map.patternsAbout")} (h)` },
+                    this.hatching, t("map.patterns")),
+                this.legend.root),
             this.details);
         this.body = h("div", { class: "map" }, this.plane, this.side);
         this.deep = h("div", { class: "deep hidden" });
@@ -91,7 +100,7 @@ class MapView {
             }
             else legend();
         });
-        scope.on("theme", () => { this.painter.recolour(); this.legend.update(); draw(); this.drawStrip(); });
+        scope.on("theme", () => this.restyle());
         scope.on("sites", () => this.legend.update());
         const observer = new ResizeObserver(later(60, () => this.resized()));
         observer.observe(this.plane);
@@ -187,7 +196,7 @@ class MapView {
         for (let cell = 0; cell < painter.count; cell++) {
             const word = painter.words[cell * 4];
             const used = (word & 0xff) > KIND_PCP || ((word >>> 15) & 1) === 1 && (word & 0xff) === KIND_FREE;
-            if (!used || (word & 0xff) === 1) continue;
+            if (!used || (word & 0xff) === 1 || painter.first + cell === 0) continue;      // frame 0 is always apart
             if (first < 0) first = cell;
             last = cell;
         }
@@ -209,14 +218,29 @@ class MapView {
         this.first = Math.max(0, Math.min(Math.floor(this.first / tile), last)) * tile;
         if (!this.layout || this.layout.tilesWide !== wide || this.layout.tilesHigh !== high) {
             this.layout = new MapLayout(wide, high);
-            this.painter.resize(this.layout);
         }
+        this.painter.resize(this.layout, this.pixelsOfCell());
         const cells = Math.min(this.layout.cells, Math.ceil((frames - this.first) / 2 ** this.level));
         this.viewId = this.store.view(this.first, Math.min(frames - this.first, cells * 2 ** this.level), this.level);
         keep({ first: this.first, level: this.level, size: this.size });
         this.showCrumbs();
         this.drawStrip();
         this.drawOver();
+    }
+
+    pixelsOfCell() {
+        return patternsOn() ? this.size : 1;
+    }
+
+    /** The theme, or the wish for patterns, is another one now. */
+    restyle() {
+        this.hatching.checked = patternsOn();
+        if (this.layout) this.painter.resize(this.layout, this.pixelsOfCell());
+        this.painter.recolour();
+        this.legend.update();
+        this.draw();
+        this.drawOver();
+        this.drawStrip();
     }
 
     zoom(by) {
@@ -345,6 +369,7 @@ class MapView {
             case "-": this.zoom(-1); return true;
             case "0": this.fitAll(); return true;
             case "c": this.setMode(MODES[(MODES.indexOf(this.painter.mode) + 1) % MODES.length]); return true;
+            case "h": this.setPatterns(!patternsOn()); return true;
             case "PageDown": this.pan(0, 1); return true;
             case "PageUp": this.pan(0, -1); return true;
             case "Enter": if (this.selected !== null) this.open(this.selected); return true;
@@ -376,6 +401,11 @@ class MapView {
         const frame = this.first + cell * 2 ** this.level;
         keep({ sel: frame });
         this.select(frame);
+    }
+
+    setPatterns(on) {
+        choosePatterns(on);
+        this.store.emit("theme");
     }
 
     setMode(mode) {
@@ -511,7 +541,12 @@ class MapView {
             const text = kind === KIND_FREE ? String(order) : kindLetters[kinds.get(kind)?.name] ?? "";
             if (text === "" || (kind === 1 && order === 0)) continue;
             const ink = this.painter.classColour(this.painter.classOf(cell)) ?? colours.cell;
-            context.font = `${Math.min(16, Math.max(9, Math.min(tall, wide) * 0.55))}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+            const high = Math.min(16, Math.max(9, Math.min(tall, wide) * 0.55));
+            context.font = `${high}px ui-monospace, 'DejaVu Sans Mono', monospace`;
+            if (this.painter.scale > 1) {
+                context.fillStyle = css(ink);
+                context.fillRect(x + wide / 2 - high * 0.45, y + (tall - high) / 2, high * 0.9, high);
+            }
             context.fillStyle = inkOn(ink);
             context.fillText(text, x + wide / 2, y + tall / 2 + 0.5);
         }
@@ -611,7 +646,9 @@ function tipContent(store, cell) {
             cell.kind === KIND_FREE || cell.order > 0 ? ` · ${t("map.order")} ${cell.order}` : ""),
         cell.kind === KIND_SLAB ? h("div", {}, `${store.cacheName(cell.owner)} · ${t("map.fill", { n: percent(cell.fill) })}`) : null,
         cell.kind === KIND_PCP ? h("div", {}, `CPU ${cell.owner}`) : null,
-        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · ${store.info.migrateTypes[cell.migrateType]?.name ?? ""} · ${t("map.blockUse", { n: percent(cell.blockUse) })}`),
+        cell.kind === 0 ? null : h("div", { class: "soft" }, `${store.zones.get(cell.zone)?.name ?? ""} · `
+            + `${typeWords(store.info.migrateTypes[cell.migrateType]?.name) ?? ""} · `
+            + t("map.blockUse", { n: percent(cell.blockUse) })),
         cell.born > 0 ? h("div", { class: "soft" }, t("map.age", { n: count(store.time.t - cell.born) })) : null,
         site ? h("div", { class: "soft mono" }, site) : null,
         cell.pin ? h("div", { class: "delta-down" }, t("map.pins")) : null,
@@ -624,11 +661,11 @@ function frameDetails(store, frame) {
         h("header", {}, h("h2", {}, t("map.page", { pfn: pfnText(frame.pfn) }))),
         facts([
             [t("map.kind"), h("span", {}, kindName(store.info, frame.kind))],
-            [t("map.order"), frame.order],
+            [t("field.order"), frame.order],
             [t("map.head"), frame.head === null || frame.head === frame.pfn ? null : pfnText(frame.head)],
-            [t("map.owner"), frame.ownerName ?? null],
+            [t("map.owner"), frame.ownerName ? h("span", { translate: "no" }, frame.ownerName) : null],
             [t("map.zone"), store.zones.get(frame.zone)?.name ?? null],
-            [t("map.type"), frame.migrateType],
+            [t("map.type"), typeWords(frame.migrateType)],
             [t("object.born"), frame.born ? count(frame.born) : null],
             [t("object.site"), frame.site ? h("span", { class: "mono" }, frame.site.name) : null],
             [t("map.pageblock"), block ? t("map.blockFacts", { pfn: pfnText(block.first), used: count(block.inUse), of: count(block.frames), pins: count(block.pins) }) : null],

@@ -13,7 +13,9 @@ import { Follower } from './store.js';
 const PAGE = 16;
 
 const COLUMNS = () => [
-    { key: "name", title: t("slabs.name"), sort: row => row.name, of: row => h("a", { href: routeTo("slabs", { ...readRoute().parameters, cache: row.id }) }, row.name) },
+    { key: "name", title: t("slabs.name"), sort: row => row.name, of: row => h("a", {
+        href: routeTo("slabs", { ...readRoute().parameters, cache: row.id }), translate: "no",
+    }, row.name) },
     { key: "objects", title: t("slabs.objects"), number: true, sort: row => row.objects },
     { key: "active", title: t("slabs.active"), number: true, sort: row => row.active },
     { key: "use", title: t("slabs.use"), number: true, sort: row => row.use, of: row => useBar(row) },
@@ -21,14 +23,15 @@ const COLUMNS = () => [
     { key: "size", title: t("slabs.slot"), number: true, sort: row => row.size },
     { key: "objectsPerSlab", title: t("slabs.perSlab"), number: true, sort: row => row.objectsPerSlab },
     { key: "slabs", title: t("slabs.slabs"), number: true, sort: row => row.slabs },
-    { key: "order", title: t("map.order"), number: true, sort: row => row.order },
+    { key: "order", title: t("field.order"), number: true, sort: row => row.order },
     { key: "bytes", title: t("slabs.bytes"), number: true, sort: row => row.bytes, of: row => bytes(row.bytes) },
 ];
 
 function useBar(row) {
     const bar = h("i");
     bar.style.width = `${row.use}%`;
-    return h("span", { class: "use" }, h("span", { class: "gauge", "aria-hidden": "true" }, bar), row.objects === 0 ? "–" : `${row.use}\u202f%`);
+    return h("span", { class: "use" }, h("span", { class: "gauge", "aria-hidden": "true" }, bar),
+        h("b", {}, row.objects === 0 ? "–" : `${row.use}\u202f%`));
 }
 
 export function slabsView(store, main, parameters) {
@@ -42,7 +45,7 @@ export function slabsView(store, main, parameters) {
     const total = h("span", { class: "soft small" });
     const body = h("div", { class: "scroll" }, loading());
     const list = h("section", { class: "panel", "aria-label": t("slabs.caches") },
-        h("header", {}, h("h2", { class: "grow" }, t("slabs.caches"), " ", total), filter,
+        h("header", {}, h("h2", {}, t("slabs.caches")), h("span", { class: "grow" }, total), filter,
             h("label", { class: "row small" }, used, t("slabs.onlyUsed"))), body);
     const detail = h("div", { class: "stack" });
     const sort = { key: parameters.sort ?? "bytes", down: parameters.up !== "1" };
@@ -135,12 +138,14 @@ function cacheContent(store, answer, width, open, opened, turn) {
     const { cache } = answer;
     const close = routeTo("slabs", { ...readRoute().parameters, cache: null, object: null, page: null });
     return [
-        h("header", {}, h("h2", { class: "grow" }, cache.name), h("a", { href: close }, t("slabs.close"))),
+        h("header", {}, h("h2", { class: "grow", translate: "no" }, cache.name),
+            h("a", { href: close }, t("slabs.close"))),
         h("div", { class: "row small soft", style: { gap: "4px 18px" } },
             t("slabs.geometry", { size: count(cache.objectSize), slot: count(cache.size), per: count(cache.objectsPerSlab), bytes: bytes(store.info.pageBytes * 2 ** cache.order), align: count(cache.align) }),
             cache.flags ? h("code", {}, cache.flags) : null,
             cache.aliases?.length ? `${t("slabs.aliases")}: ${cache.aliases.join(", ")}` : null),
         h("div", { class: "lanes", style: { margin: "10px 0" } }, answer.cpus.map(cpu => cpuLane(cpu)), answer.nodes.map(node => nodeLane(node))),
+        answer.listsAt === undefined ? null : h("p", { class: "soft small" }, t("slabs.listsAt", { n: store.info.deepMoments.map(n => count(n)).join(", ") })),
         answer.total === 0 ? empty(t("slabs.noSlabs"), "") : [
             h("div", { class: "row" }, h("h3", { class: "grow" }, t("slabs.range", {
                 from: count(answer.offset + 1), to: count(answer.offset + answer.slabs.length), of: count(answer.total) })),
@@ -182,7 +187,8 @@ function strip(slab, answer, width, open, opened) {
         ? Number((BigInt(opened) - start) / size) : -1;
     return h("div", { class: "strip" },
         h("div", { class: "small" }, h("div", {}, frameLink(slab.pfn, pfn(slab.pfn)), slab.order > 0 ? ` · ${t("map.order")} ${slab.order}` : ""),
-            h("div", {}, t(`slab.state.${slab.state}`), slab.cpu === null || slab.cpu === undefined ? "" : ` ${slab.cpu}`),
+            h("div", {}, slab.cpu === null || slab.cpu === undefined
+                ? t(`slab.state.${slab.state}`) : t(`slab.${slab.state}`, { cpu: slab.cpu })),
             h("div", { class: "soft" }, `${slab.inUse} / ${slab.objects} · ${percent(slab.inUse / slab.objects)}`)),
         h("div", { class: "scroll" }, drawSlab(slab, answer, Math.max(260, width - 210),
             i => open(`0x${(start + BigInt(i) * size).toString(16)}`), chosen)));

@@ -5,13 +5,15 @@ import { bytes, count, seconds } from './format.js';
 import { named, t } from './i18n.js';
 import { addressLink, empty, loading, problem, table } from './parts.js';
 import { go, keep, routeTo } from './route.js';
+import { eventWords } from './words.js';
 
 const PAGE = 60;
 const FILTERS = ["kind", "cpu", "cache", "site", "address", "pid"];
 
 export function timeView(store, main, parameters) {
     if (!store.canSeek) {
-        main.append(empty(t("time.noEvents"), t("time.noEventsAbout")));
+        const why = store.info.source === "state" ? "time.noEventsState" : "time.noEvents";
+        main.append(empty(t(why), t("time.noEventsAbout")));
         return { end() { } };
     }
     return new TimeView(store, main, parameters);
@@ -47,7 +49,8 @@ class TimeView {
             "data-filter": "kind",
             onchange: e => { this.filter.kind = e.target.value; change(); },
         }, h("option", { value: "" }, t("time.anyKind")), this.store.info.eventKinds.filter(kind => kind.count !== 0).map(kind =>
-            h("option", { value: kind.name, selected: kind.name === this.filter.kind }, `${kind.name} (${count(kind.count)})`)));
+            h("option", { value: kind.name, translate: "no", selected: kind.name === this.filter.kind },
+                `${kind.name} (${count(kind.count)})`)));
         const cpus = h("select", { "data-filter": "cpu", onchange: e => { this.filter.cpu = e.target.value; change(); } },
             h("option", { value: "" }, t("time.anyCpu")), Array.from({ length: this.store.info.cpus }, (_, i) =>
                 h("option", { value: String(i), selected: String(i) === this.filter.cpu }, `CPU ${i}`)));
@@ -126,7 +129,11 @@ class TimeView {
             { key: "ns", title: t("time.at"), number: true, of: event => event.ns === null ? "–" : seconds((event.ns - (this.store.info.firstNs ?? 0)) / 1e9) },
             { key: "cpu", title: "CPU", number: true, of: event => event.cpu ?? "–" },
             { key: "kind", title: t("map.kind"), of: event => h("code", {}, event.kind) },
-            { key: "text", title: t("time.what"), of: event => h("a", { href: routeTo("explain", { event: event.n }), title: t("explain.event") }, event.text ?? "") },
+            {
+                key: "text", title: t("time.what"), of: event => h("a", {
+                    href: routeTo("explain", { event: event.n }), title: t("explain.event"),
+                }, eventWords(event)),
+            },
             { key: "address", title: t("object.address"), of: event => addressLink(event.address) },
             { key: "result", title: t("time.result"), of: event => named(`result.${event.result}`, event.result ?? "") },
             { key: "site", title: t("object.site"), of: event => h("span", { class: "mono" }, event.site?.name ?? "–") },

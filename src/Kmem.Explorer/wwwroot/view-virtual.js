@@ -5,11 +5,12 @@
 
 import { h, s, show } from './dom.js';
 import { bytes, count, parseAddress } from './format.js';
-import { t } from './i18n.js';
+import { language, t } from './i18n.js';
 import { css, freeColour, kindColour } from './palette.js';
 import { addressLink, asTable, empty, facts, frameLink, label, loading, measured, problem, swatch, table } from './parts.js';
 import { keep } from './route.js';
 import { Follower } from './store.js';
+import { valueWords } from './words.js';
 
 const AREA_ROWS = 400;
 const TREE_DEPTH = 6;
@@ -50,7 +51,7 @@ export function virtualView(store, main, parameters) {
     const follower = new Follower(store, () => store.get("/api/virtual"), now => {
         answer = now;
         if (chosen === null && now.areas.length > 0) {
-            chosen = (now.areas.find(area => !area.lazy) ?? now.areas[0]).start;
+            chosen = (now.areas.find(area => !area.lazy && area.kind !== "unpurged") ?? now.areas[0]).start;
             steps.refresh();
         }
         draw();
@@ -120,9 +121,9 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
     svg.append(s("g", {
         class: "object", tabindex: "0", role: "button", "aria-label": `${part.start}, ${bytes(part.bytes)}`, "data-area": part.start,
         onclick: open, onkeydown: e => { if (e.key === "Enter") open(); },
-    }, s("title", {}, title),
+    }, s("title", { translate: "no" }, title),
     s("rect", { x: x + 0.5, y: y + 0.5, width: Math.max(1, wide - guard - 1), height: tall - 1, rx: 2, fill: css(areaColour(part.kind)),
-        opacity: part.lazy ? 0.6 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
+        opacity: part.lazy || part.state === "pool" ? 0.6 : 1, stroke: on ? "var(--text)" : "var(--panel)", "stroke-width": on ? 2.5 : 1 }),
     guard ? s("rect", { x: x + wide - guard, y: y + 0.5, width: guard - 0.5, height: tall - 1, fill: "rgb(128 128 128)" }) : null));
     const letter = areaLetter(part.kind);
     if (wide > 20) {
@@ -132,12 +133,12 @@ function drawPart(svg, part, x, y, wide, tall, chosen, pick) {
     }
 }
 
-const KINDS = ["vmalloc", "vmap", "ioremap", "vmMapRam", "sparse", "dma", "unpurged", "other"];
+const KINDS = ["vmalloc", "vmap", "ioremap", "vmMapRam", "sparse", "dma", "unpurged", "pooled", "other"];
 const areaKind = kind => KINDS.find(name => name.toLowerCase() === String(kind).toLowerCase()) ?? "other";
-const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", vmMapRam: "r", sparse: "s", dma: "d", unpurged: "u", other: "o" })[areaKind(kind)];
+const areaLetter = kind => ({ vmalloc: "V", vmap: "m", ioremap: "i", vmMapRam: "r", sparse: "s", dma: "d", unpurged: "u", pooled: "p", other: "o" })[areaKind(kind)];
 const areaColour = kind => ({
     vmalloc: kindColour("vmalloc"), vmap: [86, 180, 233], ioremap: [230, 159, 0], vmMapRam: [0, 158, 115], sparse: [240, 228, 66], dma: [213, 94, 0],
-    unpurged: [150, 158, 168], other: [150, 190, 120],
+    unpurged: [150, 158, 168], pooled: [190, 175, 210], other: [150, 190, 120],
 })[areaKind(kind)];
 
 function areaTable(answer, chosen, pick) {
@@ -149,7 +150,10 @@ function areaTable(answer, chosen, pick) {
             { key: "start", title: t("virtual.start"), of: area => h("button", { class: "link mono", onclick: () => pick(area.start) }, area.start) },
             { key: "bytes", title: t("virtual.size"), number: true, of: area => bytes(area.bytes) },
             { key: "pages", title: t("virtual.pages"), number: true },
-            { key: "kind", title: t("map.kind"), of: area => [area.kind, area.lazy ? ` · ${t("virtual.lazy")}` : ""] },
+            { key: "kind", title: t("map.kind"), of: area => [
+                t(`area.${areaKind(area.kind)}`),
+                area.lazy && areaKind(area.kind) !== "unpurged" ? ` · ${t("virtual.lazy")}` : "",
+            ] },
             { key: "flags", title: t("virtual.flags"), of: area => h("code", {}, area.flags.join(" ")) },
             { key: "caller", title: t("virtual.caller"), of: area => h("span", { class: "mono" }, area.caller ?? "–") },
         ], rows, { label: t("virtual.areas"), row: (area, cells) => h("tr", { class: area.start === chosen ? "on" : null }, cells) })),
@@ -184,7 +188,7 @@ function treeContent(answer, width) {
     }
     for (const { node, x, y, more } of nodes) {
         const wide = 70;
-        svg.append(s("g", {}, s("title", {}, `${node.start} – ${node.end}\n${bytes(node.bytes)}, max ${bytes(node.max)}`),
+        svg.append(s("g", {}, s("title", {}, `${node.start} – ${node.end}\n${bytes(node.bytes)} ≤ ${bytes(node.max)}`),
             s("rect", { x: x - wide / 2, y: y - 18, width: wide, height: 36, rx: 6, fill: "var(--raised)", stroke: node.red ? "var(--bad)" : "var(--text)", "stroke-width": node.red ? 2 : 1.5, "stroke-dasharray": node.red ? "5 2" : null }),
             label(x, y - 3, bytes(node.bytes), { "text-anchor": "middle", "font-size": 11, "font-weight": 600 }),
             label(x, y + 11, `≤ ${bytes(node.max)}`, { "text-anchor": "middle", "font-size": 10, class: "soft" })));
@@ -209,6 +213,13 @@ function walkHeader(address, pick) {
     }, field, h("button", { class: "main" }, t("virtual.go"))));
 }
 
+/** Where a walk ended that found nothing. */
+function stopWords(walk) {
+    const last = walk.steps.at(-1);
+    if (language() === "en" || !last) return walk.stop ?? t("virtual.notMapped");
+    return t("virtual.stop", { level: last.level, index: last.index });
+}
+
 function walkContent(store, walk, address, width, pick) {
     if (!walk) return [walkHeader(address, pick), h("p", { class: "soft" }, t("virtual.noAddress"))];
     const names = LEVELS[(walk.levels ?? (walk.steps[0]?.table && walk.steps.length === 5 ? 5 : 4)) === 5 ? 5 : 4];
@@ -219,16 +230,20 @@ function walkContent(store, walk, address, width, pick) {
         bitsPicture(walk, all, width),
         walkPicture(walk, width),
         facts([
-            [t("virtual.region"), walk.region],
-            [t("virtual.result"), walk.mapped ? t("virtual.mapped", { physical: walk.physical, size: bytes(walk.leafBytes) }) : walk.stop ?? t("virtual.notMapped")],
-            [t("virtual.prot"), walk.mapped ? `${walk.prot} · ${walk.cacheMode}` : null],
+            [t("virtual.region"), walk.region ? h("code", {}, walk.region) : null],
+            [t("virtual.result"), walk.mapped
+                ? t("virtual.mapped", { physical: walk.physical, size: bytes(walk.leafBytes) }) : stopWords(walk)],
+            [t("virtual.prot"), walk.mapped ? h("code", {}, `${walk.prot} · ${walk.cacheMode}`) : null],
             [t("virtual.direct"), walk.directMap ? addressLink(walk.directMap) : null],
-            [t("virtual.frame"), walk.frame ? [frameLink(Number(walk.frame.pfn)), ` · ${walk.frame.zone} · ${walk.frame.use}`] : null],
-            [t("virtual.area"), walk.area ? `${walk.area.start} – ${walk.area.end} ${walk.area.text}` : null],
+            [t("virtual.frame"), walk.frame
+                ? [frameLink(Number(walk.frame.pfn)), ` · ${walk.frame.zone} · ${valueWords(walk.frame.use)}`] : null],
+            [t("virtual.area"), walk.area
+                ? h("code", {}, `${walk.area.start} – ${walk.area.end} ${walk.area.text}`) : null],
         ]),
         asTable(table([
             { key: "level", title: t("virtual.level") }, { key: "table", title: t("virtual.table") }, { key: "index", title: t("virtual.index"), number: true },
-            { key: "entry", title: t("virtual.entry") }, { key: "flags", title: t("virtual.flags") },
+            { key: "entry", title: t("virtual.entry"), of: step => h("code", {}, step.entry) },
+            { key: "flags", title: t("virtual.flags"), of: step => h("code", {}, step.flags ?? "") },
         ], walk.steps, { label: t("virtual.walk") })),
     ];
 }
@@ -284,7 +299,9 @@ function walkPicture(walk, width) {
             s("rect", { x: x + 3, y, width: wide - 6, height: 18, rx: 3, fill: stops ? "var(--bad-wash)" : css(LEVEL_COLOURS[entry.level] ?? [150, 158, 168]), opacity: stops ? 1 : 0.45, stroke: stops ? "var(--bad)" : "none" }),
             label(x + 8, y + 13, `[${entry.index}]`, { class: "mono", "font-size": 11 }));
         if (wide > 130) svg.append(label(x + wide - 8, y + 13, stops ? t("virtual.emptyEntry") : entry.entry.replace(/^0x0*/, "0x"), { class: "mono", "font-size": 9.5, "text-anchor": "end" }));
-        svg.append(label(x + 2, top + tall + 14, entry.flags ?? "", { class: "soft", "font-size": 10, textLength: null }));
+        svg.append(label(x + 2, top + tall + 14, entry.flags ?? "", {
+            class: "soft", translate: "no", "font-size": 10,
+        }));
         if (!last || walk.mapped) {
             svg.append(s("path", { d: `M${x + wide - 2} ${y + 9} C${x + wide + 26} ${y + 9} ${x + step - 34} ${top + 8} ${x + step - 3} ${top + 8}`, fill: "none", stroke: "var(--accent)", "stroke-width": 1.6, "marker-end": "url(#walk-arrow)" }));
         }

@@ -23,7 +23,7 @@ internal sealed class ExportCommand : Command, IHasExamples
     private readonly Option<int?> _to = OptionValues.Number("--to", 0, MostEvents, "Last moment (default: the end)");
 
     private readonly Option<int?> _deep =
-        OptionValues.Number("--slabs", 2, 1000, "Moments at which slabs can be unfolded (default 9)");
+        OptionValues.Number("--slabs", 2, 1000, "Moments with lists in order: of CPUs, slabs, the free tree (default 25)");
 
     private readonly RecordingOptions _recording = new();
 

@@ -120,8 +120,29 @@ internal sealed class ServeCommand : Command, IHasExamples
         return new MachineSource(demo.Machine, isAtWork: true, demo) { Name = "a machine at work" };
     }
 
+    /// <summary>A state with the page tables of that moment.</summary>
+    private static MachineSource OpenKernel(string path)
+    {
+        try
+        {
+            RecordedKernel kernel = RecordedKernel.Read(path);
+            return new MachineSource(kernel.Machine, isAtWork: false, kernel)
+            {
+                Name = Path.GetFileName(Path.TrimEndingDirectorySeparator(path)),
+                RecordedTables = kernel.Walk,
+            };
+        }
+        catch (Exception e) when (e is IOException or InvalidDataException or UnauthorizedAccessException)
+        {
+            throw new ToolException($"{path}: not a recorded state: {e.Message}", e);
+        }
+    }
+
     private static MachineSource OpenState(string path)
     {
+        if (Directory.Exists(path) && Directory.EnumerateFiles(path, "pagetables-t?.tsv.gz").Any())
+            return OpenKernel(path);
+
         string file = !Directory.Exists(path) ? path
             : new[] { "state-t1.json.gz", "state-t0.json.gz" }.Select(name => Path.Combine(path, name)).FirstOrDefault(
                 File.Exists)

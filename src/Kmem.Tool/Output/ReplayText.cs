@@ -70,7 +70,9 @@ internal static class ReplayText
         Optional("slab pages", report.SlabPagesRecognised, "the recorded slabs' own; this machine's SLUB asks for its own");
         Optional("large kmalloc pages", report.LargeKmallocPagesRecognised, "behind a kmalloc of more than 8 KiB");
         Optional("frees of such pages", report.SlabPageFrees, "likewise");
-        Optional("not replayed", report.SkippedEvents, "vmalloc, announcements, markers, other tracepoints");
+        Optional("vmalloc areas", report.VmapAllocs + report.VmapFrees,
+            $"given out {N(report.VmapAllocs)}, freed {N(report.VmapFrees)}; {Count(report.VmapPurges, "purge")}");
+        Optional("not replayed", report.SkippedEvents, "announcements, markers, other tracepoints");
         Optional("other CPUs", report.FoldedCpuEvents, "events of CPUs that this machine does not have, on one that it has");
         Optional("lost", report.LostEvents, "the kernel says that it lost these");
         Optional("damaged lines", report.DamagedLines, "skipped");

@@ -123,14 +123,10 @@ internal sealed class VmapRecording
             Purged = e.VmapPurged,
             AfterSnapshot = afterSnapshot,
         });
-        if (e.Kind == TraceEventKind.AllocVmapArea && IsWholeRange(request))
+        if (e.Kind == TraceEventKind.AllocVmapArea && IsWholeRange(request.RangeStart, request.RangeEnd))
             Range = (request.RangeStart, request.RangeEnd);
     }
 
     /// <summary>The vmalloc range is 32 TiB long, or 12800 TiB with five levels, wherever it begins.</summary>
-    private static bool IsWholeRange(in VmapRequest request)
-    {
-        ulong size = request.RangeEnd - request.RangeStart + 1;
-        return size is 32UL << 40 or 12800UL << 40;
-    }
+    public static bool IsWholeRange(ulong start, ulong last) => last - start + 1 is 32UL << 40 or 12800UL << 40;
 }

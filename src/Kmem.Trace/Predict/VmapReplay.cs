@@ -244,16 +244,8 @@ internal sealed class VmapReplay
 
     private unsafe void Correct(in VmapEvent e)
     {
-        // A pool whose front area does not suit has rotated all the same.
-        if (e.Request.RangeStart == _vmap.Start && e.Request.RangeEnd == _vmap.End)
-        {
-            VmapNode node = _vmap.Nodes[e.Cpu % _vmap.Nodes.Count];
-            if (node.PeekPool(e.Request) == null)
-                node.TakeFromPool(e.Request);
-        }
-
         _assumed.Remove(e.Start);
-        _vmap.TakeAt(e.Start, e.Request, e.Cpu);
+        _vmap.Follow(e.Start, e.Request, e.Cpu);
     }
 
     private unsafe void Free(in VmapEvent e)

@@ -77,6 +77,7 @@ internal sealed partial class ReplayEngine
         {
             block.Ours = ours;
             _livePages += 1L << e.Order;
+            TellArea(e, ours);
         }
         else
         {

@@ -168,6 +168,12 @@ internal sealed partial class ReplayEngine
                 _cpus.Pin(cpu);
                 PageFree(e);
                 break;
+            case TraceEventKind.AllocVmapArea:
+            case TraceEventKind.FreeVmapAreaNoflush:
+            case TraceEventKind.PurgeVmapAreaLazy:
+                _cpus.Pin(cpu);
+                VmapEvent(e, cpu);
+                break;
             default:
                 _skipped++;
                 break;

@@ -5,7 +5,8 @@ namespace Kmem.Tracing;
 /// Every event is counted once: <see cref="Events"/> = <see cref="Allocs"/> + <see cref="Frees"/> +
 /// <see cref="UnknownFrees"/> + <see cref="NullFrees"/> + <see cref="FreesOfFailedAllocs"/> +
 /// <see cref="TracedFailures"/> + <see cref="SlabPagesRecognised"/> + <see cref="LargeKmallocPagesRecognised"/> +
-/// <see cref="SlabPageFrees"/> + <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in
+/// <see cref="SlabPageFrees"/> + <see cref="VmapAllocs"/> + <see cref="VmapFrees"/> + <see cref="VmapPurges"/> +
+/// <see cref="SkippedEvents"/>. (An event that ends as a misuse report is in
 /// <see cref="ViolationTexts"/> instead.)
 /// </remarks>
 public sealed record ReplayReport
@@ -91,10 +92,26 @@ public sealed record ReplayReport
     public long SlabPageFrees { get; init; }
 
     /// <summary>
-    /// Events that are not replayed: vmalloc, announcements (batched frees, zone_locked, drains, extfrag), markers,
-    /// other tracepoints; and allocations that no machine can carry out (no address printed, impossible sizes).
+    /// Events that are not replayed: announcements (batched frees, zone_locked, drains, extfrag), markers, other
+    /// tracepoints; and allocations that no machine can carry out (no address printed, impossible sizes).
     /// </summary>
     public long SkippedEvents { get; init; }
+
+    /// <summary>Areas of the vmalloc space that were given out, at their recorded addresses (alloc_vmap_area).</summary>
+    public long VmapAllocs { get; init; }
+
+    /// <summary>
+    /// Those whose address this machine would have chosen by itself, from what the recording had told up to there. Areas
+    /// older than the recording are not known, so few are in a recording that begins in a running system; see
+    /// <see cref="VmapPrediction"/> for one with a list of them.
+    /// </summary>
+    public long VmapAllocsForetold { get; init; }
+
+    /// <summary>Areas freed that were given out before in the recording (free_vmap_area_noflush).</summary>
+    public long VmapFrees { get; init; }
+
+    /// <summary>Purges of lazily freed areas (purge_vmap_area_lazy).</summary>
+    public long VmapPurges { get; init; }
 
     /// <summary>Events of CPUs that the machine does not have.</summary>
     public long FoldedCpuEvents { get; init; }

@@ -14,6 +14,7 @@ internal sealed class MomentMachine : IDisposable
     private readonly int _most;
     private readonly long _remembered;
     private readonly Lock _lock = new();
+    private bool _disposed;
     private readonly List<Place> _places = [];      // the one used last comes last
 
     /// <param name="timeline">The recording.</param>
@@ -42,12 +43,13 @@ internal sealed class MomentMachine : IDisposable
         ArgumentOutOfRangeException.ThrowIfGreaterThan(moment, _timeline.Events);
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_disposed, this);
             Place place = At(moment);
             int before = place.Machine.CpuSet.Pin(0);
             try
             {
                 for (; place.Moment < moment; place.Moment++)
-                    place.Engine.StepOne(_timeline.EventAt(place.Moment).ToTraceEvent());
+                    place.Engine.StepOne(_timeline.TraceEventAt(place.Moment));
                 place.Machine.CpuSet.Pin(0);
                 return question(place.Machine);
             }
@@ -58,10 +60,24 @@ internal sealed class MomentMachine : IDisposable
         }
     }
 
+    /// <summary>Asks the memory of a machine that is at a moment or has been there; false if none has.</summary>
+    public bool TryAskBehind(int moment, Action<EventMemory> question)
+    {
+        lock (_lock)
+        {
+            if (_places.Find(place => place.Moment > moment) is not { Engine.Memory: { } memory })
+                return false;
+
+            question(memory);
+            return true;
+        }
+    }
+
     public void Dispose()
     {
         lock (_lock)
         {
+            _disposed = true;
             foreach (Place place in _places)
                 place.Machine.Dispose();
             _places.Clear();

@@ -29,6 +29,7 @@ internal sealed class Timeline : IDisposable
     private readonly TimelineOptions _options;
     private readonly Lock _copying = new();
     private readonly Dictionary<int, string> _cacheNames = [];
+    private readonly List<VmapRange> _ranges = [];      // where areas of the vmalloc space may lie
     private EventRecorder _recorder = null!;
 
     private Timeline(FtraceReader reader, TimelineOptions options, int cpus)
@@ -66,9 +67,9 @@ internal sealed class Timeline : IDisposable
     /// <summary>The machine after the last event.</summary>
     public MomentMachine Machines { get; private set; } = null!;
 
-    /// <summary>A machine that remembers what happened, for explanations. It replays from the beginning when it is first
-    /// asked, and again for a moment that lies behind.</summary>
-    public MomentMachine Remembering { get; private set; } = null!;
+    // Machines that remember what happened: one that only goes on, and one for what it does not know any more.
+    private MomentMachine _remembering = null!;
+    private MomentMachine _again = null!;
 
     public ReadOnlySpan<Tick> Ticks => _recorder.Ticks.All;
 
@@ -97,8 +98,15 @@ internal sealed class Timeline : IDisposable
 
     public ref readonly StoredEvent EventAt(int number) => ref _events[number];
 
+    /// <summary>An event as a replay takes it.</summary>
+    internal TraceEvent TraceEventAt(int number) => _events[number].ToTraceEvent(_ranges);
+
     public ReadOnlySpan<Tick> TicksOf(int from, int to) =>
         _recorder.Ticks.Range(_starts[from].Tick, _starts[to].Tick);
+
+    /// <summary>As <see cref="TicksOf"/>, for who keeps it a while.</summary>
+    public ReadOnlyMemory<Tick> TickMemoryOf(int from, int to) =>
+        _recorder.Ticks.Memory(_starts[from].Tick, _starts[to].Tick);
 
     public ReadOnlySpan<ObjectChange> ObjectsOf(int from, int to) =>
         _recorder.Objects.Range(_starts[from].Object, _starts[to].Object);
@@ -133,6 +141,48 @@ internal sealed class Timeline : IDisposable
             return new TimelineCursor(this, Start.Copy());
     }
 
+    /// <summary>
+    /// Explains by a machine at a moment and by what is remembered. The first time the recording is replayed to there;
+    /// what lies before is then answered from the same memory, and by a machine that remembers nothing and is faster.
+    /// Why a block lies where it does is forgotten when its frames are used again: then it is replayed once more.
+    /// </summary>
+    /// <param name="moment">0 … number of events.</param>
+    /// <param name="question">Explains; must not change anything.</param>
+    public Explanation Explain(int moment, Func<Machine, EventMemory?, Explanation> question)
+    {
+        Explanation? found = null;
+        bool isBehind = _remembering.TryAskBehind(moment, memory =>
+        {
+            memory.Until = moment;
+            try
+            {
+                found = Machines.Ask(moment, machine => question(machine, memory));
+            }
+            finally
+            {
+                memory.Until = null;
+            }
+        });
+        if (!isBehind)
+            return _remembering.Ask(moment, machine => question(machine, null));
+
+        bool forgotten = found!.Decision == null && found.Life.Any(it => it.Kind == LifeEventKind.PagesAllocated);
+        return forgotten ? _again.Ask(moment, machine => question(machine, null)) : found;
+    }
+
+    /// <summary>Prepares for <see cref="Explain"/> at any moment.</summary>
+    public void RememberAll()
+    {
+        try
+        {
+            _remembering.Ask(Events, _ => true);
+        }
+        catch (Exception e) when (e is PlatformException or OutOfMemoryException or ObjectDisposedException)
+        {
+            // It was only to save time: whoever asks hears of it.
+        }
+    }
+
     /// <summary>A machine before the first event, and what replays the recording on it.</summary>
     /// <param name="remembered">Events that the machine remembers; 0: none, and it is faster.</param>
     internal (Machine Machine, ReplayEngine Engine) Boot(long remembered = 0)
@@ -151,7 +201,8 @@ internal sealed class Timeline : IDisposable
     public void Dispose()
     {
         Machines.Dispose();
-        Remembering.Dispose();
+        _remembering.Dispose();
+        _again.Dispose();
         _reader.Dispose();
     }
 
@@ -159,7 +210,7 @@ internal sealed class Timeline : IDisposable
     {
         const int Mask = 0xffff;
         foreach (TraceEvent e in first)
-            _events.Add(StoredEvent.Of(e));
+            _events.Add(StoredEvent.Of(e, _ranges));
         TraceEvent next = default;
         while (_reader.TryRead(ref next))
         {
@@ -169,7 +220,7 @@ internal sealed class Timeline : IDisposable
                 break;
             }
 
-            _events.Add(StoredEvent.Of(next));
+            _events.Add(StoredEvent.Of(next, _ranges));
             if ((_events.Count & Mask) == 0)
                 progress?.Invoke(_events.Count);
         }
@@ -188,7 +239,7 @@ internal sealed class Timeline : IDisposable
             {
                 _starts.Add(Here());
                 ref StoredEvent stored = ref _events[n];
-                TraceEvent e = stored.ToTraceEvent();
+                TraceEvent e = stored.ToTraceEvent(_ranges);
                 _recorder.Begin(n, e.CallSite, engine.CpuOf(e));
                 stored.Result = engine.StepOne(e);
                 _recorder.End();
@@ -212,7 +263,8 @@ internal sealed class Timeline : IDisposable
         foreach (KmemCache cache in machine.Slabs.Caches)
             _cacheNames[cache.Id + 1] = cache.Name;
         Machines = new MomentMachine(this, machine, engine);
-        Remembering = new MomentMachine(this, most: 1, RememberedEvents);
+        _remembering = new MomentMachine(this, most: 1, RememberedEvents);
+        _again = new MomentMachine(this, most: 1, RememberedEvents);
     }
 
     private Starts Here() => new(_recorder.Frames.Count, _recorder.Objects.Count, _recorder.Ticks.Count);

@@ -32,9 +32,14 @@ internal struct StoredEvent
     /// <summary>The object's address, the first frame of a block, or the start of an area.</summary>
     public ulong Place;
     public uint BytesRequested;
+
+    /// <summary>Bytes given; of an area the alignment that was asked for.</summary>
     public uint BytesAllocated;
     public uint Gfp;
     public uint Line;
+
+    /// <summary>Of an area: its pages, guard page included, where it is given out; lazy pages where it is freed.</summary>
+    public uint Detail;
     public int CallSite;
     public int Name;
     public int Pid;
@@ -50,16 +55,21 @@ internal struct StoredEvent
         is TraceEventKind.PageAlloc or TraceEventKind.PageFree or TraceEventKind.PageFreeBatched
         or TraceEventKind.PageAllocZoneLocked or TraceEventKind.PagePcpuDrain or TraceEventKind.PageAllocExtfrag;
 
-    public static StoredEvent Of(in TraceEvent e)
+    /// <summary>Bytes that an object has; areas have an alignment there.</summary>
+    public readonly uint BytesGiven => IsOfAreas(Kind) ? 0 : BytesAllocated;
+
+    /// <summary>Whether it is about an area of the vmalloc space.</summary>
+    public static bool IsOfAreas(TraceEventKind kind) => kind
+        is TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush or TraceEventKind.PurgeVmapAreaLazy;
+
+    /// <param name="e">The event as it was read.</param>
+    /// <param name="ranges">Where areas may lie: their number becomes the event's migrate type. A kernel has a few.</param>
+    public static StoredEvent Of(in TraceEvent e, List<VmapRange> ranges)
     {
         ulong place = IsOfPages(e.Kind) ? e.Pfn : e.Ptr;
         ulong bytes = e.BytesReq;
-        if (e.Kind is TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush
-            or TraceEventKind.PurgeVmapAreaLazy)
-        {
-            place = e.VmapStart;
-            bytes = e.VmapSize;
-        }
+        if (IsOfAreas(e.Kind))
+            return OfArea(e, ranges);
 
         return new StoredEvent
         {
@@ -81,9 +91,40 @@ internal struct StoredEvent
         };
     }
 
-    /// <summary>The event as a replay takes it.</summary>
-    public readonly TraceEvent ToTraceEvent()
+    private static StoredEvent OfArea(in TraceEvent e, List<VmapRange> ranges)
     {
+        var range = new VmapRange(e.VmapRangeStart, e.VmapRangeEnd);
+        int number = ranges.IndexOf(range);
+        if (number < 0 && ranges.Count <= byte.MaxValue)
+        {
+            number = ranges.Count;
+            ranges.Add(range);
+        }
+
+        bool freed = e.Kind == TraceEventKind.FreeVmapAreaNoflush;
+        return new StoredEvent
+        {
+            TimestampNs = e.TimestampNs,
+            Place = e.VmapStart,
+            BytesRequested = (uint)Math.Min(e.VmapSize, uint.MaxValue),
+            Detail = (uint)Math.Min(freed ? e.VmapLazyPages : e.VmapSize >> Pfn.PageShift, uint.MaxValue),
+            BytesAllocated = (uint)Math.Min(e.VmapAlign, uint.MaxValue),
+            Line = (uint)Math.Min(e.Line, uint.MaxValue),
+            Pid = e.Pid,
+            Cpu = (ushort)Math.Clamp(e.Cpu, 0, ushort.MaxValue),
+            Kind = e.Kind,
+            Migratetype = (byte)Math.Max(number, 0),
+            Hidden = e.VmapFailed,
+        };
+    }
+
+    /// <summary>The event as a replay takes it.</summary>
+    /// <param name="ranges">As they were when the event was made.</param>
+    public readonly TraceEvent ToTraceEvent(List<VmapRange> ranges)
+    {
+        if (IsOfAreas(Kind))
+            return ToAreaEvent(ranges[Migratetype]);
+
         bool pages = IsOfPages(Kind);
         return new TraceEvent
         {
@@ -107,6 +148,24 @@ internal struct StoredEvent
             Name = Kind == TraceEventKind.Other ? 0 : Name,
         };
     }
+
+    private readonly TraceEvent ToAreaEvent(VmapRange range) => new()
+    {
+        Kind = Kind,
+        TimestampNs = TimestampNs,
+        Line = Line,
+        Cpu = Cpu,
+        Pid = Pid,
+        State = TraceEvent.NoState,
+        Node = -1,
+        VmapStart = Place,
+        VmapSize = (ulong)Detail << Pfn.PageShift,
+        VmapAlign = BytesAllocated,
+        VmapRangeStart = range.Start,
+        VmapRangeEnd = range.End,
+        VmapFailed = Hidden,
+        VmapLazyPages = Detail,
+    };
 }
 
 /// <summary>A change of the frames: a run of equal ones became another kind of equal ones.</summary>
@@ -161,6 +220,12 @@ internal enum TickKind : byte
 [StructLayout(LayoutKind.Auto)]
 internal struct Tick
 {
+    /// <summary>It is not known which order, or many were meant.</summary>
+    public const byte NoOrder = byte.MaxValue;
+
+    /// <summary>The same of a CPU.</summary>
+    public const ushort NoCpu = ushort.MaxValue;
+
     public uint Event;
     public uint Pfn;
     public int Count;
@@ -185,6 +250,8 @@ internal sealed class GrowingList<T>
     public ref T this[int index] => ref _items[index];
 
     public ReadOnlySpan<T> Range(int from, int to) => _items.AsSpan(from, to - from);
+
+    public ReadOnlyMemory<T> Memory(int from, int to) => _items.AsMemory(from, to - from);
 
     public ReadOnlySpan<T> All => _items.AsSpan(0, Count);
 

@@ -66,6 +66,12 @@ internal sealed class EventMemory : ITrace, IVmapTrace
     /// <summary>Set by a replay before each event; without one events count themselves.</summary>
     public RecordedMoment? Moment { get; set; }
 
+    /// <summary>
+    /// Answers are as after this event, though more have come; null: after all. Set by who alone asks. A decision is
+    /// known only while its block is in use: after it was freed and given out again, none of before is.
+    /// </summary>
+    public long? Until { get; set; }
+
     /// <summary>The name of a caller, by the number in <see cref="RecordedMoment.CallSite"/>.</summary>
     public Func<int, string?> NameOfCallSite { get; set; } = _ => null;
 
@@ -86,7 +92,10 @@ internal sealed class EventMemory : ITrace, IVmapTrace
     public PageDecision? DecisionOf(ulong firstPfn)
     {
         lock (_lock)
-            return _decisions.GetValueOrDefault(firstPfn);
+        {
+            PageDecision? decision = _decisions.GetValueOrDefault(firstPfn);
+            return decision?.Event > Until ? null : decision;
+        }
     }
 
     /// <summary>The machine's address that a recorded address stood for when it was last allocated; null:
@@ -98,6 +107,8 @@ internal sealed class EventMemory : ITrace, IVmapTrace
             for (long at = _count - 1; at >= First; at--)
             {
                 ref Entry entry = ref At(at);
+                if (entry.Event > Until)
+                    continue;
                 if (entry.Recorded == recorded && entry.Kind == LifeEventKind.ObjectAllocated)
                     return entry.Address;
             }
@@ -119,6 +130,8 @@ internal sealed class EventMemory : ITrace, IVmapTrace
             for (long at = _count - 1; at >= First; at--)
             {
                 ref Entry entry = ref At(at);
+                if (entry.Event > Until)
+                    continue;
                 bool pages = entry.Kind >= LifeEventKind.PagesAllocated;
                 bool concerns = pages
                     ? entry.Address < firstByte + bytes && firstByte < entry.Address
@@ -146,6 +159,8 @@ internal sealed class EventMemory : ITrace, IVmapTrace
             for (long at = _count - 1; at >= First; at--)
             {
                 ref Entry entry = ref At(at);
+                if (entry.Event > Until)
+                    continue;
                 if (entry.Address == address && entry.Kind == kind)
                     return ToEvent(entry);
             }

@@ -44,7 +44,7 @@ internal sealed class Explainer(ExplainedParts parts)
         Explanation explanation = new()
         {
             Address = new VirtAddr(address),
-            AtEvent = parts.Memory?.Moment?.Event ?? 0,
+            AtEvent = parts.Memory?.Until ?? parts.Memory?.Moment?.Event ?? 0,
             Region = RegionOf(address),
             Kind = AddressKind.Nothing,
             Sentence = "",

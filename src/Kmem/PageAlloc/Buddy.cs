@@ -47,6 +47,12 @@ internal sealed partial class Buddy : IDisposable
     /// <summary>Blocks of another migrate type that were taken; changes under the zone's lock.</summary>
     public long Fallbacks { get; private set; }
 
+    /// <summary>Blocks that were split for a smaller one, and the last of them; changes under the zone's lock.</summary>
+    public BlockCount Splits;
+
+    /// <summary>Blocks that came back and merged, and what the last of them became; changes under the zone's lock.</summary>
+    public BlockCount Merges;
+
     /// <summary>Number of free blocks of an order, all types.</summary>
     public unsafe long NrFree(int order) => Volatile.Read(ref _nrFree[order]);
 
@@ -63,6 +69,7 @@ internal sealed partial class Buddy : IDisposable
         ulong pfn = _map.PfnOf(page);
         Bug.OnVm((pfn & ((1UL << order) - 1)) != 0, "misaligned block");
         AccountLocked(1L << order, type, cpu);
+        int given = order;
         while (order < PageOrder.Max)
         {
             ulong buddyPfn = pfn ^ (1UL << order);
@@ -89,6 +96,8 @@ internal sealed partial class Buddy : IDisposable
             order++;
         }
 
+        if (order > given)
+            Merges.Add(pfn, given, order);
         bool tail = (flags & FreeFlags.ToTail) != 0
             || (_random == null ? IsMergeLikely(pfn, order) : (_random() & 1) != 0);
         AddLocked(_map.PageOf(pfn), order, type, tail);
@@ -148,6 +157,8 @@ internal sealed partial class Buddy : IDisposable
 
             Page* page = Page.FromLru(list->Next);
             RemoveLocked(page, current);
+            if (current > order)
+                Splits.Add(_map.PfnOf(page), order, current);
             ExpandLocked(page, order, current, type);
             AccountLocked(-(1L << order), type, cpu);
             if (Trace != null)

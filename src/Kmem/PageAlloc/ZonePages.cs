@@ -103,6 +103,12 @@ internal sealed class ZonePages : IDisposable
     /// </summary>
     public Func<ZonePages, int, int>? DrainLimit { get; set; }
 
+    /// <summary>How often a CPU's list was filled from the buddy system; changes under the zone's lock.</summary>
+    public BlockCount Refills;
+
+    /// <summary>How often CPUs' lists gave frames back; changes under the zone's lock.</summary>
+    public BlockCount Drains;
+
     /// <summary>The list of one CPU that would give this frame back next; -1 if none would.</summary>
     public unsafe int ListToDrain(int cpu, ulong pfn)
     {
@@ -330,6 +336,8 @@ internal sealed class ZonePages : IDisposable
             got++;
         }
 
+        if (got > 0)
+            Refills.Add(0, order, order);
         Buddy.Lock.Release();
         pcp->Count += got << order;
         return got > 0;
@@ -402,6 +410,8 @@ internal sealed class ZonePages : IDisposable
     {
         frames = Math.Min(frames, pcp->Count);
         Buddy.Lock.Acquire();
+        if (frames > 0)
+            Drains.Add(0, PerCpuPages.OrderOfList(index), 0);
         while (frames > 0)
         {
             ListHead* list = PerCpuPages.ListOf(pcp, index);

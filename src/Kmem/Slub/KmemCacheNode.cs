@@ -8,6 +8,8 @@ internal sealed class KmemCacheNode
 {
     private readonly unsafe ListHead* _partial;
     private readonly unsafe ListHead* _full;
+    private long _newSlabs;
+    private long _freedSlabs;
     private long _slabs;
     private long _objects;
 
@@ -40,9 +42,16 @@ internal sealed class KmemCacheNode
     /// <summary>The object of kmem_cache_node that stands for this node's part of the cache.</summary>
     public nint Descriptor { get; set; }
 
+    /// <summary>Slabs that came since the cache was made.</summary>
+    public long NewSlabs => Volatile.Read(ref _newSlabs);
+
+    /// <summary>Slabs that were given back since then.</summary>
+    public long FreedSlabs => Volatile.Read(ref _freedSlabs);
+
     public void CountSlab(int slabs, int objects)
     {
         Interlocked.Add(ref _slabs, slabs);
+        Interlocked.Add(ref slabs > 0 ? ref _newSlabs : ref _freedSlabs, Math.Abs(slabs));
         Interlocked.Add(ref _objects, objects);
     }
 

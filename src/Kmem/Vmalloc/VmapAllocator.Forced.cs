@@ -44,6 +44,21 @@ internal sealed partial class VmapAllocator
         return area;
     }
 
+    /// <summary>
+    /// As <see cref="TakeAt"/>, where another address was foretold: the pool that had been asked first, and whose front
+    /// area did not suit, has rotated all the same.
+    /// </summary>
+    public unsafe VmapArea* Follow(ulong start, in VmapRequest request, int cpu)
+    {
+        int pool = PoolNodeFor(request, cpu);
+        if (pool >= 0 && _nodes[pool].PeekPool(request) == null)
+            _nodes[pool].TakeFromPool(request);
+        VmapArea* area = TakeAt(start, request, cpu);
+        if (area != null)
+            Trace?.AllocVmapArea(start, request, failed: false);
+        return area;
+    }
+
     /// <summary>Makes an object the spare one of a CPU, if that has none.</summary>
     public unsafe bool GiveSpare(int cpu, ulong obj)
     {

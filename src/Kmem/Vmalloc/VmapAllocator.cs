@@ -25,7 +25,8 @@ internal sealed record VmapOptions
     /// <summary>A state to begin with, whose objects are live in the slab already; null: all is free.</summary>
     public VmapState? State { get; init; }
 
-    /// <summary>The objects are requests of a recording, and the trees consist of copies.</summary>
+    /// <summary>The objects are requests of a recording, and the trees consist of copies; without a
+    /// <see cref="State"/> nothing is taken from the machine at all.</summary>
     public bool IsReplay { get; init; }
 }
 
@@ -93,7 +94,9 @@ internal sealed partial class VmapAllocator : IDisposable
         int nodes = Math.Clamp(options.State?.Nodes.Length ?? options.Nodes ?? _cpus.Count, 1, MaxNodes);
         LazyMax = (ulong)(BitOperations.Log2((uint)_cpus.Count) + 1) * (LazyBytesPerStep >> Pfn.PageShift);
         _objects = new VmapObjects(
-            slabs, options.State is { } known ? CacheOf(known) : CreateCache(), options.IsReplay);
+            slabs,
+            options.State is { } known ? CacheOf(known) : options.IsReplay ? null : CreateCache(),
+            options.IsReplay);
         _nodes = Enumerable.Range(0, nodes).Select(id => new VmapNode(id)).ToArray();
         _free = new FreeVmapTree(_objects);
         _decaying = new FreeVmapTree(_objects);

@@ -10,19 +10,22 @@ namespace Kmem;
 internal sealed class VmapObjects : IDisposable
 {
     private readonly SlabAllocator _slabs;
+    private readonly KmemCache? _cache;
     private readonly Dictionary<nint, ulong>? _copies;
 
     /// <param name="slabs">The caches.</param>
-    /// <param name="cache">The cache <c>vmap_area</c>, or the one that it was merged into.</param>
+    /// <param name="cache">The cache <c>vmap_area</c>, or the one that it was merged into; null only for copies that stand
+    /// for no objects.</param>
     /// <param name="copied">Whether the trees consist of copies.</param>
-    public VmapObjects(SlabAllocator slabs, KmemCache cache, bool copied)
+    public VmapObjects(SlabAllocator slabs, KmemCache? cache, bool copied)
     {
+        Bug.On(cache == null && !copied, "areas without a cache for their objects");
         _slabs = slabs;
-        Cache = cache;
+        _cache = cache;
         _copies = copied ? [] : null;
     }
 
-    public KmemCache Cache { get; }
+    public KmemCache Cache => _cache ?? throw new InvalidOperationException("these areas have no cache");
 
     /// <summary>With copies: names the object, of those taken from the cache before, that is used now.</summary>
     public Func<ulong>? Source { get; set; }

@@ -31,6 +31,12 @@ internal sealed partial class ReplayModel
 
     public long Skipped { get; private set; }
 
+    public long VmapAllocs { get; private set; }
+
+    public long VmapFrees { get; private set; }
+
+    public long VmapPurges { get; private set; }
+
     public long SlabPages { get; private set; }
 
     public long PageAllocs { get; private set; }
@@ -57,6 +63,7 @@ internal sealed partial class ReplayModel
         .OrderByDescending(site => site.Item3);
 
     private readonly Dictionary<string, long> _peaks = new(StringComparer.Ordinal);
+    private readonly HashSet<ulong> _areas = [];
     private readonly Dictionary<string, long> _live = new(StringComparer.Ordinal);
 
     public static ReplayModel Of(string text)
@@ -97,6 +104,19 @@ internal sealed partial class ReplayModel
                 break;
             case "mm_page_free":
                 PageFree(Hex(f["pfn"]));
+                break;
+            case "alloc_vmap_area" when f["failed"] == "0":
+                VmapAllocs++;
+                _areas.Add(ulong.Parse(f["va_start"], CultureInfo.InvariantCulture));
+                break;
+            case "free_vmap_area_noflush":
+                if (_areas.Remove(Hex(f["va_start"])))
+                    VmapFrees++;
+                else
+                    UnknownFrees++;
+                break;
+            case "purge_vmap_area_lazy":
+                VmapPurges++;
                 break;
             default:
                 Skipped++;

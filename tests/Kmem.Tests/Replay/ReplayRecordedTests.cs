@@ -33,6 +33,7 @@ public sealed partial class ReplayRecordedTests
         Assert.Equal(
             (model.UnknownFrees, model.NullFrees, model.MissedFrees, model.Skipped),
             (r.UnknownFrees, r.NullFrees, r.MissedFrees, r.SkippedEvents));
+        Assert.Equal((model.VmapAllocs, model.VmapFrees, model.VmapPurges), (r.VmapAllocs, r.VmapFrees, r.VmapPurges));
         Assert.Equal((slabPages, slabPages, 0), (model.SlabPages, r.SlabPagesRecognised, r.SlabPageFrees));
         Assert.Equal(
             (model.LiveObjects, model.LiveBytes, model.LivePages), (r.LiveObjects, r.LiveBytes, r.LivePages));

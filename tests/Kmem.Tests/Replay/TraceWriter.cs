@@ -99,7 +99,8 @@ internal sealed class TraceWriter
         Assert.Equal(
             r.Events,
             r.Allocs + r.Frees + r.UnknownFrees + r.NullFrees + r.FreesOfFailedAllocs + r.TracedFailures
-            + r.SlabPagesRecognised + r.LargeKmallocPagesRecognised + r.SlabPageFrees + r.SkippedEvents);
+            + r.SlabPagesRecognised + r.LargeKmallocPagesRecognised + r.SlabPageFrees + r.VmapAllocs + r.VmapFrees + r.VmapPurges
+            + r.SkippedEvents);
         Assert.Equal(r.LiveObjects, r.Caches.Sum(cache => cache.LiveObjects));
         Assert.Equal(r.LiveBytes, r.Caches.Sum(cache => cache.LiveObjects * cache.SlotSize));
         Assert.Equal(r.BytesAllocChecked, r.Caches.Sum(cache => cache.Checked));
