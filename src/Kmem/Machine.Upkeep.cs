@@ -25,6 +25,7 @@ public sealed partial class Machine
     {
         ExecmemIfUsed?.DropUnused();
         VmallocIfUsed?.DropKept();
+        _slabs.Runs?.Drop();
         ShrinkCaches();
         return ReturnFreeMemory(0);
     }
@@ -78,6 +79,8 @@ public sealed partial class Machine
             Tick();
             if (VmallocIfUsed is { } vmalloc)
                 vmalloc.DropKept((vmalloc.Kept.Areas + 3) / 4);
+            if (_slabs.Runs is { } runs)
+                runs.Drop((runs.KeptBlocks + 3) / 4);
             long used = UsedFrames();
             long surplus = _surplus!.Lowest(ResidentFrames() - used);
             if (surplus >= 1L << DecayMinOrder && _ram.CanRelease)
@@ -122,10 +125,12 @@ public sealed partial class Machine
     private const long QuickLeast = (8 << 20) >> Pfn.PageShift;
     private const long QuickShare = 16;
 
-    /// <summary>Frames that somebody has, or a CPU's lists; those that were never touched, too.</summary>
+    /// <summary>
+    /// Frames that somebody has, or a CPU's lists; those that were never touched, too. Private ones are none of the file's.
+    /// </summary>
     private long UsedFrames()
     {
-        long used = 0;
+        long used = -((long)_ram.PrivateBlocks << PageOrder.Max);
         foreach (ZonePages zone in _pages.Zones)
             used += (long)zone.Zone.Managed - zone.Zone.FreePages;
         return used;

@@ -82,7 +82,7 @@ public sealed partial class Machine : IDisposable
     public int MinFreeKbytes { get; private set; }
 
     /// <summary>Host memory that the RAM really occupies now, in bytes.</summary>
-    public ulong ResidentBytes => _ram.ResidentBytes;
+    public ulong ResidentBytes => _ram.ResidentBytes + _ram.PrivateResidentBytes;
 
     /// <summary>Page allocations that failed since boot.</summary>
     public long FailedAllocations => _pages.FailedAllocations;
@@ -250,6 +250,7 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         if (Options.Profile.ShufflePages)
             _pages.Shuffle(_slabs.NextRandom);
+        StartRuns();
         StartKfence();
         StartTracking();
         _slabs.Start();
