@@ -368,34 +368,6 @@ public sealed class NativeProfileTests : IDisposable
             it.Geometry.Order <= 2 || it.SlotSize > 2048, it.Name));
     }
 
-    /// <summary>Of the slabs that have free objects the fullest comes first, whatever its place in the list.</summary>
-    [Fact]
-    public unsafe void The_fullest_partial_slab_is_used_first()
-    {
-        using CpuBinding binding = _machine.RunOn(0);
-        KmemCache cache = _machine.CreateCache("fullest", 512, 0, SlabFlags.NoMerge);
-        var objects = new nint[400];
-        for (int i = 0; i < objects.Length; i++)
-            objects[i] = (nint)cache.Alloc(Gfp.Kernel);
-        nint[][] slabs = [.. objects.GroupBy(it => it >> 12).Where(it => it.Count() == 8).Select(it => it.ToArray())];
-
-        // One object of the first slab is freed, and six of each of some others: all go to their slabs with the sheaves.
-        Assert.True(slabs.Length > 12);
-        cache.Free((void*)slabs[10][0]);
-        foreach (nint[] slab in slabs.Take(10))
-        {
-            foreach (nint obj in slab.AsSpan(0, 6))
-                cache.Free((void*)obj);
-        }
-
-        cache.Shrink();
-        var next = new List<nint>();
-        for (int i = 0; i < 3; i++)
-            next.Add((nint)cache.Alloc(Gfp.Kernel));
-        Assert.Empty(_machine.Validate());
-        Assert.Contains(next, it => it >> 12 == slabs[10][0] >> 12);
-    }
-
     [Fact]
     public unsafe void A_restored_machine_allocates_as_the_saved_one()
     {
