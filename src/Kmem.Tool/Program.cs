@@ -68,6 +68,7 @@ internal static class Program
         var root = new RootCommand("The memory allocators of the Linux kernel, at work: replays traces, computes slabs.")
         {
             new ReplayCommand(),
+            new CompareCommand(),
             new GeometryCommand(),
             new PredictCommand(),
             new WalkCommand(),

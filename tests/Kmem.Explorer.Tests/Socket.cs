@@ -45,7 +45,7 @@ internal sealed class Socket : IAsyncDisposable
     public async Task<JsonElement?> NextAsync(string? type = null)
     {
         using var patience = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
-        patience.CancelAfter(TimeSpan.FromSeconds(20));
+        patience.CancelAfter(TimeSpan.FromSeconds(90));
         while (true)
         {
             (int length, WebSocketMessageType kind) = await ReceiveAsync(patience.Token);
@@ -67,7 +67,7 @@ internal sealed class Socket : IAsyncDisposable
     public async Task CellsAsync(Func<Socket, bool> until)
     {
         using var patience = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
-        patience.CancelAfter(TimeSpan.FromSeconds(20));
+        patience.CancelAfter(TimeSpan.FromSeconds(90));
         while (!until(this))
         {
             (int length, WebSocketMessageType kind) = await ReceiveAsync(patience.Token);

@@ -119,12 +119,12 @@ public sealed partial class ReadmeTests
     [GeneratedRegex(
         "```csharp\n(?<code>.*?)```(?:\\s*```text\n(?<output>.*?)```)?",
         RegexOptions.Singleline | RegexOptions.ExplicitCapture,
-        matchTimeoutMilliseconds: 1000)]
+        matchTimeoutMilliseconds: 60_000)]
     private static partial Regex ProgramWithOutput();
 
-    [GeneratedRegex("0x[0-9a-f]+|[0-9]+", RegexOptions.None, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex("0x[0-9a-f]+|[0-9]+", RegexOptions.None, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Number();
 
-    [GeneratedRegex("(?<=[ (])(?:src|samples|bench|docs)/[A-Za-z0-9_./-]*[A-Za-z0-9]", RegexOptions.None, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex("(?<=[ (])(?:src|samples|bench|docs)/[A-Za-z0-9_./-]*[A-Za-z0-9]", RegexOptions.None, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex PathInCommand();
 }

@@ -77,14 +77,14 @@ public sealed partial class WalkthroughTests
     private static string[] PicturesOf(string path) => [.. Picture().Matches(Read(path)).Select(match =>
         Path.GetFullPath(Path.Combine(Path.GetDirectoryName(Repository.PathOf(path))!, match.Groups["target"].Value)))];
 
-    [GeneratedRegex("^```.*?^```$", RegexOptions.Singleline | RegexOptions.Multiline, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex("^```.*?^```$", RegexOptions.Singleline | RegexOptions.Multiline, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Block();
 
     [GeneratedRegex("^(?<marks>#+) ", RegexOptions.Multiline | RegexOptions.ExplicitCapture,
-        matchTimeoutMilliseconds: 1000)]
+        matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Heading();
 
     [GeneratedRegex(@"!\[[^\]]*\]\((?<target>[^)]+\.svg)\)", RegexOptions.ExplicitCapture,
-        matchTimeoutMilliseconds: 1000)]
+        matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Picture();
 }

@@ -131,9 +131,9 @@ public sealed partial class DrawTests
     [GeneratedRegex(
         "^kmem (?<line>draw .*) -o (?<file>\\S+)$",
         RegexOptions.Multiline | RegexOptions.ExplicitCapture,
-        matchTimeoutMilliseconds: 1000)]
+        matchTimeoutMilliseconds: 60_000)]
     private static partial Regex DrawLine();
 
-    [GeneratedRegex("\"[^\"]*\"|'[^']*'|\\S+", RegexOptions.None, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex("\"[^\"]*\"|'[^']*'|\\S+", RegexOptions.None, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Word();
 }

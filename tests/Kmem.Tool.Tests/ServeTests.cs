@@ -130,7 +130,7 @@ public sealed class ServeTests
 
     private static async Task<Uri> UrlOf(Process process)
     {
-        string? line = await process.StandardOutput.ReadLineAsync(Cancel).AsTask().WaitAsync(TimeSpan.FromSeconds(30),
+        string? line = await process.StandardOutput.ReadLineAsync(Cancel).AsTask().WaitAsync(TimeSpan.FromSeconds(90),
             Cancel);
         Assert.NotNull(line);
         return new Uri(line[line.IndexOf("http://", StringComparison.Ordinal)..]);

@@ -28,6 +28,11 @@ internal static class ReplayInput
             throw new ToolException($"a machine of {ByteSize.Format(options.RamBytes)} cannot be built here: "
                 + e.Message, e);
         }
+        catch (ArgumentException e)
+        {
+            string rule = e.Message.Split(" (Parameter", 2)[0];
+            throw new ToolException($"a machine of {ByteSize.Format(options.RamBytes)} cannot be built so: {rule}", e);
+        }
         catch (IOException e)
         {
             throw new ToolException($"{name}: cannot be read any further: {e.Message}", e);

@@ -19,6 +19,7 @@ internal static class Json
 [JsonSerializable(typeof(GeometryTableJson))]
 [JsonSerializable(typeof(CacheJson))]
 [JsonSerializable(typeof(ReplayReport))]
+[JsonSerializable(typeof(CompareJson))]
 [JsonSerializable(typeof(StatePredictionJson))]
 [JsonSerializable(typeof(VmapPredictionResult))]
 [JsonSerializable(typeof(WalkJson))]

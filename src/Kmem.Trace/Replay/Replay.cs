@@ -19,6 +19,11 @@ public sealed record ReplayOptions
     /// <summary>Seed of everything random in the machine.</summary>
     public ulong Seed { get; init; } = 1;
 
+    /// <summary>
+    /// Settings of the machine beyond the ones above: gets the options made of those, returns the ones to boot with.
+    /// </summary>
+    public Func<MachineOptions, MachineOptions>? Configure { get; init; }
+
     /// <summary>Stop after so many events; null: at the end of the recording.</summary>
     public long? StopAfter { get; init; }
 
@@ -62,20 +67,21 @@ public static class Replay
     /// </returns>
     /// <exception cref="TraceFormatException">The input is no trace.</exception>
     /// <exception cref="IOException">The input cannot be read any further.</exception>
-    /// <exception cref="ArgumentException">The machine cannot have so many CPUs or so much RAM.</exception>
+    /// <exception cref="ArgumentException">No machine can have such options; the message names the one.</exception>
     /// <exception cref="PlatformException">The host refused the address space or the memory.</exception>
     public static ReplayResult Run(FtraceReader reader, ReplayOptions options, Action<long>? progress = null)
     {
         ArgumentNullException.ThrowIfNull(reader);
         ArgumentNullException.ThrowIfNull(options);
         var start = TraceStart.Read(reader);
-        Machine machine = Machine.Boot(new MachineOptions
+        var settings = new MachineOptions
         {
             Profile = options.Profile,
             Cpus = options.Cpus ?? start.Cpus,
             RamBytes = options.RamBytes,
             Seed = options.Seed,
-        });
+        };
+        Machine machine = Machine.Boot(options.Configure?.Invoke(settings) ?? settings);
         try
         {
             var engine = new ReplayEngine(machine, reader, progress)

@@ -94,6 +94,6 @@ public sealed partial class DebuggerViewTests
     private static IEnumerable<string> Names(string display) =>
         Expression().Matches(display).Select(match => match.Groups["name"].Value);
 
-    [GeneratedRegex(@"\{(?<name>\w+)(,nq)?\}", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+    [GeneratedRegex(@"\{(?<name>\w+)(,nq)?\}", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex Expression();
 }

@@ -159,13 +159,13 @@ public sealed partial class ReplayExplainTests
         ulong.Parse(match.Groups["ptr"].Value, NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture);
 
     [GeneratedRegex(
-        @": mm_page_alloc: page=\S+ pfn=0x(?<pfn>[0-9a-f]+) ", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 1000)]
+        @": mm_page_alloc: page=\S+ pfn=0x(?<pfn>[0-9a-f]+) ", RegexOptions.ExplicitCapture, matchTimeoutMilliseconds: 60_000)]
     private static partial Regex PageEvent();
 
     [GeneratedRegex(
         @": (?<what>kmem_cache_alloc|kmem_cache_free|kfree): call_site=(?<site>\S+) ptr=(?<ptr>[0-9a-f]{16})"
             + @"( name=(?<name>\S+))?",
         RegexOptions.ExplicitCapture,
-        matchTimeoutMilliseconds: 1000)]
+        matchTimeoutMilliseconds: 60_000)]
     private static partial Regex ObjectEvent();
 }
