@@ -403,6 +403,38 @@ public sealed class NativeProfileTests : IDisposable
     }
 
     [Fact]
+    public unsafe void What_far_exceeds_need_goes_back_without_being_asked()
+    {
+        using var machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Cpus = 2 });
+        Assert.SkipUnless(machine.Ram.CanRelease, "this host cannot take memory back");
+        var blocks = new nint[60_000];
+        for (int i = 0; i < blocks.Length; i++)
+        {
+            blocks[i] = (nint)machine.Kmalloc(1000, Gfp.Kernel);
+            new Span<byte>((void*)blocks[i], 1000).Fill(1);
+        }
+
+        Assert.True(machine.ResidentBytes > 60_000_000);
+        foreach (nint block in blocks.AsSpan(1000))
+            machine.Kfree((void*)block);
+
+        // The timer was woken; what is waited for is its work, however slow the host is.
+        Assert.True(SpinWait.SpinUntil(() => machine.ResidentBytes < 20 << 20, TimeSpan.FromMinutes(1)));
+        foreach (nint block in blocks.AsSpan(0, 1000))
+            Assert.Equal(-1, new Span<byte>((void*)block, 1000).IndexOfAnyExcept((byte)1));
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    public void Slabs_hold_fewer_objects_than_a_kernel_s()
+    {
+        KmemCache ours = _machine.Caches.Single(it => it.Name == "kmalloc-1k");
+        Assert.Equal((1, 8), (ours.Geometry.Order, ours.Geometry.ObjectsPerSlab));
+        Assert.All(_machine.Caches.Where(it => it.IsBuiltIn), it => Assert.True(
+            it.Geometry.Order <= 2 || it.SlotSize > 2048, it.Name));
+    }
+
+    [Fact]
     public unsafe void A_restored_machine_allocates_as_the_saved_one()
     {
         using var machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 2, DecaySeconds = 0 });
