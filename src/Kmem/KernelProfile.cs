@@ -10,7 +10,7 @@ public sealed record KernelProfile
 
     /// <summary>
     /// No kernel's rules, but the fastest for a .NET program: every cache has sheaves, as in Linux 7.0, and a thread
-    /// allocates from the arrays of its CPU without a lock or an interlocked instruction.
+    /// allocates from the arrays of its CPU without a lock or an interlocked instruction; kmalloc has caches up to 32 KiB.
     /// </summary>
     public static KernelProfile Native { get; } = new("native")
     {

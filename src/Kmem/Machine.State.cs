@@ -95,6 +95,7 @@ public sealed partial class Machine
         {
             machine.MinFreeKbytes = state.MinFreeKbytes;
             StateReader.Restore(state, machine.Parts());
+            machine.StartRuns();
             machine.RestoreVmap(state);
             if (options.RememberEvents > 0)
                 machine.Remember(options.RememberEvents);
@@ -127,6 +128,7 @@ public sealed partial class Machine
     internal MachineState WriteState()
     {
         VmallocIfUsed?.DropKept();
+        _slabs.Runs?.Drop();
         _slabs.Quarantine?.Flush(null);
         return StateWriter.Write(Parts());
     }

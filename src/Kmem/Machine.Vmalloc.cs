@@ -218,6 +218,13 @@ public sealed partial class Machine
             return null;
         }
 
+        if (_slabs.Runs is { } runs)
+        {
+            block = runs.Alloc(size, gfp);
+            if (block != null)
+                return block;
+        }
+
         if (AddressWindow.WhyUnsupported(_ram) is { } reason)
         {
             _slabs.WarnOnce("kvmalloc window", $"WARNING: kvmalloc cannot fall back to vmalloc: {reason}");
@@ -327,7 +334,7 @@ public sealed partial class Machine
     {
         vmalloc.Physical = Physical;
         if (Options.Profile.KeepFreedAreas)
-            _pages.FreeSpare = () => vmalloc.DropKept();
+            _pages.FreeSpare = () => vmalloc.DropKept() + (_slabs.Runs?.Drop() ?? 0);
         vmalloc.Vmap.Trace = _pages.Trace as IVmapTrace;
         _slabs.DescribeForeign = vmalloc.Describe;
         Proc.Vmalloc = vmalloc;

@@ -83,7 +83,7 @@ public sealed partial class Machine : IDisposable
     public int MinFreeKbytes { get; private set; }
 
     /// <summary>Host memory that the RAM really occupies now, in bytes.</summary>
-    public ulong ResidentBytes => _ram.ResidentBytes;
+    public ulong ResidentBytes => _ram.ResidentBytes + _ram.PrivateResidentBytes;
 
     /// <summary>Page allocations that failed since boot.</summary>
     public long FailedAllocations => _pages.FailedAllocations;
@@ -193,6 +193,13 @@ public sealed partial class Machine : IDisposable
     /// <returns>The broken rules, with their ids in <c>rules/</c>; empty if all hold.</returns>
     public IReadOnlyList<BrokenRule> Validate()
     {
+        // The decay has blocks in its hands that are on no list.
+        lock (_upkeep)
+            return ValidateAtRest();
+    }
+
+    private IReadOnlyList<BrokenRule> ValidateAtRest()
+    {
         IReadOnlyList<BrokenRule> broken = new Validator(_pages, _slabs, _blocks, _map).Run();
         if (_vmalloc != null)
             broken = [.. broken, .. VmallocValidator.Run(_vmalloc, _map)];
@@ -254,6 +261,7 @@ public sealed partial class Machine : IDisposable
         _pages.Configure(Options.WatermarkBoostFactor, Options.PercpuPagelistHighFraction);
         if (Options.Profile.ShufflePages)
             _pages.Shuffle(_slabs.NextRandom);
+        StartRuns();
         StartKfence();
         StartTracking();
         _slabs.Start();

@@ -144,7 +144,11 @@ internal sealed class CaseFactory(Lazy<KmemHost> host, bool small)
     internal long Resident(string allocator)
     {
         (long all, long shared) = ProcessMemory.Resident();
-        return allocator == "kmem" ? all + Math.Max(0, (long)host.Value.Machine.ResidentBytes - shared) : all;
+        if (allocator != "kmem") return all;
+
+        // What is private is mapped, and counted already.
+        Machine machine = host.Value.Machine;
+        return all + Math.Max(0, (long)machine.ResidentBytes - (long)machine.PrivateResidentBytes - shared);
     }
 
     /// <summary>In which order the objects of a workload are freed; null if each is freed at once.</summary>

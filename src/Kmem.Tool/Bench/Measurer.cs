@@ -134,7 +134,8 @@ internal static class Measurer
         if (factory.Create(workload, IsNative(allocator) ? "glibc" : allocator) is { } it)
         {
             var contestant = new Contestant(it);
-            WarmUp([contestant], effort, workload.RoundTime);
+            // Of longer rounds: what is called seldom must be compiled well, too, before it is measured.
+            WarmUp([contestant], effort, workload.RoundTime, most: long.MaxValue / 2);
             contestant.Try(it.Finish);
             contestant.Try(it.Dispose);
         }
@@ -143,18 +144,18 @@ internal static class Measurer
         return true;
     }
 
-    private static void WarmUp(List<Contestant> contestants, Effort effort, TimeSpan roundTime)
+    private static void WarmUp(List<Contestant> contestants, Effort effort, TimeSpan roundTime, long most = 4096)
     {
         // The first call of a loop is compiled quickly and runs slowly; after thirty calls and a pause it is compiled
         // well.
         for (int i = 0; i < effort.WarmUps; i++)
         {
-            foreach (Contestant it in contestants) it.Try(() => WarmUp(it.Case, roundTime));
+            foreach (Contestant it in contestants) it.Try(() => WarmUp(it.Case, roundTime, most));
             Thread.Sleep(s_pause);
         }
     }
 
-    private static void WarmUp(Case it, TimeSpan roundTime)
+    private static void WarmUp(Case it, TimeSpan roundTime, long most)
     {
         long operations = it.Least;
         double seconds = Math.Max(s_leastWarmUp.TotalSeconds, roundTime.TotalSeconds / 2);
@@ -162,7 +163,7 @@ internal static class Measurer
         for (int call = 0; call < WarmUpCalls && Stopwatch.GetTimestamp() < end; call++)
         {
             it.Round(operations);
-            if (call > WarmUpCalls / 2) operations = Math.Max(it.Least, Math.Min(2 * operations, 4096));
+            if (call > WarmUpCalls / 2) operations = Math.Max(it.Least, Math.Min(2 * operations, most));
         }
     }
 

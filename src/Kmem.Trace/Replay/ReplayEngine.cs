@@ -423,7 +423,7 @@ internal sealed partial class ReplayEngine
         if (!gfp.HasValidMobility())
             gfp &= ~GfpMask.Mobility;
         index = PageOrder.ForSize(size);
-        return _kmalloc.Alloc(size, gfp & ~Gfp.Zero);
+        return _kmalloc.AllocBlock(size, gfp & ~Gfp.Zero);
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

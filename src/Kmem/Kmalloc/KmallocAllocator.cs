@@ -5,7 +5,7 @@ namespace Kmem;
 
 /// <summary>
 /// kmalloc: memory of any size. Up to 8 KiB from one of thirteen caches (8, 16, 32, 64, 96, 128, 192, 256 … 8192 bytes), of
-/// the set that the flags name; above that whole blocks of pages.
+/// the set that the flags name; above that whole blocks of pages. The native profile has more caches, up to 32 KiB.
 /// <code>
 ///   size ─▶ class (table up to 192, then log2) ─┐
 ///   gfp  ─▶ type (normal, reclaimable, DMA,     ├─▶ KmemCache.AllocCore
@@ -23,6 +23,8 @@ internal sealed class KmallocAllocator
     /// <summary>Two sizes in the same step of this many bytes are of the same class.</summary>
     private const int SizeStep = 8;
 
+    private const int MostSteps = KmallocClasses.MaxNativeCacheSize / SizeStep;
+
     /// <summary>Flags whose caches the fast path does not know.</summary>
     private const Gfp SpecialTypes = Gfp.Dma | Gfp.Reclaimable;
 
@@ -31,11 +33,11 @@ internal sealed class KmallocAllocator
     private readonly nuint _limit;
 
     // For each size in steps of 8 bytes the place, in bytes, of the ordinary cache in a CPU's area. The array is pinned.
-    private readonly uint[] _places = GC.AllocateArray<uint>((KmallocClasses.MaxCacheSize / SizeStep) + 1, pinned: true);
+    private readonly uint[] _places = GC.AllocateArray<uint>(MostSteps + 1, pinned: true);
     private readonly unsafe uint* _placeOfSize;
 
-    // The same as caches; null where there are only the kernel's classes.
-    private KmemCache[]? _steps;
+    // The same as caches, as far as there are any; empty where there are only the kernel's classes.
+    private KmemCache[] _steps = [];
 
     // What the fast paths need of the slab allocator, within reach.
     private readonly SlabAllocator.PlaceMap _placeOfFrame;
@@ -91,7 +93,7 @@ internal sealed class KmallocAllocator
             .Select(size => byName.GetValueOrDefault(KmallocClasses.NameOf(size)))
             .Concat(KmallocClasses.CreationOrder.ToArray().Select(index => CacheAt(KmallocType.Normal, index)))
             .OfType<KmemCache>().OrderBy(cache => cache.ObjectSize).ToArray();
-        var steps = new KmemCache[_places.Length];
+        var steps = new KmemCache[(ascending[^1].ObjectSize / SizeStep) + 1];
         for (int step = 1; step < steps.Length; step++)
         {
             steps[step] = ascending.First(cache => cache.ObjectSize >= step * SizeStep);
@@ -114,10 +116,15 @@ internal sealed class KmallocAllocator
     public ITrace? Trace { get; set; }
 
     /// <summary>Bytes in live large blocks are counted by the nodes; small ones by their caches.</summary>
-    public KmemCache CacheFor(nuint size, Gfp gfp) =>
-        _steps != null && (gfp & SpecialTypes) == 0
-            ? _steps[(size + (SizeStep - 1)) / SizeStep]
+    /// <param name="size">1 byte at least, and no more than caches have.</param>
+    /// <param name="gfp">The flags, which name the set.</param>
+    public KmemCache CacheFor(nuint size, Gfp gfp)
+    {
+        nuint step = (size + (SizeStep - 1)) / SizeStep;
+        return step < (nuint)_steps.Length && (gfp & SpecialTypes) == 0
+            ? _steps[step]
             : _caches[Slot(KmallocClasses.TypeOf(gfp), KmallocClasses.IndexOf(size))];
+    }
 
     /// <summary>From a sheaf of this CPU if it is as easy as that, else <see cref="Alloc"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -125,7 +132,7 @@ internal sealed class KmallocAllocator
     {
         CpuTask* task = CpuSet.Here;
         nuint slot = (size + (SizeStep - 1)) / SizeStep; // 0 for 0, and for what overflows: that place is empty
-        if (CpuTask.Allows(task, gfp, _fastId) && slot <= KmallocClasses.MaxCacheSize / SizeStep
+        if (CpuTask.Allows(task, gfp, _fastId) && slot <= MostSteps
             && (gfp & SpecialTypes) == 0)
         {
             void* obj = KmemCacheCpu.TryPop(task, _placeOfSize[slot]);
@@ -171,9 +178,14 @@ internal sealed class KmallocAllocator
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void* Alloc(nuint size, Gfp gfp, int node = -1) =>
-        KmallocClasses.IsCached(size)
+        KmallocClasses.IsCached(size) || IsCachedHere(size, gfp)
             ? CacheFor(size, gfp).AllocCore(gfp, node, size, traceAsKmalloc: true)
-            : AllocSlow(size, gfp, node);
+            : AllocBlock(size, gfp, node);
+
+    /// <summary>Whether a cache that no kernel has serves a size above the kernel's.</summary>
+    private bool IsCachedHere(nuint size, Gfp gfp) =>
+        size > KmallocClasses.MaxCacheSize && size <= KmallocClasses.MaxNativeCacheSize
+        && (size + (SizeStep - 1)) / SizeStep < (nuint)_steps.Length && (gfp & SpecialTypes) == 0;
 
     /// <summary>For the use of other allocators: nobody is to look for whoever holds it.</summary>
     public unsafe void* AllocOwn(nuint size, Gfp gfp, int node = -1)
@@ -339,8 +351,9 @@ internal sealed class KmallocAllocator
         return slab == null ? size : (nuint)_slabs.CacheOf(slab).ObjectSize;
     }
 
+    /// <summary>Whole pages, of whatever size they are: what the kernel does above 8 KiB.</summary>
     [MethodImpl(MethodImplOptions.NoInlining)]
-    private unsafe void* AllocSlow(nuint size, Gfp gfp, int node)
+    public unsafe void* AllocBlock(nuint size, Gfp gfp, int node = -1)
     {
         if (size == 0)
             return (void*)ZeroSizePointer;
@@ -369,7 +382,8 @@ internal sealed class KmallocAllocator
             size,
             SlabGeometry.KmallocAlignmentOf(size),
             flags,
-            new CacheTraits(UserSize: size),
+            new CacheTraits(
+                UserSize: size, SlabOrder: size > KmallocClasses.MaxCacheSize ? KmallocClasses.NativeSlabOrder : 0),
             freePointerOffset: null);
         cache.IsBuiltIn = true;
         return cache;

@@ -73,13 +73,23 @@ internal static class KmallocClasses
         [0, 96, 192, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
 
     /// <summary>
-    /// What the native profile has between the kernel's classes: four to a doubling, so that rounding up costs a tenth of
-    /// the memory and not a quarter. No kernel has these.
+    /// What the native profile has between the kernel's classes and above them: four to a doubling, so that rounding up costs
+    /// a tenth of the memory and not a quarter. No kernel has these.
     /// </summary>
     internal static ReadOnlySpan<ushort> BetweenSizes =>
     [
         48, 80, 112, 160, 224, 320, 384, 448, 640, 768, 896, 1280, 1536, 1792, 2560, 3072, 3584, 5120, 6144, 7168,
+        10240, 12288, 14336, 16384, 20480, 24576, 28672, 32768,
     ];
+
+    /// <summary>Bytes of the largest class of the native profile: blocks of up to eight pages are objects there, too.</summary>
+    internal const int MaxNativeCacheSize = 32768;
+
+    /// <summary>
+    /// The largest slabs of those classes that the kernel does not have at all: with eight pages, only one object would fit
+    /// into a slab, or two.
+    /// </summary>
+    internal const int NativeSlabOrder = 5;
 
     /// <summary>The indices in the order in which the caches of one type are created.</summary>
     internal static ReadOnlySpan<byte> CreationOrder => [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13];
@@ -140,7 +150,7 @@ internal static class KmallocClasses
             : string.Create(CultureInfo.InvariantCulture, $"{prefix}{size / 1024}k");
     }
 
-    /// <summary>The name of a cache between the kernel's classes, such as "kmalloc-1280".</summary>
+    /// <summary>The name of a cache that no kernel has, such as "kmalloc-1280".</summary>
     internal static string NameOf(ushort betweenSize) => string.Create(CultureInfo.InvariantCulture, $"kmalloc-{betweenSize}");
 
     /// <summary>The flags with which a type's caches are created (<c>new_kmalloc_cache</c>).</summary>

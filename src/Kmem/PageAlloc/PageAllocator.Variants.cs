@@ -164,4 +164,33 @@ internal sealed partial class PageAllocator
 
         return null;
     }
+
+    /// <summary>
+    /// Takes a given block, of the largest order, if it is free and its zone has plenty left: for who wants blocks side by
+    /// side. Its reference count stays 0, and it is compound.
+    /// </summary>
+    public unsafe Page* TryClaimLargest(ulong pfn)
+    {
+        const int Order = PageOrder.Max;
+        if (PresentZoneOf(pfn) is not { } zone || !IsPlentiful(zone, pfn))
+            return null;
+
+        CpuTask* task = _cpus.Current;
+        int cpu = _cpus.Enter(task);
+        Page* page = _map.PageOf(pfn);
+        bool taken = zone.Buddy.TryClaim(page, Order, cpu);
+        if (taken)
+            RestoreAllocated(page, Order, compound: true);
+        _cpus.Leave(task);
+        return taken ? page : null;
+    }
+
+    /// <summary>Whether a block of the largest order is free, and an eighth of its zone besides. Only a glance.</summary>
+    public unsafe bool IsLargestFree(ulong pfn) =>
+        PresentZoneOf(pfn) is { } zone && IsPlentiful(zone, pfn)
+        && zone.Buddy.IsFreeBlock(_map.PageOf(pfn), pfn, PageOrder.Max);
+
+    private bool IsPlentiful(ZonePages zone, ulong pfn) => zone.Zone.Type is ZoneType.Normal or ZoneType.Dma32
+        && zone.Zone.FreePages - (1L << PageOrder.Max) > (long)zone.Zone.Managed / 8
+        && _blocks.TypeOf(pfn).IsMergeable();
 }

@@ -186,6 +186,8 @@ internal sealed class AddressWindow : IDisposable
         Ram.CheckRun(windowOffset, bytes, Bytes, "window", nameof(windowOffset));
         Ram.CheckRun(ramOffset, bytes, source.Bytes, "RAM", nameof(ramOffset));
         ulong first = windowOffset / Ram.FrameBytes, end = first + bytes / Ram.FrameBytes;
+        if (source.HasPrivate(ramOffset, bytes)) return WindowResult.HostLimit;
+
         lock (_gate)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);

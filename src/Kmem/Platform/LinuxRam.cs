@@ -24,6 +24,12 @@ internal sealed class LinuxRam : Ram
 
     private static int s_count;
 
+    /// <summary>A private block splits the mapping around it.</summary>
+    private const int MappingsPerBlock = 2;
+
+    private readonly bool[] _private;
+    private readonly bool _hugePages;
+    private int _privateBlocks;
     private readonly SafeFileHandle _file;
     private readonly Reservation _linearMap;
 
@@ -31,6 +37,8 @@ internal sealed class LinuxRam : Ram
         : base(linearMap.Base, bytes)
     {
         Name = name;
+        _private = new bool[(bytes + PrivateBlockBytes - 1) / PrivateBlockBytes];
+        _hugePages = hugePages;
         _file = file;
         _linearMap = linearMap;
         Description = $"memfd {name}: {PlatformException.Size(bytes)}, sparse; frames can be released to the host "
@@ -92,6 +100,73 @@ internal sealed class LinuxRam : Ram
         }
     }
 
+    internal override int PrivateBlocks => Volatile.Read(ref _privateBlocks);
+
+    internal override unsafe ulong PrivateResidentBytes
+    {
+        get
+        {
+            const int Pages = (int)(PrivateBlockBytes / FrameBytes);
+            byte* resident = stackalloc byte[Pages];
+            ulong frames = 0;
+            for (int block = 0; PrivateBlocks > 0 && block < _private.Length; block++)
+            {
+                byte* start = Base + (ulong)block * PrivateBlockBytes;
+                if (!_private[block] || LibC.Mincore(start, (nuint)PrivateBlockBytes, resident) != 0) continue;
+                for (int page = 0; page < Pages; page++) frames += resident[page] & 1u;
+            }
+            return frames * FrameBytes;
+        }
+    }
+
+    internal override bool IsPrivate(int block) => Volatile.Read(ref _private[block]);
+
+    internal override unsafe bool TryMakePrivate(int block)
+    {
+        if (_private[block] || !MapBudget.Process.TryTake(MappingsPerBlock)) return false;
+
+        ulong offset = (ulong)block * PrivateBlockBytes;
+        ReleaseRun(offset, PrivateBlockBytes);
+        int flags = LibC.MapPrivate | LibC.MapAnonymous | LibC.MapFixed | LibC.MapNoReserve;
+        byte* at = Base + offset;
+        if (LibC.Mmap(at, (nuint)PrivateBlockBytes, LibC.ProtRead | LibC.ProtWrite, flags, -1, 0) == LibC.MapFailed)
+        {
+            MapBudget.Process.Take(-MappingsPerBlock);
+            MapShared(block);       // a refused MAP_FIXED may have removed what was there
+            return false;
+        }
+
+        // Advice only.
+        _ = LibC.Madvise(at, (nuint)PrivateBlockBytes, LibC.MadvDontFork);
+        _ = LibC.Madvise(at, (nuint)PrivateBlockBytes, LibC.MadvHugePage);
+        Volatile.Write(ref _private[block], true);
+        Interlocked.Increment(ref _privateBlocks);
+        return true;
+    }
+
+    internal override bool TryMakeShared(int block)
+    {
+        if (!MapShared(block)) return false;
+
+        Volatile.Write(ref _private[block], false);
+        Interlocked.Decrement(ref _privateBlocks);
+        MapBudget.Process.Take(-MappingsPerBlock);
+        return true;
+    }
+
+    private unsafe bool MapShared(int block)
+    {
+        ulong offset = (ulong)block * PrivateBlockBytes;
+        byte* at = Base + offset;
+        int flags = LibC.MapShared | LibC.MapFixed | LibC.MapNoReserve;
+        const int Access = LibC.ProtRead | LibC.ProtWrite;
+        if (LibC.Mmap(at, (nuint)PrivateBlockBytes, Access, flags, _file, (long)offset) == LibC.MapFailed)
+            return false;
+
+        Advise(at, PrivateBlockBytes, _hugePages);
+        return true;
+    }
+
     private protected override void ReleaseRun(ulong offset, ulong bytes)
     {
         while (LibC.Fallocate(_file, LibC.FallocPunchHole | LibC.FallocKeepSize, (long)offset, (long)bytes) != 0)
@@ -102,6 +177,8 @@ internal sealed class LinuxRam : Ram
     {
         _linearMap.Dispose();
         _file.Dispose();
+        MapBudget.Process.Take(-MappingsPerBlock * _privateBlocks);
+        _privateBlocks = 0;
     }
 
     private static SafeFileHandle OpenMemfd(string name)
@@ -120,14 +197,20 @@ internal sealed class LinuxRam : Ram
         int flags = LibC.MapShared | LibC.MapFixed | LibC.MapNoReserve;
         if (LibC.Mmap(at, (nuint)bytes, LibC.ProtRead | LibC.ProtWrite, flags, file, 0) == LibC.MapFailed)
             throw PlatformException.Last("mmap", bytes, Purpose);
-        if (LibC.Madvise(at, (nuint)bytes, LibC.MadvDontFork) != 0)
+        if (!Advise(at, bytes, hugePages))
             throw PlatformException.Last("madvise", bytes, Purpose);
+    }
+
+    private static unsafe bool Advise(byte* at, ulong bytes, bool hugePages)
+    {
+        if (LibC.Madvise(at, (nuint)bytes, LibC.MadvDontFork) != 0) return false;
 
         // Advice only: a kernel without huge pages refuses it and needs none.
         if (hugePages)
             _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvHugePage);
         else if (GivesHugePages)
             _ = LibC.Madvise(at, (nuint)bytes, LibC.MadvNoHugePage);
+        return true;
     }
 
     private static void ThrowUnlessInterrupted(string call, ulong bytes)

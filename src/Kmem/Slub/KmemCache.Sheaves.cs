@@ -11,7 +11,11 @@ public sealed partial class KmemCache
     /// <summary>Objects that a main sheaf gives back to its slabs at a time (PCS_BATCH_MAX).</summary>
     private const int FlushBatch = 32;
 
+    /// <summary>The largest sheaf whose objects are spread; a program may ask for any.</summary>
+    private const int MostSpread = 128;
+
     private readonly int _sheafCapacity;
+    private readonly int _objectsPerLine;
 
     /// <summary>Objects in a sheaf; 0 if the cache has no sheaves.</summary>
     public int SheafCapacity => _sheafCapacity;
@@ -602,6 +606,8 @@ public sealed partial class KmemCache
                 sheaf->Size += got;
             }
 
+            if (_slabs.Options.SheavesEverywhere && _objectsPerLine > 1)
+                SpreadOverLines(Sheaf.Objects(sheaf));
             return true;
         }
         finally
@@ -611,6 +617,28 @@ public sealed partial class KmemCache
                 FreeToSlabs(Sheaf.Objects(sheaf)[before..]);
                 sheaf->Size = before;
             }
+        }
+    }
+
+    /// <summary>
+    /// Objects of one cache line are not to leave a sheaf one after another: the next one is often for another thread, and two
+    /// threads that write to one line wait for each other.
+    /// <code>
+    ///   line     | 0 1 2 3 | 4 5 6 7 | 8 9 …            0 4 8 … 1 5 9 … 2 6 …
+    /// </code>
+    /// </summary>
+    private void SpreadOverLines(Span<nint> objects)
+    {
+        Span<nint> before = stackalloc nint[MostSpread];
+        if (objects.Length > before.Length)
+            return;
+
+        objects.CopyTo(before);
+        int to = 0;
+        for (int column = 0; column < _objectsPerLine; column++)
+        {
+            for (int from = column; from < objects.Length; from += _objectsPerLine)
+                objects[to++] = before[from];
         }
     }
 

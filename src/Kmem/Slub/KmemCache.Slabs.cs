@@ -195,6 +195,7 @@ public sealed partial class KmemCache
             _slabs.Pages.FreeFrozen(slab, order);
         else
             _slabs.PageSink((nint)slab, order);
+        _slabs.CountReleased(1L << order);
     }
 
     private unsafe Page* AllocPages(Gfp gfp, int order, int node) =>

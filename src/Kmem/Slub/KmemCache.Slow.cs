@@ -241,6 +241,9 @@ public sealed partial class KmemCache
     /// <summary>How eagerly slabs of other nodes are used, of 1024; sysfs shows a tenth.</summary>
     internal int RemoteNodeDefragRatio { get; set; } = 1000;
 
+    /// <summary>How many partial slabs are compared before one of them is used.</summary>
+    private const int PartialLookAhead = 16;
+
     private unsafe Page* GetPartialFrom(
         KmemCacheNode node, KmemCacheCpu* c, Gfp gfp, CpuTask* task, out void* freelist)
     {
@@ -252,6 +255,19 @@ public sealed partial class KmemCache
         int extra = 0;
         node.Lock.Acquire();
         ListHead* list = node.Partial;
+        if (_slabs.Options.SheavesEverywhere)
+        {
+            taken = FullestLocked(node, gfp, task);
+            if (taken != null)
+            {
+                node.RemoveLocked(taken);
+                freelist = Freeze(taken);
+            }
+
+            node.Lock.Release();
+            return taken;
+        }
+
         for (ListHead* entry = list->Next; entry != list;)
         {
             Page* slab = Page.FromSlabList(entry);
@@ -277,6 +293,31 @@ public sealed partial class KmemCache
 
         node.Lock.Release();
         return taken;
+    }
+
+    /// <summary>
+    /// The slab with the fewest free objects among the first of the list: the others may become empty meanwhile. Those
+    /// looked at go to the end, so that the next look is at others.
+    /// </summary>
+    private unsafe Page* FullestLocked(KmemCacheNode node, Gfp gfp, CpuTask* task)
+    {
+        Page* fullest = null;
+        int fewest = int.MaxValue;
+        ListHead* list = node.Partial;
+        ListHead* entry = list->Next;
+        for (int looked = 0; entry != list && looked < PartialLookAhead; looked++)
+        {
+            Page* slab = Page.FromSlabList(entry);
+            entry = entry->Next;
+            int free = SlabState.Read(slab).Free;
+            if (free < fewest && MayUse(slab, gfp, task))
+            {
+                fewest = free;
+                fullest = slab;
+            }
+        }
+
+        return fullest;
     }
 
     /// <summary>A slab becomes current: all its objects count as in use, its own list is the CPU's now.</summary>

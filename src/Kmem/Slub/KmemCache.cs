@@ -49,6 +49,7 @@ public sealed partial class KmemCache
         _constructor = traits.Constructor;
         _debug = (geometry.Flags & SlabFlagMask.Debug) == 0 ? null : new SlabDebug(this, slabs);
         _sheafCapacity = _debug == null ? traits.SheafCapacity : 0;
+        _objectsPerLine = slabs.Options.CacheLineSize / geometry.Size;
         _hardening = _debug == null && !traits.IsPrivate ? slabs.Options.Hardening : null;
         _clears = traits.Constructor == null && (geometry.Flags & SlabFlags.TypesafeByRcu) == 0;
         _plainRoute = _debug != null || _hardening != null ? -1 : Math.Sign(_sheafCapacity);
@@ -368,10 +369,12 @@ public sealed partial class KmemCache
 /// <param name="SheafCapacity">Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.</param>
 /// <param name="IsPlain">Never has sheaves.</param>
 /// <param name="IsPrivate">Its objects are the allocator's own.</param>
+/// <param name="SlabOrder">The largest order of its slabs; 0 for the kernel's, 3.</param>
 internal readonly record struct CacheTraits(
     SlabConstructor? Constructor = null,
     int UserOffset = 0,
     int UserSize = 0,
     int SheafCapacity = 0,
     bool IsPlain = false,
-    bool IsPrivate = false);
+    bool IsPrivate = false,
+    int SlabOrder = 0);

@@ -27,9 +27,18 @@ internal struct Sheaf
     /// <summary>The node where it was filled.</summary>
     public int Node;
 
-    /// <summary>Objects in a sheaf of a cache that does not say: its sheaves are of 512, 256, 128 or 64 bytes (Linux 7.0).</summary>
+    /// <summary>Objects above <see cref="LargeSlot"/> are as many as come to this many bytes, but no fewer than four.</summary>
+    private const int LargeSlot = 8192;
+    private const int LargeSheafBytes = 12 * LargeSlot;
+    private const int LeastCapacity = 4;
+
+    /// <summary>
+    /// Objects in a sheaf of a cache that does not say: its sheaves are of 1024, 512, 256 or 128 bytes (as in Linux 7.0, which
+    /// has half as many).
+    /// </summary>
     public static int DefaultCapacity(int slotSize) => slotSize switch
     {
+        > LargeSlot => Math.Max(LargeSheafBytes / slotSize, LeastCapacity),
         >= 4096 => 12,
         >= 1024 => 28,
         >= 256 => 60,

@@ -3,6 +3,9 @@ namespace Kmem;
 /// <content>Blocks too large for a cache: compound pages of type LargeKmalloc.</content>
 internal sealed partial class SlabAllocator
 {
+    /// <summary>Buffers of several blocks; null if there are none in this profile, or on this host.</summary>
+    public LargeRuns? Runs { get; set; }
+
     /// <summary>Allocates 2^order frames as one kmalloc block of a size (___kmalloc_large_node).</summary>
     public unsafe void* LargeAlloc(int order, nuint size, Gfp gfp, int node)
     {
@@ -26,6 +29,7 @@ internal sealed partial class SlabAllocator
             ThrowNotASlab(address, "kfree");
 
         int order = PageAllocator.CompoundOrder(page);
+        int blocks = LargeRuns.LengthOf(page);
 
         // Two threads that free one block: the type is taken once.
         SimPoint.Here();
@@ -38,6 +42,12 @@ internal sealed partial class SlabAllocator
         }
 
         Watch?.Freed((nint)address);
+        if (blocks > 1)
+        {
+            Runs!.Free(page, blocks);
+            return;
+        }
+
         AccountPages(page, -(1L << order), SlabFlags.None);
         Pages.FreeFrozen(page, order);
     }
@@ -49,8 +59,9 @@ internal sealed partial class SlabAllocator
             return null;
 
         Page* page = Map.PageAt(address);
-        return page->Type == PageType.LargeKmalloc ? page : null;
+        return page->Type == PageType.LargeKmalloc && !LargeRuns.IsBody(page) ? page : null;
     }
 
-    public static unsafe nuint LargeSize(Page* page) => (nuint)Pfn.PageSize << PageAllocator.CompoundOrder(page);
+    public static unsafe nuint LargeSize(Page* page) =>
+        ((nuint)Pfn.PageSize << PageAllocator.CompoundOrder(page)) * (nuint)LargeRuns.LengthOf(page);
 }

@@ -65,6 +65,7 @@ internal sealed partial class SlabAllocator : IDisposable
     private KmemCache? _bootNode;
     private KmemCache? _bootCache;
     private ulong _random;
+    private long _released;             // frames of slabs, since the last call of ManyReleased
     private int _lastId;
 
     public unsafe SlabAllocator(PageAllocator pages, MemMap map, CpuSet cpus, int[] nodeOfCpu, KernelLog log, SlabOptions options)
@@ -169,6 +170,9 @@ internal sealed partial class SlabAllocator : IDisposable
 
     /// <summary>Where slabs' pages go if not to the page allocator.</summary>
     public Action<nint, int>? PageSink { get; set; }
+
+    /// <summary>Called each time when slabs of 4 MiB have gone, where a thread may sleep; null if nobody cares.</summary>
+    public Action? ManyReleased { get; set; }
 
     /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
     public Func<nuint, Gfp, nint> AllocMetadata { get; set; } = (_, _) => 0;
@@ -375,6 +379,16 @@ internal sealed partial class SlabAllocator : IDisposable
     public unsafe void AccountPages(Page* slab, long pages, SlabFlags flags) =>
         Pages.Nodes[Pages.Nodes.Count == 1 ? 0 : NodeOf(slab)]
             .AddSlabPages(pages, (flags & SlabFlags.ReclaimAccount) != 0);
+
+    /// <summary>Counts frames of slabs that are given back. Threads that count at once may lose some.</summary>
+    public unsafe void CountReleased(long frames)
+    {
+        if (ManyReleased is not { } told || (_released += frames) < ManyFrames || !Cpus.Current->MaySleep)
+            return;
+
+        _released = 0;
+        told();
+    }
 
     /// <summary>Pseudo-random numbers from the machine's seed (xorshift64*): same seed, same machine.</summary>
     public ulong NextRandom()
@@ -617,6 +631,13 @@ internal sealed partial class SlabAllocator : IDisposable
         _places.Dispose();
     }
 
+    /// <summary>
+    /// Where sheaves stand before all slabs, a slab need not last long: with fewer objects it is empty, and goes, sooner.
+    /// </summary>
+    private const int NativeSlabObjects = 8;
+
+    private const long ManyFrames = (4 << 20) >> Pfn.PageShift;
+
     private KmemCache CreateBoot(
         string name, int size, int align, SlabFlags flags, CacheTraits traits, int? freePointerOffset = null)
     {
@@ -627,6 +648,8 @@ internal sealed partial class SlabAllocator : IDisposable
             FreePointerOffset = freePointerOffset,
             CacheLineSize = Options.CacheLineSize,
             NoHigherOrderDebug = Options.Debug.NoHigherOrders,
+            SlabMaxOrder = traits.SlabOrder == 0 ? PageOrder.Costly : traits.SlabOrder,
+            SlabMinObjects = Options.SheavesEverywhere ? NativeSlabObjects : 0,
         };
         SlabGeometry geometry = SlabGeometry.Compute(request);
         int id = FreeId();

@@ -22,6 +22,12 @@ namespace Kmem;
 internal sealed class SlabReport(SlabDebug debug)
 {
     private const int BytesPerRow = 16;
+
+    /// <summary>
+    /// Bytes shown of a red zone or padding in a profile of kmalloc objects up to 32 KiB: they are as large as the object,
+    /// because it is aligned, and more than the log holds. The kernel shows all; its largest have 8 KiB.
+    /// </summary>
+    private const int MostShown = 8192;
     private const int ZoneShift = 56;
     private const int NodeShift = 58;
 
@@ -160,15 +166,17 @@ internal sealed class SlabReport(SlabDebug debug)
         ulong next = (ulong)debug.Cache.NextFree(obj);
         string pointer = debug.Slabs.Map.Contains((void*)next) ? Address((void*)next) : $"0x{next:x16}";
         _text.Append(CultureInfo.InvariantCulture, $"Object {Address(obj)} @offset={obj - start} fp={pointer}\n\n");
+        int most = debug.Slabs.Options.SheavesEverywhere ? MostShown : int.MaxValue;
+        int red = Math.Min(geometry.RedLeftPad, most);
         if (debug.HasRedZones)
-            Dump("Redzone  ", obj - geometry.RedLeftPad, geometry.RedLeftPad);
+            Dump("Redzone  ", obj - red, red);
         else if (obj > start + BytesPerRow)
             Dump("Bytes b4 ", obj - BytesPerRow, BytesPerRow);
         Dump("Object   ", obj, Math.Min(geometry.ObjectSize, (int)Pfn.PageSize));
         if (debug.HasRedZones)
             Dump("Redzone  ", obj + geometry.ObjectSize, geometry.Inuse - geometry.ObjectSize);
         (int from, int to) = debug.Padding;
-        Dump("Padding  ", obj + from, to - from);
+        Dump("Padding  ", obj + from, Math.Min(to - from, most));
     }
 
     private unsafe void Dump(string label, byte* from, int length)

@@ -145,7 +145,7 @@ public sealed class BrokenSlabRuleTests
         int shift = LiveObjects.ShiftFor(cache.SlotSize);
         byte* MarkOf(void* obj) => marks + (((byte*)obj - machine.Map.RamBase) >> shift);
         var patch = new LivePatch();
-        patch.Set(MarkOf(kept), *MarkOf(allocated));
+        patch.Set(MarkOf(kept), (byte)LiveObjects.Mark((nuint)kept));
         patch.Set(MarkOf(allocated), (byte)0);
         string[] broken = [.. machine.Validate().Select(rule => rule.Id)];
         patch.Undo();

@@ -64,7 +64,7 @@ public sealed class ExplainTests
         Assert.Equal(page.Page, machine.Explain(page.Page.Descriptor).Page);
         Assert.Equal(AddressKind.GuardPage, machine.Explain(machine.KernelAddressOf(area + (12 << 10))).Kind);
 
-        Assert.Equal(AddressKind.LargeKmalloc, machine.Explain(machine.Kmalloc(20000, Gfp.Kernel)).Kind);
+        Assert.Equal(AddressKind.LargeKmalloc, machine.Explain(machine.Kmalloc(40_000, Gfp.Kernel)).Kind);
         Explanation table = machine.Explain(new VirtAddr(0xffff_8880_0000_0000UL
             + page.Mapping.Steps[^1].Table!.Value.Value));
         Assert.Equal((AddressKind.PageTable, "pte", 3), (table.Kind, table.Table!.Name, table.Table.Present));

@@ -10,13 +10,17 @@ public abstract class MisuseChecks : IDisposable
 {
     private static readonly byte[] s_static = GC.AllocateArray<byte>(64, pinned: true);
     private readonly Machine _machine;
+    private readonly int _largestObject;
 
-    protected MisuseChecks(KernelProfile profile, string? debug = null) => _machine = Machine.Boot(
-        new MachineOptions { Profile = profile, RamBytes = 128 << 20, Cpus = 2, SlubDebug = debug });
+    protected MisuseChecks(KernelProfile profile, string? debug = null)
+    {
+        _machine = Machine.Boot(new MachineOptions { Profile = profile, RamBytes = 128 << 20, Cpus = 2, SlubDebug = debug });
+        _largestObject = profile.SheavesEverywhere ? 32768 : 8192;
+    }
 
     protected Machine Booted => _machine;
 
-    public static TheoryData<int> Sizes => [8, 64, 96, 192, 1024, 4096, 8192, 3 * 4096, 1 << 20];
+    public static TheoryData<int> Sizes => [8, 64, 96, 192, 1024, 4096, 8192, 3 * 4096, 32768, 9 * 4096, 1 << 20];
 
     public void Dispose()
     {
@@ -113,10 +117,12 @@ public abstract class MisuseChecks : IDisposable
     {
         nint p = Alloc(size);
         nint slot = (nint)Ksize(p);
+        bool isSlab = IsInSlab(p);
+        Assert.Equal(size <= _largestObject, isSlab);
         var offsets = new HashSet<nint> { 1, 4, 7, 8, slot / 2, slot - 1 };
         if (size > 4096)
         {
-            offsets.Add(4096);          // a tail page
+            offsets.Add(4096);          // a tail page, or a place where objects of other slabs begin
             offsets.Add(4097);
             offsets.Add(slot - 4096);
         }
@@ -125,7 +131,7 @@ public abstract class MisuseChecks : IDisposable
         offsets.RemoveWhere(offset => offset >= slot);
         foreach (nint offset in offsets)
         {
-            string what = size > 8192 ? "inside a large kmalloc block" : "Invalid object pointer";
+            string what = isSlab ? "Invalid object pointer" : "inside a large kmalloc block";
             Refused(() => Free(p + offset), what);
             Refused(() => FreeAs("bulk", p + offset), what);
         }
@@ -209,14 +215,14 @@ public abstract class MisuseChecks : IDisposable
         nint small = Alloc(8192);
         var slab = new Pfn(_machine.PfnOf((void*)small).Value & ~7UL);
         Refused(() => _machine.FreePages(slab, 3), "Slab");
-        nint large = Alloc(8 * 4096);
-        Refused(() => _machine.FreePages(_machine.PfnOf((void*)large), 3), "LargeKmalloc");
+        nint large = Alloc(16 * 4096);
+        Refused(() => _machine.FreePages(_machine.PfnOf((void*)large), 4), "LargeKmalloc");
         Free(small);
         Free(large);
     }
 
-    protected static string Twice(int size) =>
-        size > 8192 ? "BUG" : "Object already free"; // the pages of a large block may be a slab by now
+    private string Twice(int size) =>
+        size > _largestObject ? "BUG" : "Object already free"; // the pages of a large block may be a slab by now
 
     protected unsafe nint Alloc(int size)
     {
@@ -240,6 +246,8 @@ public abstract class MisuseChecks : IDisposable
 
     protected unsafe nuint Ksize(nint p) => _machine.Ksize((void*)p);
 
+    protected unsafe bool IsInSlab(nint p) => _machine.Slabs.SlabOf((void*)p) != null;
+
     protected unsafe bool IsLive(nint p)
     {
         Page* slab = _machine.Slabs.SlabOf((void*)p);
@@ -260,8 +268,8 @@ public abstract class MisuseChecks : IDisposable
         Assert.StartsWith("BUG", summary);
         Assert.True(summary.Length > 20, summary);
         Assert.Empty(_machine.Validate());
-        nint[] live = [Alloc(8), Alloc(64), Alloc(1024), Alloc(8192), Alloc(3 * 4096)];
-        Assert.Equal(5, live.Distinct().Count());
+        nint[] live = [Alloc(8), Alloc(64), Alloc(1024), Alloc(8192), Alloc(3 * 4096), Alloc(9 * 4096)];
+        Assert.Equal(6, live.Distinct().Count());
         foreach (nint p in live)
             Free(p);
     }

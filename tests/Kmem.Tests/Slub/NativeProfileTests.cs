@@ -37,6 +37,72 @@ public sealed class NativeProfileTests : IDisposable
         Assert.Equal(0, _machine.Caches.Single(cache => cache.Name == "kmem_cache").SheafCapacity);
     }
 
+    [Theory]
+    [InlineData(8193, 10240, 9)]
+    [InlineData(12288, 12288, 8)]
+    [InlineData(16000, 16384, 6)]
+    [InlineData(20481, 24576, 4)]
+    [InlineData(32768, 32768, 4)]
+    public unsafe void Sizes_up_to_32_kibibytes_have_caches(int size, int slot, int capacity)
+    {
+        KmemCache cache = _machine.Caches.Single(it => it.Name == $"kmalloc-{slot}");
+        Assert.Equal((slot, capacity), (cache.ObjectSize, cache.SheafCapacity));
+        Assert.InRange(cache.Geometry.WastePerSlab, 0, (Pfn.PageSize << cache.Geometry.Order) / 8);
+        var p = (byte*)_machine.Kmalloc((nuint)size, Gfp.Kernel);
+        Assert.Equal((nuint)slot, _machine.Ksize(p));
+        Assert.Equal(1, cache.LiveCount);
+        Assert.Equal(0u, (ulong)p % (ulong)(slot & -slot));
+        Assert.Equal($"kmalloc-{slot}", _machine.Explain(p).Slab!.Cache);
+        new Span<byte>(p, slot).Fill(0xaa);
+        foreach (int inside in (int[])[1, 8, 64, 128, 4096, slot / 2, slot - 8])
+            Assert.Throws<KernelBugException>(() => _machine.Kfree(p + inside));
+        _machine.Kfree(p);
+        Assert.Throws<KernelBugException>(() => _machine.Kfree(p));
+
+        var again = (byte*)_machine.Kzalloc((nuint)size, Gfp.Kernel);
+        Assert.Equal((nint)p, (nint)again);
+        Assert.Equal(-1, new Span<byte>(again, slot).IndexOfAnyExcept((byte)0));
+        _machine.Kfree(again);
+        Assert.Empty(_machine.Validate());
+    }
+
+    [Fact]
+    public unsafe void Larger_and_special_requests_get_whole_pages_as_in_the_kernel()
+    {
+        foreach ((nuint size, Gfp gfp) in ((nuint, Gfp)[])
+            [(32769, Gfp.Kernel), (10_000, Gfp.Kernel | Gfp.Reclaimable), (10_000, Gfp.Kernel | Gfp.Dma)])
+        {
+            void* p = _machine.Kmalloc(size, gfp);
+            Assert.Equal(AddressKind.LargeKmalloc, _machine.Explain(p).Kind);
+            _machine.Kfree(p);
+        }
+
+        using var kernel = Machine.Boot(new MachineOptions { Profile = KernelProfile.Linux618, RamBytes = 64 << 20, Cpus = 1 });
+        Assert.Equal(AddressKind.LargeKmalloc, kernel.Explain(kernel.Kmalloc(8193, Gfp.Kernel)).Kind);
+        Assert.DoesNotContain(
+            kernel.Caches, cache => cache.Name.StartsWith("kmalloc", StringComparison.Ordinal) && cache.ObjectSize > 8192);
+    }
+
+    [Theory]
+    [InlineData(8)]
+    [InlineData(16)]
+    [InlineData(32)]
+    public unsafe void Small_objects_that_follow_each_other_are_in_different_cache_lines(int size)
+    {
+        KmemCache cache = _machine.CreateCache("small", size);
+        var objects = new nint[cache.SheafCapacity];
+        for (int i = 0; i < objects.Length; i++)
+            objects[i] = (nint)cache.Alloc(Gfp.Kernel);
+        Assert.DoesNotContain(objects.Zip(objects.Skip(1)), pair => pair.First / 64 == pair.Second / 64);
+
+        // As many lines as there must be, and no more: who uses a sheaf of them loses nothing.
+        Assert.InRange(objects.Select(obj => obj / 64).Distinct().Count(), 1, (objects.Length * size / 64) + 1);
+        Assert.Equal(objects.Length, objects.Distinct().Count());
+        foreach (nint obj in objects)
+            cache.Free((void*)obj);
+        Assert.Empty(_machine.Validate());
+    }
+
     [Fact]
     public unsafe void What_was_freed_last_comes_first_and_zero_means_zero()
     {
@@ -334,6 +400,38 @@ public sealed class NativeProfileTests : IDisposable
         foreach (nint block in blocks.AsSpan(0, 32))
             Assert.Equal(-1, new Span<byte>((void*)block, 1 << 20).IndexOfAnyExcept((byte)1));
         Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    public unsafe void What_far_exceeds_need_goes_back_without_being_asked()
+    {
+        using var machine = Machine.Boot(new MachineOptions { RamBytes = 256 << 20, Cpus = 2 });
+        Assert.SkipUnless(machine.Ram.CanRelease, "this host cannot take memory back");
+        var blocks = new nint[60_000];
+        for (int i = 0; i < blocks.Length; i++)
+        {
+            blocks[i] = (nint)machine.Kmalloc(1000, Gfp.Kernel);
+            new Span<byte>((void*)blocks[i], 1000).Fill(1);
+        }
+
+        Assert.True(machine.ResidentBytes > 60_000_000);
+        foreach (nint block in blocks.AsSpan(1000))
+            machine.Kfree((void*)block);
+
+        // The timer was woken; what is waited for is its work, however slow the host is.
+        Assert.True(SpinWait.SpinUntil(() => machine.ResidentBytes < 20 << 20, TimeSpan.FromMinutes(1)));
+        foreach (nint block in blocks.AsSpan(0, 1000))
+            Assert.Equal(-1, new Span<byte>((void*)block, 1000).IndexOfAnyExcept((byte)1));
+        Assert.Empty(machine.Validate());
+    }
+
+    [Fact]
+    public void Slabs_hold_fewer_objects_than_a_kernel_s()
+    {
+        KmemCache ours = _machine.Caches.Single(it => it.Name == "kmalloc-1k");
+        Assert.Equal((1, 8), (ours.Geometry.Order, ours.Geometry.ObjectsPerSlab));
+        Assert.All(_machine.Caches.Where(it => it.IsBuiltIn), it => Assert.True(
+            it.Geometry.Order <= 2 || it.SlotSize > 2048, it.Name));
     }
 
     [Fact]

@@ -10,6 +10,7 @@ public sealed class SlabModelTests
     [
         8, 16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024,
         1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
+        10240, 12288, 14336, 16384, 20480, 24576, 28672, 32768,
     ];
 
     [Theory]
@@ -171,7 +172,7 @@ public sealed class SlabModelTests
                     break;
             }
 
-            Took(p, size, null, KmallocAlign(size), zeroed, seed, (gfp & Gfp.Dma) != 0);
+            Took(p, size, null, KmallocAlign(size, gfp), zeroed, seed, gfp);
         }
 
         private unsafe void Took(
@@ -181,9 +182,10 @@ public sealed class SlabModelTests
             ulong align,
             bool zeroed,
             ulong seed,
-            bool dma = false,
+            Gfp gfp = Gfp.Kernel,
             nuint keptSlot = 0)
         {
+            bool dma = (gfp & Gfp.Dma) != 0;
             if (p == null)
             {
                 _nulls += dma ? 0 : 1; // the DMA zone is small on every machine
@@ -198,10 +200,8 @@ public sealed class SlabModelTests
 
             ulong physical = _machine.PhysicalAddressOf(p).Value;
             SlabModel.Check(!dma || physical < 16 << 20, $"0x{physical:x} is not in zone DMA");
-            nuint slot = cache != null ? (nuint)cache.SlotSize : keptSlot != 0 ? keptSlot : KmallocSlot(size, s_classes);
-            nuint fine = KmallocSlot(size, s_fineClasses);
-            if (_native && cache == null && keptSlot == 0 && _machine.Ksize(p) == fine)
-                slot = fine;
+            nuint slot = cache != null ? (nuint)cache.SlotSize
+                : keptSlot != 0 ? keptSlot : KmallocSlot(size, ClassesFor(gfp));
             SlabModel.Check(
                 cache != null || _machine.Ksize(p) == slot, $"ksize {_machine.Ksize(p)} of {size} bytes, not {slot}");
             _model.Add(p, size, slot, align, cache, zeroed, seed);
@@ -534,11 +534,15 @@ public sealed class SlabModelTests
 
         private ulong NextStamp() => _stamp += 0x9e37_79b9_7f4a_7c15;
 
-        private ulong KmallocAlign(nuint size)
+        private ulong KmallocAlign(nuint size, Gfp gfp)
         {
-            ulong slot = KmallocSlot(Math.Max(size, 1), _native ? s_fineClasses : s_classes);
+            ulong slot = KmallocSlot(Math.Max(size, 1), ClassesFor(gfp));
             return slot & ~(slot - 1);
         }
+
+        /// <summary>Reclaimable and DMA memory is of the kernel's classes in every profile.</summary>
+        private int[] ClassesFor(Gfp gfp) =>
+            _native && (gfp & (Gfp.Dma | Gfp.Reclaimable)) == 0 ? s_fineClasses : s_classes;
 
         private static nuint KmallocSlot(nuint size, int[] classes)
         {
