@@ -4,7 +4,9 @@ using BenchmarkDotNet.Attributes;
 
 namespace Kmem.Benchmarks;
 
-/// <summary>Page frames: one page and eight pages at a time. Times are per allocation with its free; nothing is touched.</summary>
+/// <summary>
+/// Page frames: one page and eight pages at a time. Times are per allocation with its free; nothing is touched.
+/// </summary>
 public class PageBenchmarks
 {
     private const int Rounds = 100;

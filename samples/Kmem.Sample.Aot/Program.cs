@@ -4,7 +4,8 @@ using System.Runtime.CompilerServices;
 using Kmem;
 using Kmem.Samples;
 
-// Uses every part of the .NET floor once, and checks the result: what a trimmer or the AOT compiler left out would show.
+// Uses every part of the .NET floor once, and checks the result: what a trimmer or the AOT compiler left out would
+// show.
 int failures = 0;
 void Check(bool holds, [CallerArgumentExpression(nameof(holds))] string what = "")
 {

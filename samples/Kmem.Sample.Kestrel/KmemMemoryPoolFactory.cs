@@ -13,7 +13,9 @@ public sealed class KmemMemoryPoolFactory(Machine machine) : IMemoryPoolFactory<
 {
     private readonly ConcurrentQueue<KmemPool> _pools = new();
 
-    /// <summary>The pools that were created, oldest first. A server asks for several: one for each of its I/O queues.</summary>
+    /// <summary>
+    /// The pools that were created, oldest first. A server asks for several: one for each of its I/O queues.
+    /// </summary>
     public IReadOnlyCollection<KmemPool> Pools => _pools;
 
     /// <summary>Blocks that the server holds now.</summary>

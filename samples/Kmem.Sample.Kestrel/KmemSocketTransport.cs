@@ -9,9 +9,10 @@ using Microsoft.AspNetCore.Http.Features;
 namespace Kmem.Samples;
 
 /// <summary>
-/// TCP for ASP.NET Core's server with buffers that are not arrays. The server's own transport is nearly right: it takes its
-/// blocks from the pool factory, receives into any memory, and sends any memory; but an answer of several blocks it sends
-/// in one call that only knows arrays (<c>Buffer backed by array was expected</c>). This one sends block by block.
+/// TCP for ASP.NET Core's server with buffers that are not arrays. The server's own transport is nearly right: it takes
+/// its blocks from the pool factory, receives into any memory, and sends any memory; but an answer of several blocks it
+/// sends in one call that only knows arrays (<c>Buffer backed by array was expected</c>). This one sends block by
+/// block.
 /// </summary>
 /// <param name="pools">Where the blocks come from.</param>
 public sealed class KmemSocketTransport(IMemoryPoolFactory<byte> pools) : IConnectionListenerFactory
@@ -90,7 +91,9 @@ public sealed class KmemSocketTransport(IMemoryPoolFactory<byte> pools) : IConne
     /// </summary>
     private sealed class Connection : ConnectionContext, IDuplexPipe, IMemoryPoolFeature
     {
-        /// <summary>Large blocks, because each is a call of the system. A machine gives any size equally well.</summary>
+        /// <summary>
+        /// Large blocks, because each is a call of the system. A machine gives any size equally well.
+        /// </summary>
         private const int BlockSize = 16 << 10;
         private const int ReceiveLimit = 1 << 20, SendLimit = 1 << 16;
 

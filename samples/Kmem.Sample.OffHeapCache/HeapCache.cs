@@ -1,6 +1,8 @@
 namespace Kmem.Samples;
 
-/// <summary>The same on the GC heap, as one would write it: a dictionary, a linked list, an array for each value.</summary>
+/// <summary>
+/// The same on the GC heap, as one would write it: a dictionary, a linked list, an array for each value.
+/// </summary>
 public sealed class HeapCache(int capacity) : ILruCache
 {
     private readonly Dictionary<ulong, LinkedListNode<(ulong Key, byte[] Value)>> _entries = new(capacity);

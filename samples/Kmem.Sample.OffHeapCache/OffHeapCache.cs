@@ -5,7 +5,8 @@ namespace Kmem.Samples;
 
 /// <summary>
 /// The cache off the heap: entries are objects of a <see cref="KmemCache{T}"/>, tied together by handles; the table of
-/// buckets is a few rented blocks. For the garbage collector it is a handful of objects, however many entries there are.
+/// buckets is a few rented blocks. For the garbage collector it is a handful of objects, however many entries there
+/// are.
 /// <code>
 ///   buckets [ h | · | h | … ]          recency:  newest ⇄ … ⇄ oldest
 ///             │       └─▶ entry ─▶ entry         (both through handles in the entries)

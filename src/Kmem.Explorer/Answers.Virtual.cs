@@ -228,7 +228,9 @@ internal sealed record AreaAnswer(
         bool? Guard, bool Lazy,
     int? Node)
 {
-    /// <summary><c>busy</c>, <c>lazy</c> (freed, not usable yet) or <c>pool</c> (kept for the next request of its size).</summary>
+    /// <summary>
+    /// <c>busy</c>, <c>lazy</c> (freed, not usable yet) or <c>pool</c> (kept for the next request of its size).
+    /// </summary>
     public required string State { get; init; }
 
     /// <summary>The moment at which it was there; null if that is not known.</summary>

@@ -76,8 +76,7 @@ internal sealed partial class Answers(ExplorerSource source)
 
     /// <summary>
     /// The numbers of the frames, and what only the allocators know. Those of a recording are asked only when somebody
-    /// wants
-    /// them: while a film plays, the frames' own numbers do.
+    /// wants them: while a film plays, the frames' own numbers do.
     /// </summary>
     public MachineAnswer Machine(FrameSource frames, IReadOnlyList<ZoneMarks>? marks)
     {

@@ -96,7 +96,8 @@ internal sealed class ExplorerApi
         if (offset != null || limit != null || (slab != null && address != null))
         {
             string name = slab != null ? "slab" : "address";
-            throw new QueryException($"{name} names one slab: it excludes offset, limit, and the other way to name one", name);
+            throw new QueryException(
+                $"{name} names one slab: it excludes offset, limit, and the other way to name one", name);
         }
 
         return slab is { } pfn ? _answers.SlabAt(moment, id, (ulong)pfn, "slab")

@@ -8,8 +8,7 @@ namespace Kmem;
 
 /// <summary>
 /// One client: its moment, its window, what it wants to hear. Messages change what is wanted; the sending side looks at
-/// it
-/// fifty times a second and sends the state as it is then, so a slow client misses moments and never has a queue.
+/// it fifty times a second and sends the state as it is then, so a slow client misses moments and never has a queue.
 /// </summary>
 internal sealed class ExplorerConnection(WebSocket socket, ExplorerSource source, Answers answers)
 {

@@ -253,7 +253,9 @@ internal sealed partial class ExplorerExport
         _sections["ticks"] = [.. ticks];
     }
 
-    /// <summary>What became of areas of the vmalloc space at each event about them: gone, or there in another state.</summary>
+    /// <summary>
+    /// What became of areas of the vmalloc space at each event about them: gone, or there in another state.
+    /// </summary>
     private void WriteAreas()
     {
         var words = new List<uint>();

@@ -3,13 +3,13 @@ using Kmem.Tracing;
 namespace Kmem;
 
 /// <summary>
-/// What a machine at work did lately, without being in its way: it counts its slow paths itself, and whoever looks compares
-/// the counts with those of the last look.
+/// What a machine at work did lately, without being in its way: it counts its slow paths itself, and whoever looks
+/// compares the counts with those of the last look.
 /// <code>
 ///   machine: splits, merges, refills, … ──look──▶ differences ─▶ ring of ticks, each with the number of the look
 /// </code>
-/// So a tick stands for all that happened of its kind since the look before; its frame and orders are those of the last one.
-/// Objects are not counted: that would cost the fast path.
+/// So a tick stands for all that happened of its kind since the look before; its frame and orders are those of the last
+/// one. Objects are not counted: that would cost the fast path.
 /// </summary>
 internal sealed class LiveTicker
 {

@@ -10,7 +10,8 @@ public sealed record KernelProfile
 
     /// <summary>
     /// No kernel's rules, but the fastest for a .NET program: every cache has sheaves, as in Linux 7.0, and a thread
-    /// allocates from the arrays of its CPU without a lock or an interlocked instruction; kmalloc has caches up to 32 KiB.
+    /// allocates from the arrays of its CPU without a lock or an interlocked instruction; kmalloc has caches up to 32
+    /// KiB.
     /// </summary>
     public static KernelProfile Native { get; } = new("native")
     {
@@ -23,10 +24,9 @@ public sealed record KernelProfile
 
     /// <summary>
     /// As <see cref="Native"/>, but bugs are found and contained rather than served fast: random and encoded free
-    /// lists,
-    /// random free pages, memory cleared when it is allocated and when it is freed, freed objects kept back for a while
-    /// and looked at before they are given out again, and each free decided by one interlocked instruction. Costs nine
-    /// times as much as the native profile; see docs/misuse.md.
+    /// lists, random free pages, memory cleared when it is allocated and when it is freed, freed objects kept back for
+    /// a while and looked at before they are given out again, and each free decided by one interlocked instruction.
+    /// Costs nine times as much as the native profile; see docs/misuse.md.
     /// </summary>
     public static KernelProfile Hardened { get; } = Native with
     {

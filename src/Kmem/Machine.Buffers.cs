@@ -18,13 +18,15 @@ public sealed partial class Machine
     private BufferSource _growing = null!;
     private BufferSource _rings = null!;
 
-    /// <summary>The name in metrics, events and reports: <see cref="MachineOptions.Name"/>, or "machine-1" and so on.</summary>
+    /// <summary>
+    /// The name in metrics, events and reports: <see cref="MachineOptions.Name"/>, or "machine-1" and so on.
+    /// </summary>
     public string Name => _account.Machine;
 
     /// <summary>
-    /// Things that the .NET floor handed out and did not get back: owners, pool blocks, typed objects, regions, writers, rings.
-    /// Exact when no other thread is at work; a test can assert that it is 0. Pointers from kmalloc and its relatives are not
-    /// counted.
+    /// Things that the .NET floor handed out and did not get back: owners, pool blocks, typed objects, regions,
+    /// writers, rings. Exact when no other thread is at work; a test can assert that it is 0. Pointers from kmalloc and
+    /// its relatives are not counted.
     /// </summary>
     public long Outstanding => _account.Sources.Sum(source => source.Count);
 
@@ -48,7 +50,9 @@ public sealed partial class Machine
     /// <param name="file">Filled in by the compiler.</param>
     /// <param name="line">Filled in by the compiler.</param>
     /// <returns>The owner; dispose it once.</returns>
-    /// <exception cref="OutOfMemoryException">The machine has no memory left; the message says what it has and why.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// The machine has no memory left; the message says what it has and why.
+    /// </exception>
     /// <exception cref="ArgumentOutOfRangeException">A negative length.</exception>
     /// <exception cref="ObjectDisposedException">The machine has been disposed.</exception>
     public unsafe KmemOwner<T> Rent<T>(
@@ -61,7 +65,9 @@ public sealed partial class Machine
         return new KmemOwner<T>(_rents, _account, block, bytes, length, file, line);
     }
 
-    /// <summary>Creates a pool for pipes, serializers and servers: a <see cref="System.Buffers.MemoryPool{T}"/> of bytes.</summary>
+    /// <summary>
+    /// Creates a pool for pipes, serializers and servers: a <see cref="System.Buffers.MemoryPool{T}"/> of bytes.
+    /// </summary>
     /// <param name="name">For reports and metrics.</param>
     /// <returns>The pool. Several may share a machine, and with it its budget.</returns>
     /// <exception cref="ObjectDisposedException">The machine has been disposed.</exception>
@@ -101,12 +107,16 @@ public sealed partial class Machine
         return new KmemCache<T>(_account, cache, _map, stamps ? KmemCache<T>.StampOffset : 0);
     }
 
-    /// <summary>Allocates a region of any size, for state that lives long (kmalloc up to 4 MiB, vmalloc above).</summary>
+    /// <summary>
+    /// Allocates a region of any size, for state that lives long (kmalloc up to 4 MiB, vmalloc above).
+    /// </summary>
     /// <param name="bytes">Bytes, at least 1.</param>
     /// <param name="file">Filled in by the compiler.</param>
     /// <param name="line">Filled in by the compiler.</param>
     /// <returns>The region, cleared; a <see cref="System.Runtime.InteropServices.SafeHandle"/>.</returns>
-    /// <exception cref="OutOfMemoryException">The machine has no memory left; the message says what it has and why.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// The machine has no memory left; the message says what it has and why.
+    /// </exception>
     /// <exception cref="ObjectDisposedException">The machine has been disposed.</exception>
     public unsafe KmemRegion CreateRegion(
         nuint bytes, [CallerFilePath] string file = "", [CallerLineNumber] int line = 0)
@@ -160,9 +170,13 @@ public sealed partial class Machine
         return new KmemGrowingBuffer(_growing, maxCapacity, file, line);
     }
 
-    /// <summary>Creates a ring buffer whose memory is mapped twice in a row, so that every slice is contiguous.</summary>
+    /// <summary>
+    /// Creates a ring buffer whose memory is mapped twice in a row, so that every slice is contiguous.
+    /// </summary>
     /// <param name="capacity">Bytes; rounded up to a power of two, at least a page.</param>
-    /// <param name="requireMirror">Refuse to do without the second mapping; see <see cref="KmemRing.WhyNotMirrored"/>.</param>
+    /// <param name="requireMirror">
+    /// Refuse to do without the second mapping; see <see cref="KmemRing.WhyNotMirrored"/>.
+    /// </param>
     /// <param name="file">Filled in by the compiler.</param>
     /// <param name="line">Filled in by the compiler.</param>
     /// <returns>The ring; dispose it.</returns>

@@ -4,8 +4,8 @@ namespace Kmem;
 public sealed partial class Machine
 {
     /// <summary>
-    /// Binds this thread to a CPU of the machine until the result is disposed. Several threads may be bound to one CPU; they
-    /// take turns.
+    /// Binds this thread to a CPU of the machine until the result is disposed. Several threads may be bound to one CPU;
+    /// they take turns.
     /// </summary>
     /// <param name="cpu">CPU number, from 0.</param>
     /// <returns>Dispose it on the same thread to go back to where the thread was before.</returns>
@@ -60,8 +60,8 @@ public sealed partial class Machine
     public unsafe ContextScope MemallocPin() => ContextScope.Flag(_cpus.Current, TaskFlags.Pin);
 
     /// <summary>
-    /// A read-side section (rcu_read_lock): what is freed with <see cref="KfreeRcu"/> meanwhile stays until it ends. It is
-    /// atomic: a reader that slept would hold up everybody's frees.
+    /// A read-side section (rcu_read_lock): what is freed with <see cref="KfreeRcu"/> meanwhile stays until it ends. It
+    /// is atomic: a reader that slept would hold up everybody's frees.
     /// </summary>
     /// <returns>Dispose it on the same thread. Sections nest.</returns>
     public RcuReader RcuRead() => new(_slabs.Rcu, Atomic());

@@ -25,8 +25,8 @@ public sealed partial class Machine
 
     /// <summary>
     /// Tells what a request for pages would find now: which zone lacks what, how free memory is cut up, and for a
-    /// request
-    /// that fails which objects keep the blocks that it needs, ranked by how few they are. Nothing is allocated.
+    /// request that fails which objects keep the blocks that it needs, ranked by how few they are. Nothing is
+    /// allocated.
     /// </summary>
     /// <param name="gfp">The flags of the request.</param>
     /// <param name="order">0 to 10: 2^order frames.</param>

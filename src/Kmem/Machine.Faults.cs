@@ -12,8 +12,8 @@ public sealed partial class Machine
     public FaultAttribute FailPageAlloc => Faults.Pages;
 
     /// <summary>
-    /// Requests for objects of caches, and of kmalloc, that fail on purpose (failslab, mm/failslab.c, Linux 6.18). From the
-    /// first look at it on every request takes a slower way, and a request for many objects is as many requests.
+    /// Requests for objects of caches, and of kmalloc, that fail on purpose (failslab, mm/failslab.c, Linux 6.18). From
+    /// the first look at it on every request takes a slower way, and a request for many objects is as many requests.
     /// </summary>
     public FaultAttribute FailSlab => Faults.Slabs;
 

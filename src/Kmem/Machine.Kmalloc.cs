@@ -18,8 +18,8 @@ public sealed partial class Machine
     /// <param name="gfp">What may be done to get it; selects the set of caches, too.</param>
     /// <returns>
     /// The address, aligned to at least 8 bytes, and to the size if that is a power of two; content undefined unless
-    /// <see cref="Gfp.Zero"/>. Null if there is no memory or the size is too large. For size 0 an address that must not be
-    /// touched (ZERO_SIZE_PTR).
+    /// <see cref="Gfp.Zero"/>. Null if there is no memory or the size is too large. For size 0 an address that must not
+    /// be touched (ZERO_SIZE_PTR).
     /// </returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -64,7 +64,9 @@ public sealed partial class Machine
     /// </summary>
     /// <param name="pointer">A block, or null to allocate.</param>
     /// <param name="size">New size in bytes; 0 frees the block.</param>
-    /// <param name="gfp">Flags; <see cref="Gfp.Zero"/> clears what is added, if every call for this block had it.</param>
+    /// <param name="gfp">
+    /// Flags; <see cref="Gfp.Zero"/> clears what is added, if every call for this block had it.
+    /// </param>
     /// <returns>The block, perhaps elsewhere; null if it could not grow, and then the old block is untouched.</returns>
     public unsafe void* Krealloc(void* pointer, nuint size, Gfp gfp) => _kmalloc.Realloc(pointer, size, gfp);
 
@@ -94,7 +96,9 @@ public sealed partial class Machine
     /// <param name="pointers">Addresses, none of them null; their order is changed.</param>
     public void KfreeBulk(Span<nint> pointers) => _slabs.FreeBulk(null, pointers);
 
-    /// <summary>Frees a block when every reader that may see it now is done (kfree_rcu); see <see cref="RcuRead"/>.</summary>
+    /// <summary>
+    /// Frees a block when every reader that may see it now is done (kfree_rcu); see <see cref="RcuRead"/>.
+    /// </summary>
     /// <param name="pointer">A block, or null.</param>
     /// <exception cref="KernelBugException">
     /// No allocation begins there. A block that was handed in twice is found when it is freed, and only reported in the
@@ -116,11 +120,13 @@ public sealed partial class Machine
     public unsafe nuint Ksize(void* pointer) => _kmalloc.SizeOf(pointer);
 
     /// <summary>
-    /// The size to ask for if as much as comes of a size in any profile is to be used (kmalloc_size_roundup). What a block really
-    /// has is what <see cref="Ksize"/> says; the native profile has classes between the kernel's.
+    /// The size to ask for if as much as comes of a size in any profile is to be used (kmalloc_size_roundup). What a
+    /// block really has is what <see cref="Ksize"/> says; the native profile has classes between the kernel's.
     /// </summary>
     /// <param name="size">Bytes.</param>
-    /// <returns>The size of the slot or of the block of pages; 0 and sizes above the maximum come back unchanged.</returns>
+    /// <returns>
+    /// The size of the slot or of the block of pages; 0 and sizes above the maximum come back unchanged.
+    /// </returns>
     public static nuint KmallocSizeRoundup(nuint size) => KmallocAllocator.SizeRoundup(size);
 
     /// <summary>Copies bytes into a new block (kmemdup).</summary>
@@ -196,7 +202,9 @@ public sealed partial class Machine
         }
     }
 
-    /// <summary>Creates a pool of cache objects that never fails callers who may wait (mempool_create_slab_pool).</summary>
+    /// <summary>
+    /// Creates a pool of cache objects that never fails callers who may wait (mempool_create_slab_pool).
+    /// </summary>
     /// <param name="minimum">Objects that can be in use at the same time, whatever else happens.</param>
     /// <param name="cache">Where they come from.</param>
     /// <returns>The pool, its reserve filled.</returns>
@@ -243,7 +251,9 @@ public sealed partial class Machine
 
     /// <summary>Creates a pool of kvmalloc memory (mempool_create_kvmalloc_pool).</summary>
     /// <param name="minimum">Elements that can be in use at the same time.</param>
-    /// <param name="size">Bytes of an element. Beyond what kmalloc has, requests that may not sleep get the reserve only.</param>
+    /// <param name="size">
+    /// Bytes of an element. Beyond what kmalloc has, requests that may not sleep get the reserve only.
+    /// </param>
     /// <returns>The pool, its reserve filled.</returns>
     /// <exception cref="OutOfMemoryException">The reserve could not be filled.</exception>
     /// <exception cref="NotSupportedException">

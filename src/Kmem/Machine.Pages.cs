@@ -77,7 +77,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Fills the entries that are <see cref="Pfn.None"/> with single frames, cheaper than one by one (alloc_pages_bulk).
+    /// Fills the entries that are <see cref="Pfn.None"/> with single frames, cheaper than one by one
+    /// (alloc_pages_bulk).
     /// </summary>
     /// <param name="gfp">Flags.</param>
     /// <param name="pages">Entries that are filled already are left alone.</param>

@@ -15,8 +15,8 @@ public sealed partial class Machine
 
     /// <summary>
     /// Registers a cache that gives memory back under pressure (shrinker_alloc, shrinker_register, mm/shrinker.c, Linux
-    /// 6.18). From then on requests that may sleep call it before they fail; see <see cref="Shrinker"/> for how much they
-    /// ask for, and for what callbacks must keep to.
+    /// 6.18). From then on requests that may sleep call it before they fail; see <see cref="Shrinker"/> for how much
+    /// they ask for, and for what callbacks must keep to.
     /// </summary>
     /// <param name="name">For reports.</param>
     /// <param name="count">Tells how many objects could be freed. Must be cheap, and must not wait.</param>
@@ -43,8 +43,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Reclaims now, before memory is short (a write to memory.reclaim, mm/vmscan.c, Linux 6.18): cold pages of swap areas,
-    /// then objects of shrinkers.
+    /// Reclaims now, before memory is short (a write to memory.reclaim, mm/vmscan.c, Linux 6.18): cold pages of swap
+    /// areas, then objects of shrinkers.
     /// </summary>
     /// <param name="bytes">How much is wanted.</param>
     /// <returns>Bytes that came back, in whole pages; less than asked for if there is no more.</returns>
@@ -58,17 +58,17 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Does now what kswapd would do in the background for the requests that found no zone above LOW since the last time
-    /// (balance_pgdat, mm/vmscan.c, Linux 6.18): reclaims until a zone is above HIGH. For machines without the threads
-    /// (<see cref="MachineOptions.Kswapd"/>), whose results then depend on nothing but the calls.
+    /// Does now what kswapd would do in the background for the requests that found no zone above LOW since the last
+    /// time (balance_pgdat, mm/vmscan.c, Linux 6.18): reclaims until a zone is above HIGH. For machines without the
+    /// threads (<see cref="MachineOptions.Kswapd"/>), whose results then depend on nothing but the calls.
     /// </summary>
     /// <returns>Bytes that came back.</returns>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>
     public ulong RunKswapd() => (ulong)(ReclaimerIfUsed?.RunKswapd() ?? 0) << Pfn.PageShift;
 
     /// <summary>
-    /// Who is asked when memory is out: when nothing can be reclaimed, and the request is one for which the kernel would
-    /// call its OOM killer, neither of more than 8 frames nor with <see cref="Gfp.NoRetry"/> or
+    /// Who is asked when memory is out: when nothing can be reclaimed, and the request is one for which the kernel
+    /// would call its OOM killer, neither of more than 8 frames nor with <see cref="Gfp.NoRetry"/> or
     /// <see cref="Gfp.RetryMayFail"/>. Null, the default: it fails. In any case a report in the kernel's form goes to
     /// <see cref="Dmesg"/>, at most ten in five seconds.
     /// </summary>
@@ -88,7 +88,8 @@ public sealed partial class Machine
     /// </summary>
     /// <param name="bytes">Its size, up to 8 TiB.</param>
     /// <param name="directory">
-    /// Where its swap file goes, which grows up to that size as pages go out; null for the system's temporary directory.
+    /// Where its swap file goes, which grows up to that size as pages go out; null for the system's temporary
+    /// directory.
     /// </param>
     /// <returns>The area; dispose it to free its memory and to delete the file.</returns>
     /// <exception cref="OutOfMemoryException">There are no such addresses.</exception>
@@ -138,8 +139,12 @@ public sealed partial class Machine
             area.Close();
     }
 
-    /// <summary>Offers a frame to compaction: its owner lets it be moved (__SetPageMovable, mm/migrate.c, Linux 6.18).</summary>
-    /// <param name="page">A frame allocated alone, best with <see cref="Gfp.Movable"/>, and held by nobody else.</param>
+    /// <summary>
+    /// Offers a frame to compaction: its owner lets it be moved (__SetPageMovable, mm/migrate.c, Linux 6.18).
+    /// </summary>
+    /// <param name="page">
+    /// A frame allocated alone, best with <see cref="Gfp.Movable"/>, and held by nobody else.
+    /// </param>
     /// <param name="owner">Who moves it.</param>
     /// <exception cref="ArgumentException">It is another kind of frame, or offered already.</exception>
     public void SetMovable(Pfn page, IMovablePages owner)
@@ -151,8 +156,8 @@ public sealed partial class Machine
     /// <summary>Takes the offer back, which has to happen before the frame is freed (__ClearPageMovable).</summary>
     /// <param name="page">An offered frame.</param>
     /// <returns>
-    /// False if it is just being moved, or asked for: nothing has changed. Try again after that, with the frame where the
-    /// content is then.
+    /// False if it is just being moved, or asked for: nothing has changed. Try again after that, with the frame where
+    /// the content is then.
     /// </returns>
     /// <exception cref="KernelBugException">The frame is not offered.</exception>
     public bool ClearMovable(Pfn page)
@@ -163,8 +168,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Moves all pages that may be moved to the ends of their zones, so that what is free is in large blocks (a write to
-    /// vm.compact_memory, mm/compaction.c, Linux 6.18).
+    /// Moves all pages that may be moved to the ends of their zones, so that what is free is in large blocks (a write
+    /// to vm.compact_memory, mm/compaction.c, Linux 6.18).
     /// </summary>
     /// <returns>What was done.</returns>
     /// <exception cref="KernelBugException">This context may not sleep.</exception>

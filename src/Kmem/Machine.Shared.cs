@@ -5,7 +5,9 @@ namespace Kmem;
 /// <content>The machine of the process.</content>
 public sealed partial class Machine
 {
-    /// <summary>AppContext setting (runtimeconfig.json) and environment variable that set <see cref="SharedFraction"/>.</summary>
+    /// <summary>
+    /// AppContext setting (runtimeconfig.json) and environment variable that set <see cref="SharedFraction"/>.
+    /// </summary>
     private const string FractionSetting = "Kmem.SharedFraction";
     private const string FractionVariable = "KMEM_SHARED_FRACTION";
     private const double DefaultFraction = 0.25;
@@ -20,17 +22,18 @@ public sealed partial class Machine
 
     /// <summary>
     /// The machine of this process, booted at first use: for programs that only want memory. Its size is
-    /// <see cref="SharedFraction"/> of what the process may use: the container's limit (cgroup v1 or v2), else the host's
-    /// memory. That is a budget, not a cost: host memory is taken as pages are touched. It lives as long as the process, and
-    /// <see cref="Dispose"/> on it throws.
+    /// <see cref="SharedFraction"/> of what the process may use: the container's limit (cgroup v1 or v2), else the
+    /// host's memory. That is a budget, not a cost: host memory is taken as pages are touched. It lives as long as the
+    /// process, and <see cref="Dispose"/> on it throws.
     /// </summary>
     /// <exception cref="PlatformException">First use: the host refused the address space or the memory.</exception>
     public static Machine Shared => Volatile.Read(ref s_shared) ?? BootShared();
 
     /// <summary>
-    /// The part of the process's memory limit that <see cref="Shared"/> is booted with: 0.25 unless it is set here, by the
-    /// AppContext setting <c>Kmem.SharedFraction</c>, or by the environment variable <c>KMEM_SHARED_FRACTION</c>. The GC heap
-    /// takes up to 0.75 of a container's limit by default, so a larger part needs a smaller <c>GCHeapHardLimitPercent</c>.
+    /// The part of the process's memory limit that <see cref="Shared"/> is booted with: 0.25 unless it is set here, by
+    /// the AppContext setting <c>Kmem.SharedFraction</c>, or by the environment variable <c>KMEM_SHARED_FRACTION</c>.
+    /// The GC heap takes up to 0.75 of a container's limit by default, so a larger part needs a smaller
+    /// <c>GCHeapHardLimitPercent</c>.
     /// </summary>
     /// <exception cref="ArgumentOutOfRangeException">Not above 0 and at most 1.</exception>
     /// <exception cref="InvalidOperationException">The shared machine has been booted already.</exception>
@@ -55,7 +58,8 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Says what <see cref="Shared"/> will be made of, before its first use: a program's own budget, profile or leak tracking.
+    /// Says what <see cref="Shared"/> will be made of, before its first use: a program's own budget, profile or leak
+    /// tracking.
     /// </summary>
     /// <param name="options">All of it, the size included.</param>
     /// <exception cref="InvalidOperationException">The shared machine has been booted already.</exception>
@@ -69,7 +73,9 @@ public sealed partial class Machine
         }
     }
 
-    /// <summary>Bytes for the shared machine: a part of the limit in whole MiB, but not less than is of any use.</summary>
+    /// <summary>
+    /// Bytes for the shared machine: a part of the limit in whole MiB, but not less than is of any use.
+    /// </summary>
     internal static ulong SharedBytes(ulong limit, double fraction) =>
         Math.Max((ulong)(limit * fraction) >> 20 << 20, SmallestShared);
 
@@ -123,12 +129,14 @@ public sealed partial class Machine
     private static void ThrowIfSharedBooted()
     {
         if (s_shared != null)
-            throw new InvalidOperationException("the shared machine has been booted already: set this before its first use");
+            throw new InvalidOperationException(
+                "the shared machine has been booted already: set this before its first use");
     }
 
     private void ThrowIfShared()
     {
         if (_isShared)
-            throw new InvalidOperationException("the shared machine lives as long as the process: it cannot be disposed");
+            throw new InvalidOperationException(
+                "the shared machine lives as long as the process: it cannot be disposed");
     }
 }

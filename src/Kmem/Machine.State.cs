@@ -2,24 +2,27 @@ using System.Collections.ObjectModel;
 
 namespace Kmem;
 
-/// <content>The whole state as plain data: where recordings of real kernels come in, and what checkpoints are.</content>
+/// <content>The whole state as plain data: where recordings of real kernels come in, and what checkpoints
+/// are.</content>
 public sealed partial class Machine
 {
     private VmapAllocator? _recordedVmap;
 
     /// <summary>
-    /// The addresses of the vmalloc space: this machine's own, or those of the kernel whose state it was made from. Null
-    /// if there are none yet.
+    /// The addresses of the vmalloc space: this machine's own, or those of the kernel whose state it was made from.
+    /// Null if there are none yet.
     /// </summary>
     internal VmapAllocator? VmapSpace => VmallocIfUsed?.Vmap ?? _recordedVmap ?? Recorded?.Vmap;
 
     /// <summary>
-    /// The vmalloc space of the kernel whose events are replayed on this machine; null if there is none. It is not part of
-    /// the machine's own state.
+    /// The vmalloc space of the kernel whose events are replayed on this machine; null if there is none. It is not part
+    /// of the machine's own state.
     /// </summary>
     internal RecordedSpace? Recorded { get; private set; }
 
-    /// <summary>What lay behind the areas of the kernel whose state this machine was made from, by their starts.</summary>
+    /// <summary>
+    /// What lay behind the areas of the kernel whose state this machine was made from, by their starts.
+    /// </summary>
     internal IReadOnlyDictionary<ulong, VmStructState> RecordedStructs { get; private set; } =
         ReadOnlyDictionary<ulong, VmStructState>.Empty;
 
@@ -33,12 +36,12 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Builds a machine in the state that <see cref="SaveState"/> wrote, or in the recorded state of a real kernel: from here on
-    /// the same requests on the same CPUs give the same addresses.
+    /// Builds a machine in the state that <see cref="SaveState"/> wrote, or in the recorded state of a real kernel:
+    /// from here on the same requests on the same CPUs give the same addresses.
     /// </summary>
     /// <remarks>
-    /// The content of memory in use is not part of a state, nor are constructors of caches. A recording does not tell whose
-    /// the blocks in use are that are not slabs; they can be freed only by a replay.
+    /// The content of memory in use is not part of a state, nor are constructors of caches. A recording does not tell
+    /// whose the blocks in use are that are not slabs; they can be freed only by a replay.
     /// </remarks>
     /// <param name="path">A file of JSON, may be gzip.</param>
     /// <param name="options">Options that a state does not contain; RAM, CPUs and nodes are the state's.</param>
@@ -53,13 +56,13 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Writes the whole state of the allocators: lists in order, slabs with their free lists, per-CPU parts, the vmalloc space.
-    /// No other thread may be at work on the machine.
+    /// Writes the whole state of the allocators: lists in order, slabs with their free lists, per-CPU parts, the
+    /// vmalloc space. No other thread may be at work on the machine.
     /// </summary>
     /// <remarks>
-    /// A state has no place for everything: frees that wait for the end of a grace period, free lists in random order, page
-    /// tables of 5 levels, changed rights, mappings of devices and of vm_map_ram, DMA memory, sparse areas, per-CPU objects,
-    /// kernel stacks, modules, and address spaces of processes.
+    /// A state has no place for everything: frees that wait for the end of a grace period, free lists in random order,
+    /// page tables of 5 levels, changed rights, mappings of devices and of vm_map_ram, DMA memory, sparse areas,
+    /// per-CPU objects, kernel stacks, modules, and address spaces of processes.
     /// </remarks>
     /// <param name="path">The file to write JSON to; gzip if the name ends in .gz.</param>
     /// <exception cref="InvalidOperationException">
@@ -78,8 +81,9 @@ public sealed partial class Machine
     }
 
     /// <summary>
-    /// Brings a machine into the state that another one was in, or a real kernel: from here on the same requests give the
-    /// same answers. The content of memory in use is not part of a state, except for what the allocators keep there.
+    /// Brings a machine into the state that another one was in, or a real kernel: from here on the same requests give
+    /// the same answers. The content of memory in use is not part of a state, except for what the allocators keep
+    /// there.
     /// </summary>
     /// <exception cref="InvalidDataException">The state contradicts itself; the message names the rule.</exception>
     internal static Machine FromState(MachineState state, MachineOptions options)

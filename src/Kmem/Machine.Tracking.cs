@@ -10,8 +10,7 @@ public sealed partial class Machine
 
     /// <summary>
     /// Finds objects that cannot be reached from the roots, and writes the kernel's line to <see cref="Dmesg"/> if
-    /// there
-    /// are any; see <see cref="AllocationTracker.ScanForLeaks"/> for what a scan can and cannot know.
+    /// there are any; see <see cref="AllocationTracker.ScanForLeaks"/> for what a scan can and cannot know.
     /// </summary>
     /// <param name="minAge">Younger objects are not reported; null for 5 s.</param>
     /// <returns>The leaks, oldest first.</returns>

@@ -92,7 +92,9 @@ public sealed partial class Machine
         }
     }
 
-    /// <summary>What there is much more of than a sixteenth of the frames in use goes back after a few of these.</summary>
+    /// <summary>
+    /// What there is much more of than a sixteenth of the frames in use goes back after a few of these.
+    /// </summary>
     internal void QuickTick(QuickDecay quick)
     {
         if (!_upkeep.TryEnter())
@@ -126,7 +128,8 @@ public sealed partial class Machine
     private const long QuickShare = 16;
 
     /// <summary>
-    /// Frames that somebody has, or a CPU's lists; those that were never touched, too. Private ones are none of the file's.
+    /// Frames that somebody has, or a CPU's lists; those that were never touched, too. Private ones are none of the
+    /// file's.
     /// </summary>
     private long UsedFrames()
     {

@@ -4,18 +4,19 @@ using System.Text;
 namespace Kmem;
 
 /// <summary>
-/// A machine: RAM, CPUs and the kernel's memory allocators over them. Memory it gives out is real memory of this process.
+/// A machine: RAM, CPUs and the kernel's memory allocators over them. Memory it gives out is real memory of this
+/// process.
 /// </summary>
 /// <remarks>
 /// <para>
-/// Thread-safe unless a member says otherwise. A thread that allocates borrows one of the machine's CPUs; with at least as
-/// many CPUs as busy threads the fast paths take no lock.
+/// Thread-safe unless a member says otherwise. A thread that allocates borrows one of the machine's CPUs; with at least
+/// as many CPUs as busy threads the fast paths take no lock.
 /// </para>
 /// <para>
-/// The kernel's contexts hold: a request with <see cref="Gfp.DirectReclaim"/> (which <see cref="Gfp.Kernel"/> contains) may
-/// sleep, and is refused inside <see cref="Atomic"/>, <see cref="SoftIrq"/> and the like. Misuse is written to
-/// <see cref="Dmesg"/> and thrown as <see cref="KernelBugException"/>; the machine stays whole. No pointer may be used after
-/// <see cref="Dispose"/>.
+/// The kernel's contexts hold: a request with <see cref="Gfp.DirectReclaim"/> (which <see cref="Gfp.Kernel"/> contains)
+/// may sleep, and is refused inside <see cref="Atomic"/>, <see cref="SoftIrq"/> and the like. Misuse is written to
+/// <see cref="Dmesg"/> and thrown as <see cref="KernelBugException"/>; the machine stays whole. No pointer may be used
+/// after <see cref="Dispose"/>.
 /// </para>
 /// </remarks>
 public sealed partial class Machine : IDisposable
@@ -189,7 +190,9 @@ public sealed partial class Machine : IDisposable
         return frames << Pfn.PageShift;
     }
 
-    /// <summary>Checks every invariant of the machine; O(memory in use). No other thread may be at work on it.</summary>
+    /// <summary>
+    /// Checks every invariant of the machine; O(memory in use). No other thread may be at work on it.
+    /// </summary>
     /// <returns>The broken rules, with their ids in <c>rules/</c>; empty if all hold.</returns>
     public IReadOnlyList<BrokenRule> Validate()
     {
@@ -210,7 +213,9 @@ public sealed partial class Machine : IDisposable
             : broken;
     }
 
-    /// <summary>Gives all memory back. No thread may be inside a call; pointers into the machine become invalid.</summary>
+    /// <summary>
+    /// Gives all memory back. No thread may be inside a call; pointers into the machine become invalid.
+    /// </summary>
     public void Dispose()
     {
         if (_disposed)

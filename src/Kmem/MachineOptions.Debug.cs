@@ -4,13 +4,11 @@ namespace Kmem;
 public sealed partial record MachineOptions
 {
     /// <summary>
-    /// Slab debugging, in the syntax of the kernel's boot parameter slab_debug (mm/slub.c, Linux 6.18): letters
-    /// F (consistency checks), Z (red zones), P (poison), U (last users), T (trace), A (fault injection), O (not where
-    /// it
-    /// would raise the smallest order of a slab), - (none); after a comma
-    /// names of caches, <c>*</c> at the end for any; blocks with semicolons between them. Examples: <c>FZPU</c>;
-    /// <c>FZ,kmalloc-*;P,dentry</c>. Empty: F Z P U for all caches. Null, the default: only caches created with such
-    /// flags.
+    /// Slab debugging, in the syntax of the kernel's boot parameter slab_debug (mm/slub.c, Linux 6.18): letters F
+    /// (consistency checks), Z (red zones), P (poison), U (last users), T (trace), A (fault injection), O (not where it
+    /// would raise the smallest order of a slab), - (none); after a comma names of caches, <c>*</c> at the end for any;
+    /// blocks with semicolons between them. Examples: <c>FZPU</c>; <c>FZ,kmalloc-*;P,dentry</c>. Empty: F Z P U for all
+    /// caches. Null, the default: only caches created with such flags.
     /// </summary>
     /// <remarks>
     /// A debugged cache has no per-CPU state: every operation takes a lock, and with U walks the stack. The others are
@@ -20,8 +18,8 @@ public sealed partial record MachineOptions
 
     /// <summary>
     /// Requests for objects that fail on purpose, in the syntax of the kernel's boot parameter failslab:
-    /// <c>interval,probability,space,times</c> (setup_fault_attr, lib/fault-inject.c, Linux 6.18). In force once the machine
-    /// has booted; <see cref="Machine.FailSlab"/> has the rest. Null: none.
+    /// <c>interval,probability,space,times</c> (setup_fault_attr, lib/fault-inject.c, Linux 6.18). In force once the
+    /// machine has booted; <see cref="Machine.FailSlab"/> has the rest. Null: none.
     /// </summary>
     public string? FailSlab { get; init; }
 
@@ -38,8 +36,7 @@ public sealed partial record MachineOptions
     /// <summary>
     /// Puts some of the objects that are allocated on pages of their own, between pages that nobody may touch
     /// (CONFIG_KFENCE, mm/kfence, Linux 6.18), so that a use after free or past an end ends the process where it
-    /// happens,
-    /// in production, too. Null: none.
+    /// happens, in production, too. Null: none.
     /// </summary>
     public KfenceOptions? Kfence { get; init; }
 }

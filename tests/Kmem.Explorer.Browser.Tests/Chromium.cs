@@ -2,7 +2,9 @@ using Microsoft.Playwright;
 
 namespace Kmem.Explorer.Browser.Tests;
 
-/// <summary>The system's Chromium, started once for all tests; where there is none, they are skipped and say why.</summary>
+/// <summary>
+/// The system's Chromium, started once for all tests; where there is none, they are skipped and say why.
+/// </summary>
 public sealed class Chromium : IAsyncLifetime
 {
     private static readonly string[] s_names = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];

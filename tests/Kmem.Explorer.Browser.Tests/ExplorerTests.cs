@@ -360,7 +360,8 @@ public sealed partial class ExplorerTests(RecordingFixture fixture)
         throw new InvalidOperationException($"the map shows no {kind}");
     }
 
-    // Colours that the map's canvas has, and a digest of its pixels; both of a copy, so that the canvas stays as fast as it is.
+    // Colours that the map's canvas has, and a digest of its pixels; both of a copy, so that the canvas stays as fast
+    // as it is.
     private const string Colours = "(() => { " + Data + " const s = new Set();"
         + " for (let i = 0; i < d.length; i += 12) s.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return s.size; })()";
 

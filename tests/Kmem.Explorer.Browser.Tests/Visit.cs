@@ -3,7 +3,9 @@ using Microsoft.Playwright;
 
 namespace Kmem.Explorer.Browser.Tests;
 
-/// <summary>A tab of its own for one test. What the page complains about fails the test when the tab is closed.</summary>
+/// <summary>
+/// A tab of its own for one test. What the page complains about fails the test when the tab is closed.
+/// </summary>
 internal sealed class Visit : IAsyncDisposable
 {
     private readonly IBrowserContext _context;

@@ -120,7 +120,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         Assert.Equal(why.GetProperty("summary").GetString(), explanation.GetProperty("sentence").GetString());
         Assert.Equal("slabObject", explanation.GetProperty("kind").GetString());
         Assert.Equal(t, explanation.GetProperty("atEvent").GetInt32());
-        Assert.Equal(obj.GetProperty("index").GetInt32(), explanation.GetProperty("object").GetProperty("number").GetInt32());
+        Assert.Equal(
+            obj.GetProperty("index").GetInt32(), explanation.GetProperty("object").GetProperty("number").GetInt32());
         JsonElement birth = explanation.GetProperty("life").EnumerateArray().Last();
         Assert.Equal("objectAllocated", birth.GetProperty("kind").GetString());
         Assert.Equal(t, birth.GetProperty("event").GetInt32());
@@ -144,7 +145,8 @@ public sealed class ApiTests(ExplorerFixture fixture) : IClassFixture<ExplorerFi
         Assert.Contains(after.GetProperty("decision").GetProperty("zones").EnumerateArray(), zone =>
             zone.GetProperty("result").GetString() == "served");
         JsonElement before = await ExplanationAsync(address, t - 1);     // backwards: another replay
-        Assert.All(before.GetProperty("life").EnumerateArray(), it => Assert.True(it.GetProperty("event").GetInt32() < t));
+        Assert.All(
+            before.GetProperty("life").EnumerateArray(), it => Assert.True(it.GetProperty("event").GetInt32() < t));
         Assert.True(before.GetProperty("kind").GetString() is "freeBlock" or "pcpList", before.ToString());
         Assert.Equal(after.ToString(), (await ExplanationAsync(address, t)).ToString());
     }

@@ -103,7 +103,8 @@ public sealed class LiveCountersTests
         using var client = new HttpClient { BaseAddress = explorer.Url };
         JsonElement slab = await GetAsync(client, $"/api/slabs/{its.Id}?slab={its.Pfn}");
         JsonElement only = Assert.Single(slab.GetProperty("slabs").EnumerateArray());
-        Assert.InRange(its.Pfn - only.GetProperty("pfn").GetUInt64(), 0UL, (1UL << only.GetProperty("order").GetInt32()) - 1);
+        Assert.InRange(
+            its.Pfn - only.GetProperty("pfn").GetUInt64(), 0UL, (1UL << only.GetProperty("order").GetInt32()) - 1);
         Assert.Empty(slab.GetProperty("cpus").EnumerateArray());
         Assert.Empty(slab.GetProperty("nodes").EnumerateArray());
         ulong descriptor = machine.Slabs.Addresses.Vmemmap + (its.Pfn * Page.SizeInBytes);

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// What a run of the tests has done, for the summary of <c>eng/nightly</c>: lines <c>topic TAB what TAB number</c>, appended
-/// to the file that <c>KMEM_FIGURES</c> names. Without that nothing is written.
+/// What a run of the tests has done, for the summary of <c>eng/nightly</c>: lines <c>topic TAB what TAB number</c>,
+/// appended to the file that <c>KMEM_FIGURES</c> names. Without that nothing is written.
 /// </summary>
 internal static class Figures
 {

@@ -1,12 +1,12 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// What a machine has, counted after everything that is only cached was given back: two counts that differ are a leak, or
-/// a free too many.
+/// What a machine has, counted after everything that is only cached was given back: two counts that differ are a leak,
+/// or a free too many.
 /// </summary>
 /// <param name="Frames">
-/// Free frames, those of page tables, which stay once they are there, those of percpu chunks, of which some stay, and those
-/// of slabs: how many the objects take depends on how they lie.
+/// Free frames, those of page tables, which stay once they are there, those of percpu chunks, of which some stay, and
+/// those of slabs: how many the objects take depends on how they lie.
 /// </param>
 /// <param name="Objects">Live objects of all caches without those of areas: each CPU may have a spare one.</param>
 internal readonly record struct Inventory(long Frames, long Objects)

@@ -4,8 +4,8 @@ using System.Reflection;
 namespace Kmem.Tests;
 
 /// <summary>
-/// The deliberate errors in tests/mutants, each of which <c>eng/mutants</c> builds and has found: they still fit the code,
-/// and name tests and rules that exist.
+/// The deliberate errors in tests/mutants, each of which <c>eng/mutants</c> builds and has found: they still fit the
+/// code, and name tests and rules that exist.
 /// </summary>
 public sealed class MutantTests
 {

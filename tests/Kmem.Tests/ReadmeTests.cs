@@ -12,8 +12,7 @@ public sealed class ConsoleCollection;
 
 /// <summary>
 /// The C# blocks of the README, of the guide for .NET programs and of the walkthroughs are programs: they compile
-/// without a
-/// warning, run, and print what the page says.
+/// without a warning, run, and print what the page says.
 /// </summary>
 [Collection("console")]
 public sealed partial class ReadmeTests

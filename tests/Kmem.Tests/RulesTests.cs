@@ -3,7 +3,9 @@ using System.Text.RegularExpressions;
 
 namespace Kmem.Tests;
 
-/// <summary>The numbered rules, the tests that verify them and the validators that report them tell the same story.</summary>
+/// <summary>
+/// The numbered rules, the tests that verify them and the validators that report them tell the same story.
+/// </summary>
 public sealed class RulesTests
 {
     private static readonly string s_root = Directory.GetParent(TestData.PathOf("gfp-flags.txt"))!.Parent!.Parent!.FullName;

@@ -65,7 +65,8 @@ public sealed class BenchTests
         Outcome outcome = await Tool.Run(
             "bench", "--quick", "--no-c", "--only", "rsize", "replay", "--against", "NativeMemory");
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
-        Assert.Matches(@"(?m)^ *rsize +[\d.,]+ +[\d.,]+ +NativeMemory +[\d.,]+ +[\d.]+ +1 +(reached|missed)", outcome.Output);
+        Assert.Matches(
+            @"(?m)^ *rsize +[\d.,]+ +[\d.,]+ +NativeMemory +[\d.,]+ +[\d.]+ +1 +(reached|missed)", outcome.Output);
         Assert.Matches(@"(?m)^ *[\d,]+ events per second", outcome.Output);
         Assert.Contains("They say nothing of", outcome.Output, StringComparison.Ordinal);
         Assert.Matches(@"goals? (was|were) reached", outcome.Output);

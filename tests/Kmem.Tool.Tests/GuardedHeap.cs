@@ -11,7 +11,9 @@ internal sealed class HeapCounts
     internal long Damaged;
 }
 
-/// <summary>An allocator that counts, keeps the size before an object and a guard behind it, and looks at both.</summary>
+/// <summary>
+/// An allocator that counts, keeps the size before an object and a guard behind it, and looks at both.
+/// </summary>
 internal readonly struct GuardedHeap(HeapCounts counts) : IHeap
 {
     private const ulong Guard = 0xdead_beef_0bad_f00d;

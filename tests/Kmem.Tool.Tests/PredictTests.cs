@@ -85,7 +85,8 @@ public sealed class PredictTests
 
             JsonNode json = JsonNode.Parse(outcome.Output)!;
             Assert.Equal((1, 1, 0), (outcome.Exit, (int)json["pageAllocs"]!, (int)json["pageAllocsExact"]!));
-            Assert.StartsWith("line 2: 1 PA 1 0 1 cca pcp: came frame", (string)json["first"]!, StringComparison.Ordinal);
+            Assert.StartsWith(
+                "line 2: 1 PA 1 0 1 cca pcp: came frame", (string)json["first"]!, StringComparison.Ordinal);
             Assert.NotEqual(0, (int)json["stateDifferences"]!);
         }
         finally

@@ -42,7 +42,8 @@ public sealed partial class ReplayTests
     {
         Outcome outcome = await Tool.Run("replay", Tool.SampleTrace, "--top", "4");
         Assert.Equal((0, ""), (outcome.Exit, outcome.Error));
-        Assert.StartsWith("44,331 events on linux-6.18, 2 CPUs, 16 GiB of RAM", outcome.Output, StringComparison.Ordinal);
+        Assert.StartsWith(
+            "44,331 events on linux-6.18, 2 CPUs, 16 GiB of RAM", outcome.Output, StringComparison.Ordinal);
         Assert.Matches(@"kmalloc +(\d+) +\1 +100 %", outcome.Output.Replace(",", "", StringComparison.Ordinal));
         Assert.Contains("DMA32", outcome.Output, StringComparison.Ordinal);
         Assert.Contains("extfrag   ", outcome.Output, StringComparison.Ordinal);

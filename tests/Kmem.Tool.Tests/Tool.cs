@@ -7,7 +7,9 @@ namespace Kmem.Tool.Tests;
 /// <summary>What a command line ended with.</summary>
 internal sealed record Outcome(int Exit, string Output, string Error);
 
-/// <summary>Runs <c>kmem</c>: in this process where that shows the same, as a child where the process itself matters.</summary>
+/// <summary>
+/// Runs <c>kmem</c>: in this process where that shows the same, as a child where the process itself matters.
+/// </summary>
 internal static class Tool
 {
     /// <summary>The root of the repository.</summary>

@@ -8,7 +8,9 @@ public sealed class WalkTests
 {
     private static string Recording => Path.Combine(Tool.Repository, "tests/data/boot-1cpu/02-vm");
 
-    /// <summary>Each entry leads to the next table, the index is the address's, the leaf to the physical address.</summary>
+    /// <summary>
+    /// Each entry leads to the next table, the index is the address's, the leaf to the physical address.
+    /// </summary>
     [Theory]
     [InlineData("", "vmalloc() Area", 4)]
     [InlineData("0xffffc90000002abc --allocate 64KiB", "vmalloc() Area", 4)]

@@ -22,7 +22,8 @@ internal sealed class KmemHost : IDisposable
     internal KmemCache Cache => _cache ??= Machine.CreateCache("bench-64", Tables.Size, flags: SlabFlags.NoMerge);
 
     /// <summary>
-    /// Objects of kmalloc and of the cache that are allocated, those of freed areas that are kept for reuse not counted.
+    /// Objects of kmalloc and of the cache that are allocated, those of freed areas that are kept for reuse not
+    /// counted.
     /// </summary>
     internal long CountOutstanding()
     {

@@ -84,7 +84,8 @@ internal sealed class PairCase<TA, TH>(string name, TA allocator) : Case(name)
 }
 
 /// <summary>
-/// <c>lifo100</c>, <c>rand100</c> and <c>bulk64</c>: objects of 64 bytes, freed newest first, in random order, or as they came.
+/// <c>lifo100</c>, <c>rand100</c> and <c>bulk64</c>: objects of 64 bytes, freed newest first, in random order, or as
+/// they came.
 /// </summary>
 /// <param name="name">The allocator's name.</param>
 /// <param name="allocator">The allocator.</param>
@@ -186,7 +187,9 @@ internal sealed class SlotsCase<TA, TH>(string name, TA allocator) : Case(name)
 /// <summary><c>kmem-scope</c>: the loop holds a <see cref="CacheScope"/>.</summary>
 /// <param name="name">The allocator's name.</param>
 /// <param name="cache">The cache.</param>
-/// <param name="order">The order of the frees, as in <see cref="OrderCase{TA, TH}"/>; null where each object is freed at once.</param>
+/// <param name="order">
+/// The order of the frees, as in <see cref="OrderCase{TA, TH}"/>; null where each object is freed at once.
+/// </param>
 internal sealed class ScopeCase(string name, KmemCache cache, int[]? order) : Case(name)
 {
     private readonly nint[] _objects = new nint[order?.Length ?? 0];

@@ -62,7 +62,8 @@ internal sealed class CompareCommand : Command, IHasExamples
     {
         string path = parsed.GetValue(_trace)!;
         if (path == "-")
-            throw new ToolException("TRACE is '-', but a recording that is compared is read several times: expected a file");
+            throw new ToolException(
+                "TRACE is '-', but a recording that is compared is read several times: expected a file");
 
         var outcomes = new List<ComparedJson>();
         foreach (ReplaySettings settings in (ReplaySettings[])[ReplaySettings.Recorded, .. parsed.GetValue(_with)!])

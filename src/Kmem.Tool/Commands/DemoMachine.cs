@@ -2,8 +2,7 @@ namespace Kmem.Tool.Commands;
 
 /// <summary>
 /// A small machine with something going on in it: objects of several caches, pages and areas come and go at a pace that
-/// the
-/// eye can follow, on all CPUs in turn, in waves, so that lists fill and drain.
+/// the eye can follow, on all CPUs in turn, in waves, so that lists fill and drain.
 /// </summary>
 internal sealed class DemoMachine : IDisposable
 {

@@ -7,9 +7,8 @@ using Kmem.Tracing;
 namespace Kmem.Tool.Commands;
 
 /// <summary>
-/// <c>kmem explain</c>: everything about an address, or why a request for pages fails, at a moment of a recording or
-/// in a
-/// recorded state.
+/// <c>kmem explain</c>: everything about an address, or why a request for pages fails, at a moment of a recording or in
+/// a recorded state.
 /// </summary>
 internal sealed class ExplainCommand : Command, IHasExamples
 {

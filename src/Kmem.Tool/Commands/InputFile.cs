@@ -93,7 +93,8 @@ internal static class InputFile
         {
             all.Write(piece, 0, count);
             if (all.Length > MaxTextBytes)
-                throw new ToolException($"{name}: is larger than {ByteSize.Format(MaxTextBytes)}, too much for a table");
+                throw new ToolException(
+                    $"{name}: is larger than {ByteSize.Format(MaxTextBytes)}, too much for a table");
         }
         return all.ToArray();
     }

@@ -21,7 +21,9 @@ internal sealed class PredictCommand : Command, IHasExamples
     ];
 }
 
-/// <summary><c>kmem predict state</c>: from a complete state, every result of what followed, and the state at the end.</summary>
+/// <summary>
+/// <c>kmem predict state</c>: from a complete state, every result of what followed, and the state at the end.
+/// </summary>
 internal sealed class PredictStateCommand : Command
 {
     private readonly Argument<string> _folder = new("DIR")

@@ -6,7 +6,9 @@ using Spectre.Console;
 
 namespace Kmem.Tool.Commands;
 
-/// <summary><c>kmem soak</c>: threads use a machine hard for minutes; what is left, broken or wrong in the end is told.</summary>
+/// <summary>
+/// <c>kmem soak</c>: threads use a machine hard for minutes; what is left, broken or wrong in the end is told.
+/// </summary>
 internal sealed class SoakCommand : Command, IHasExamples
 {
     private readonly Option<int?> _seconds = OptionValues.Number("--seconds", 1, 7 * 86400, "How long (default 120)");
@@ -58,7 +60,8 @@ internal sealed class SoakCommand : Command, IHasExamples
         }
         catch (Exception e) when (e is PlatformException or OutOfMemoryException)
         {
-            throw new ToolException($"a machine of {ByteSize.Format(options.RamBytes)} cannot be built here: {e.Message}", e);
+            throw new ToolException(
+                $"a machine of {ByteSize.Format(options.RamBytes)} cannot be built here: {e.Message}", e);
         }
 
         if (parsed.GetValue(_json))

@@ -9,8 +9,7 @@ namespace Kmem.Tool.Drawing;
 ///   kmalloc 100 x 20; free 3-19/2; cpu 1; free 1; vmalloc 64K; free 21; purge; pages 0 x 300; movable 9
 /// </code>
 /// Allocations are numbered from 1, in order; <c>free</c> takes one number, or a range with a step; <c>keep</c> frees
-/// all
-/// the others of the range.
+/// all the others of the range.
 /// </summary>
 internal sealed class Script : IDisposable
 {
@@ -30,8 +29,7 @@ internal sealed class Script : IDisposable
 
     /// <summary>
     /// The address of the newest allocation of a kind that is not freed, or of any if there is none of that kind; null
-    /// if
-    /// there is none at all.
+    /// if there is none at all.
     /// </summary>
     internal VirtAddr? Newest(string verb) =>
         (_allocations.LastOrDefault(it => !it.Freed && it.By.Verb == verb)

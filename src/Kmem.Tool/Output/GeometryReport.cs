@@ -25,7 +25,9 @@ internal sealed record GeometryReport(
             + "freeptr_offset.";
 
     /// <summary>Compares a table, then asks of each difference whether a free-pointer offset explains it.</summary>
-    /// <exception cref="ArgumentException"><paramref name="offsets"/> names a cache that is not in the table.</exception>
+    /// <exception cref="ArgumentException">
+    /// <paramref name="offsets"/> names a cache that is not in the table.
+    /// </exception>
     internal static GeometryReport Compare(GeometryTable table, int cpus, IReadOnlyDictionary<string, int> offsets)
     {
         var all = new Dictionary<string, int>(table.AssumedFreePointerOffsets(), StringComparer.Ordinal);

@@ -29,7 +29,9 @@ internal static class Json
 [JsonSerializable(typeof(CaseResult[]))]
 internal sealed partial class JsonTypes : JsonSerializerContext
 {
-    /// <summary>The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.</summary>
+    /// <summary>
+    /// The context in use. Its encoder leaves the + of a call site readable: no browser gets this text.
+    /// </summary>
     internal static JsonTypes Readable { get; } = new(new JsonSerializerOptions
     {
         PropertyNamingPolicy = JsonNamingPolicy.CamelCase,

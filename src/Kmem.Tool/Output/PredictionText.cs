@@ -36,7 +36,8 @@ internal static class PredictionText
             console.Paragraph($"At the end: {difference}");
 
         if (it.UnknownEvents > 0)
-            console.Paragraph($"{it.UnknownEvents:n0} events of an unknown kind were passed over, the first in {it.FirstUnknown}.");
+            console.Paragraph(
+                $"{it.UnknownEvents:n0} events of an unknown kind were passed over, the first in {it.FirstUnknown}.");
 
         console.WriteLine();
         console.Paragraph(it.IsExact

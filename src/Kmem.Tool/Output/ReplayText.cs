@@ -35,7 +35,8 @@ internal static class ReplayText
         var troubles = new List<string>();
         long differ = report.BytesAllocChecked - report.BytesAllocEqual;
         if (differ > 0)
-            troubles.Add($"{N(differ)} of {N(report.BytesAllocChecked)} requests got a slot of another size than the kernel's");
+            troubles.Add(
+                $"{N(differ)} of {N(report.BytesAllocChecked)} requests got a slot of another size than the kernel's");
         if (report.FailedAllocs > 0)
             troubles.Add($"{Count(report.FailedAllocs, "allocation")} failed that the kernel could serve");
         if (report.Violations > 0) troubles.Add($"{Count(report.Violations, "rule")} of the allocator broken");
@@ -85,7 +86,8 @@ internal static class ReplayText
         if (report.DamagedLines == 0) return;
         console.Heading("Damaged lines");
         foreach (TraceDamage damage in report.Damage.Take(MaxDamageShown))
-            console.Paragraph($"  line {N(damage.Line)}: {damage.Reason}{(damage.Excerpt.Length > 0 ? $": {damage.Excerpt}" : "")}");
+            console.Paragraph(
+                $"  line {N(damage.Line)}: {damage.Reason}{(damage.Excerpt.Length > 0 ? $": {damage.Excerpt}" : "")}");
         long more = report.DamagedLines - Math.Min(report.Damage.Count, MaxDamageShown);
         if (more > 0) console.WriteLine($"  and {N(more)} more");
     }

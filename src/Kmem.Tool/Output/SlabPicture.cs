@@ -24,7 +24,9 @@ internal static class SlabPicture
     internal static IReadOnlyList<string> Draw(SlabGeometry geometry) =>
         [.. DrawSlab(geometry), "", .. DrawSlot(geometry)];
 
-    /// <summary>What a slot is made of, from its start to its end without a gap; the inner free pointer comes last.</summary>
+    /// <summary>
+    /// What a slot is made of, from its start to its end without a gap; the inner free pointer comes last.
+    /// </summary>
     internal static IReadOnlyList<Part> PartsOf(SlabGeometry g)
     {
         bool redZone = g.RedLeftPad > 0;

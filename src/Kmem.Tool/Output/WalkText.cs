@@ -39,7 +39,8 @@ internal static class WalkText
 
         console.Paragraph($"physical     {walk.PhysicalAddress}: frame {walk.Pfn}, byte {walk.Offset}");
         console.Paragraph($"may          {walk.Prot}, {walk.CacheMode}");
-        console.Paragraph("page         " + (report.Frame is { } frame ? FrameText(frame) : "no memory of this machine"));
+        console.Paragraph(
+            "page         " + (report.Frame is { } frame ? FrameText(frame) : "no memory of this machine"));
         if (report.DirectMapAddress is { } direct)
             console.Paragraph($"direct map   0x{direct}: the same byte");
         console.Paragraph($"in an oops   {walk}");

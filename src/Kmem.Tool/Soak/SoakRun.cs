@@ -17,8 +17,8 @@ internal sealed record SoakResult(
     ulong ResidentStart, ulong ResidentPeak, ulong ResidentEnd, bool Passed);
 
 /// <summary>
-/// Threads allocate, stamp, hand each other, verify and free memory of every kind for a while; in the end nothing may be
-/// left, no rule broken, and the host must have its memory back.
+/// Threads allocate, stamp, hand each other, verify and free memory of every kind for a while; in the end nothing may
+/// be left, no rule broken, and the host must have its memory back.
 /// <code>
 ///   worker 0 ─┐                          ┌─▶ verifies every word, frees
 ///   worker 1 ─┼─▶ table of 4096 blocks ──┤
@@ -94,7 +94,9 @@ internal sealed class SoakRun : IDisposable
         return thread;
     }
 
-    /// <summary>Threads that live for a thousand operations each: what they leave in their CPU's stores must not add up.</summary>
+    /// <summary>
+    /// Threads that live for a thousand operations each: what they leave in their CPU's stores must not add up.
+    /// </summary>
     private Thread StartVisitors()
     {
         var host = new Thread(() => Guard(() =>

@@ -2,8 +2,7 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// <see cref="Pictures.Areas"/>: the first areas of the vmalloc space in order of address, with their holes, and the
-/// tree
-/// of free blocks in which each node knows the largest block below it.
+/// tree of free blocks in which each node knows the largest block below it.
 /// </summary>
 internal static class AreasPicture
 {

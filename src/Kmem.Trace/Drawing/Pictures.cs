@@ -2,8 +2,7 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// SVG pictures of a machine as it is: for documents, and for who wants to see. They carry a title and a description,
-/// fit
-/// light and dark pages, and the same machine gives the same text.
+/// fit light and dark pages, and the same machine gives the same text.
 /// </summary>
 /// <remarks>They read only; no other thread may be at work on the machine.</remarks>
 public static class Pictures
@@ -67,9 +66,9 @@ public static class Pictures
         return LanesPicture.Draw(machine, cache);
     }
 
-    /// <summary>Where <see cref="Buddy"/> may begin if nobody says: in the zone with the most memory, where its
-    /// allocations
-    /// are.</summary>
+    /// <summary>
+    /// Where <see cref="Buddy"/> may begin if nobody says: in the zone with the most memory, where its allocations are.
+    /// </summary>
     /// <param name="machine">The machine.</param>
     /// <returns>A frame: the first of the zone that is a slab's, or the first at all.</returns>
     public static Pfn MainZone(Machine machine)

@@ -5,8 +5,8 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// An SVG drawing, put together piece by piece: text with a title and a description for those who do not see it,
-/// colours
-/// that colour-blind readers tell apart (Okabe and Ito), for light and dark pages. The same calls give the same text.
+/// colours that colour-blind readers tell apart (Okabe and Ito), for light and dark pages. The same calls give the same
+/// text.
 /// </summary>
 /// <remarks>Widths of texts are estimated: fonts are the reader's. A place for a text is 10 % wider than it
 /// needs.</remarks>

@@ -1,8 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <summary>
-/// An operation that can be stopped in the middle and carried on later, while others run: a thread of its own that takes
-/// turns with the thread that drives it. Exactly one of the two runs at any time.
+/// An operation that can be stopped in the middle and carried on later, while others run: a thread of its own that
+/// takes turns with the thread that drives it. Exactly one of the two runs at any time.
 /// </summary>
 internal sealed class Fiber : IDisposable
 {

@@ -3,7 +3,9 @@ using System.IO.Compression;
 
 namespace Kmem.Tracing;
 
-/// <summary>One line of a recording made together with complete states: what happened, in the order of its effect.</summary>
+/// <summary>
+/// One line of a recording made together with complete states: what happened, in the order of its effect.
+/// </summary>
 /// <param name="Seq">Position in the raw trace.</param>
 /// <param name="Cpu">The CPU.</param>
 /// <param name="Context">Who did it: contexts of one CPU nest.</param>
@@ -47,7 +49,9 @@ internal sealed record RecordedEvent(long Seq, int Cpu, string Context, string N
             ? value
             : throw new FormatException($"field {index + 1} is '{Args[index]}', expected a number");
 
-    /// <summary>A frame; one that the machine does not have, as after a failed request, is <see cref="NoFrame"/>.</summary>
+    /// <summary>
+    /// A frame; one that the machine does not have, as after a failed request, is <see cref="NoFrame"/>.
+    /// </summary>
     public ulong Frame(int index, ulong endPfn) =>
         Args[index].StartsWith('-') ? NoFrame
         : Number(index) is var pfn && pfn < endPfn ? pfn
@@ -114,7 +118,8 @@ internal static class RecordedEvents
             if (fields.Length < 6 || !long.TryParse(fields[0], CultureInfo.InvariantCulture, out long seq)
                 || !int.TryParse(fields[2], CultureInfo.InvariantCulture, out int cpu))
             {
-                throw new InvalidDataException($"{path}, line {number}: not an event: expected seq, ts, cpu, ctx, pid, ev");
+                throw new InvalidDataException(
+                    $"{path}, line {number}: not an event: expected seq, ts, cpu, ctx, pid, ev");
             }
 
             var recorded = new RecordedEvent(seq, cpu, ContextOf(fields[3], fields[4]), fields[5], fields[6..])

@@ -5,8 +5,8 @@ using System.Text.Json;
 namespace Kmem.Tracing;
 
 /// <summary>
-/// A real kernel at one instant, from a recording of its complete state: frames, areas of the vmalloc space, and the page
-/// tables that map them, entry by entry as they were in its memory.
+/// A real kernel at one instant, from a recording of its complete state: frames, areas of the vmalloc space, and the
+/// page tables that map them, entry by entry as they were in its memory.
 /// </summary>
 public sealed class RecordedKernel : IDisposable
 {

@@ -129,7 +129,9 @@ public sealed class StatePrediction
     public static StatePrediction Run(string folder) => Run(folder, inSteps: false);
 
     /// <param name="folder">The folder.</param>
-    /// <param name="inSteps">Let every operation that needs slabs wait in the middle, whether others act or not.</param>
+    /// <param name="inSteps">
+    /// Let every operation that needs slabs wait in the middle, whether others act or not.
+    /// </param>
     internal static StatePrediction Run(string folder, bool inSteps)
     {
         MachineState before = MachineState.Read(Path.Combine(folder, "state-t0.json.gz"));

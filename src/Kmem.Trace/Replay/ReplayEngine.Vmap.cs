@@ -1,8 +1,8 @@
 namespace Kmem.Tracing;
 
 /// <content>
-/// Events of the vmalloc space. They happen beside the machine: the objects that describe areas are events of their own, and
-/// so are the pages, of which an area is told here:
+/// Events of the vmalloc space. They happen beside the machine: the objects that describe areas are events of their
+/// own, and so are the pages, of which an area is told here:
 /// <code>
 ///   alloc_vmap_area of a task ─▶ mm_page_alloc with the flags of vmalloc's pages, by the same task ─▶ behind that area
 /// </code>
@@ -70,7 +70,9 @@ internal sealed partial class ReplayEngine
             _filling.Remove(e.Pid);
     }
 
-    /// <summary>The recorded kernel's space; the first request for an address anywhere in it tells where it is.</summary>
+    /// <summary>
+    /// The recorded kernel's space; the first request for an address anywhere in it tells where it is.
+    /// </summary>
     private RecordedSpace SpaceOf(in TraceEvent e)
     {
         if (_machine.Recorded is { } space)

@@ -214,7 +214,9 @@ internal sealed partial class ReplayEngine
             : _machine.KernelAddressOf((void*)inside.Ours).Value + offset;
     }
 
-    /// <summary>The address here of the <c>struct page</c> of a recorded frame; null unless the page is allocated.</summary>
+    /// <summary>
+    /// The address here of the <c>struct page</c> of a recorded frame; null unless the page is allocated.
+    /// </summary>
     private ulong? FindDescriptor(ulong pfn)
     {
         ref Block block = ref FindCovering(pfn, out ulong head);

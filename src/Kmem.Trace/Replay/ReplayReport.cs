@@ -97,12 +97,14 @@ public sealed record ReplayReport
     /// </summary>
     public long SkippedEvents { get; init; }
 
-    /// <summary>Areas of the vmalloc space that were given out, at their recorded addresses (alloc_vmap_area).</summary>
+    /// <summary>
+    /// Areas of the vmalloc space that were given out, at their recorded addresses (alloc_vmap_area).
+    /// </summary>
     public long VmapAllocs { get; init; }
 
     /// <summary>
-    /// Those whose address this machine would have chosen by itself, from what the recording had told up to there. Areas
-    /// older than the recording are not known, so few are in a recording that begins in a running system; see
+    /// Those whose address this machine would have chosen by itself, from what the recording had told up to there.
+    /// Areas older than the recording are not known, so few are in a recording that begins in a running system; see
     /// <see cref="VmapPrediction"/> for one with a list of them.
     /// </summary>
     public long VmapAllocsForetold { get; init; }

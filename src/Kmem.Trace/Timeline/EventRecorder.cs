@@ -7,8 +7,7 @@ namespace Kmem.Tracing;
 ///                                                                                         ObjectChange
 /// </code>
 /// A block taken from a CPU's list touches just its frames. Whatever went to or from the buddy system may have split
-/// and
-/// merged: then the whole largest block around it is looked at.
+/// and merged: then the whole largest block around it is looked at.
 /// </summary>
 internal sealed class EventRecorder : ITrace, IRareEvents
 {

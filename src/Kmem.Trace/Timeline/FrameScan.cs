@@ -2,8 +2,7 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// Reads off a machine's page descriptors what each frame is used for. It takes no locks: of a machine at work it gets
-/// a
-/// picture that may be a moment out of date here and there, never a wrong access.
+/// a picture that may be a moment out of date here and there, never a wrong access.
 /// </summary>
 /// <remarks>
 /// A descriptor does not tell what a block was asked for; blocks that are nothing special count as what their pageblock
@@ -133,8 +132,7 @@ internal sealed class FrameScan
 
     /// <summary>
     /// What a descriptor says about the block that begins there; a hole if none does. <paramref name="whole"/>: no part
-    /// of it
-    /// can have been freed.
+    /// of it can have been freed.
     /// </summary>
     internal static unsafe FrameCell CellOf(Machine machine, Page* page, Migratetype type, out bool whole)
     {

@@ -6,8 +6,8 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// A window of a <see cref="FrameMap"/> at a level of detail, as a client sees it: cells of 2^level frames, four words
-/// each,
-/// and the messages that bring the client up to date. Only chunks that changed are looked at, and nothing is allocated.
+/// each, and the messages that bring the client up to date. Only chunks that changed are looked at, and nothing is
+/// allocated.
 /// </summary>
 /// <remarks>The layout of words and messages is in docs/explorer.md.</remarks>
 internal sealed class FrameView

@@ -2,10 +2,8 @@ namespace Kmem.Tracing;
 
 /// <summary>
 /// The allocators themselves at a moment of a <see cref="Timeline"/>, for the questions that frames alone do not
-/// answer: the
-/// order of free lists, what is in sheaves, the bytes of an object. A machine is replayed forwards to the moment; for
-/// one
-/// that lies behind, a second machine starts again from the beginning.
+/// answer: the order of free lists, what is in sheaves, the bytes of an object. A machine is replayed forwards to the
+/// moment; for one that lies behind, a second machine starts again from the beginning.
 /// </summary>
 /// <remarks>Replaying is deterministic, so all machines agree. One question at a time.</remarks>
 internal sealed class MomentMachine : IDisposable

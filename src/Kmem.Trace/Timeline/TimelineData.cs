@@ -38,7 +38,9 @@ internal struct StoredEvent
     public uint Gfp;
     public uint Line;
 
-    /// <summary>Of an area: its pages, guard page included, where it is given out; lazy pages where it is freed.</summary>
+    /// <summary>
+    /// Of an area: its pages, guard page included, where it is given out; lazy pages where it is freed.
+    /// </summary>
     public uint Detail;
     public int CallSite;
     public int Name;
@@ -63,7 +65,9 @@ internal struct StoredEvent
         is TraceEventKind.AllocVmapArea or TraceEventKind.FreeVmapAreaNoflush or TraceEventKind.PurgeVmapAreaLazy;
 
     /// <param name="e">The event as it was read.</param>
-    /// <param name="ranges">Where areas may lie: their number becomes the event's migrate type. A kernel has a few.</param>
+    /// <param name="ranges">
+    /// Where areas may lie: their number becomes the event's migrate type. A kernel has a few.
+    /// </param>
     public static StoredEvent Of(in TraceEvent e, List<VmapRange> ranges)
     {
         ulong place = IsOfPages(e.Kind) ? e.Pfn : e.Ptr;

@@ -53,7 +53,9 @@ internal sealed class BufferAccount : IBufferRelease
         return source;
     }
 
-    /// <summary>A source that hands nothing out any more; it stays on the list while something is outstanding.</summary>
+    /// <summary>
+    /// A source that hands nothing out any more; it stays on the list while something is outstanding.
+    /// </summary>
     public void Retire(BufferSource source)
     {
         lock (_gate)
@@ -95,7 +97,9 @@ internal sealed class BufferAccount : IBufferRelease
         return new LeakReport(Machine, occasion, Sites != null, sites);
     }
 
-    /// <summary>A report goes to the log, to listeners and to whoever booted the machine, if there is anything in it.</summary>
+    /// <summary>
+    /// A report goes to the log, to listeners and to whoever booted the machine, if there is anything in it.
+    /// </summary>
     public void Announce(LeakReport report)
     {
         if (report.IsEmpty)
@@ -106,7 +110,9 @@ internal sealed class BufferAccount : IBufferRelease
         _onLeak?.Invoke(report);
     }
 
-    /// <summary>The machine ends: reports what is outstanding; from here on everything of the floor is refused.</summary>
+    /// <summary>
+    /// The machine ends: reports what is outstanding; from here on everything of the floor is refused.
+    /// </summary>
     public void Close()
     {
         try

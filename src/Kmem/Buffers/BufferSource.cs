@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// One kind of thing that the .NET floor hands out (the blocks of a pool, the objects of a typed cache, regions, …) and how
-/// many of it are outstanding. Counting is a plain add in a cell of the thread's own.
+/// One kind of thing that the .NET floor hands out (the blocks of a pool, the objects of a typed cache, regions, …) and
+/// how many of it are outstanding. Counting is a plain add in a cell of the thread's own.
 /// </summary>
 internal sealed class BufferSource(BufferAccount account, string name)
 {

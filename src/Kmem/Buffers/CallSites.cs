@@ -43,8 +43,8 @@ internal sealed class CallSites
         .ToArray();
 
     /// <summary>
-    /// Callers that come through a base class (MemoryPool&lt;byte&gt;.Rent) pass no source line: their method is found on the
-    /// stack, with the line if there are symbols.
+    /// Callers that come through a base class (MemoryPool&lt;byte&gt;.Rent) pass no source line: their method is found
+    /// on the stack, with the line if there are symbols.
     /// </summary>
     private static CallSite FromStack(CallSite site)
     {

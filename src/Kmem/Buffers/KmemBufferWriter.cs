@@ -10,9 +10,9 @@ namespace Kmem;
 /// <see cref="ArrayBufferWriter{T}"/> is on the heap.
 /// </summary>
 /// <remarks>
-/// Not thread-safe. Spans and <see cref="Memory{T}"/> from before a growth must not be used after it; the latter notices.
-/// Where bytes must stay in their place, take a <see cref="KmemGrowingBuffer"/> or a <see cref="KmemSequenceWriter"/>.
-/// Created by <see cref="Machine.CreateWriter"/>.
+/// Not thread-safe. Spans and <see cref="Memory{T}"/> from before a growth must not be used after it; the latter
+/// notices. Where bytes must stay in their place, take a <see cref="KmemGrowingBuffer"/> or a
+/// <see cref="KmemSequenceWriter"/>. Created by <see cref="Machine.CreateWriter"/>.
 /// </remarks>
 [DebuggerDisplay("{WrittenCount} of {Capacity} bytes written")]
 public sealed class KmemBufferWriter : IBufferWriter<byte>, IDisposable
@@ -92,7 +92,9 @@ public sealed class KmemBufferWriter : IBufferWriter<byte>, IDisposable
         _written = 0;
     }
 
-    /// <summary>Frees the block. A second call does nothing: a writer hands nothing out that could be freed twice.</summary>
+    /// <summary>
+    /// Frees the block. A second call does nothing: a writer hands nothing out that could be freed twice.
+    /// </summary>
     public void Dispose()
     {
         KmemOwner<byte>? block = Interlocked.Exchange(ref _block, null);

@@ -5,8 +5,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// A cache of objects of one type outside the GC heap: a typed <see cref="KmemCache"/> for safe code. Objects are named by
-/// handles; the indexer gives a reference into the object's memory.
+/// A cache of objects of one type outside the GC heap: a typed <see cref="KmemCache"/> for safe code. Objects are named
+/// by handles; the indexer gives a reference into the object's memory.
 /// <code>
 ///   using KmemCache&lt;Node&gt; nodes = machine.CreateCache&lt;Node&gt;("node");
 ///   KmemHandle&lt;Node&gt; first = nodes.Rent(new Node { Key = 1 });
@@ -17,11 +17,11 @@ namespace Kmem;
 /// <typeparam name="T">Type of the objects, up to 4 MiB.</typeparam>
 /// <remarks>
 /// <para>
-/// Thread-safe; an object may be returned on another thread than it was rented on. Behind each object lie 8 bytes with the
-/// stamp of its present life, so a handle that outlived its object, one that is returned twice, and one of another cache
-/// throw. Without stamps (see <see cref="Machine.CreateCache{T}(string, SlabFlags, bool)"/>) only a free or foreign place is noticed, not that it was
-/// given out again. Two threads that return one handle at the very same instant are not told apart: nothing on this path is
-/// interlocked.
+/// Thread-safe; an object may be returned on another thread than it was rented on. Behind each object lie 8 bytes with
+/// the stamp of its present life, so a handle that outlived its object, one that is returned twice, and one of another
+/// cache throw. Without stamps (see <see cref="Machine.CreateCache{T}(string, SlabFlags, bool)"/>) only a free or
+/// foreign place is noticed, not that it was given out again. Two threads that return one handle at the very same
+/// instant are not told apart: nothing on this path is interlocked.
 /// </para>
 /// <para>A reference must not be used after its object has been returned; nothing can notice that.</para>
 /// </remarks>
@@ -68,7 +68,9 @@ public sealed class KmemCache<T> : IDisposable
 
     /// <summary>The object behind a handle. The reference is good until the object is returned.</summary>
     /// <param name="handle">From <see cref="Rent(in T, string, int)"/>.</param>
-    /// <exception cref="ObjectDisposedException">The object has been returned, or the cache or its machine disposed.</exception>
+    /// <exception cref="ObjectDisposedException">
+    /// The object has been returned, or the cache or its machine disposed.
+    /// </exception>
     /// <exception cref="ArgumentException">The handle is null, or another cache's.</exception>
     public unsafe ref T this[KmemHandle<T> handle]
     {
@@ -91,7 +93,9 @@ public sealed class KmemCache<T> : IDisposable
     /// <param name="file">Filled in by the compiler.</param>
     /// <param name="line">Filled in by the compiler.</param>
     /// <returns>Its handle; give it to <see cref="Return(KmemHandle{T})"/> once.</returns>
-    /// <exception cref="OutOfMemoryException">The machine has no memory left; the message says what it has and why.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// The machine has no memory left; the message says what it has and why.
+    /// </exception>
     /// <exception cref="ObjectDisposedException">The cache, or its machine, has been disposed.</exception>
     public unsafe KmemHandle<T> Rent(
         in T value = default, [CallerFilePath] string file = "", [CallerLineNumber] int line = 0)
@@ -151,7 +155,9 @@ public sealed class KmemCache<T> : IDisposable
 
     /// <summary>Gives an object back (kmem_cache_free), on any thread.</summary>
     /// <param name="handle">Its handle.</param>
-    /// <exception cref="ObjectDisposedException">It was returned before, or the cache or its machine disposed.</exception>
+    /// <exception cref="ObjectDisposedException">
+    /// It was returned before, or the cache or its machine disposed.
+    /// </exception>
     /// <exception cref="ArgumentException">The handle is null, or another cache's.</exception>
     public unsafe void Return(KmemHandle<T> handle)
     {
@@ -162,8 +168,12 @@ public sealed class KmemCache<T> : IDisposable
 
     /// <summary>Gives many objects back, those of one slab in one step (kmem_cache_free_bulk).</summary>
     /// <param name="handles">Their handles.</param>
-    /// <exception cref="ObjectDisposedException">One was returned before; those in front of it are returned now.</exception>
-    /// <exception cref="ArgumentException">One is null, or another cache's; those in front of it are returned now.</exception>
+    /// <exception cref="ObjectDisposedException">
+    /// One was returned before; those in front of it are returned now.
+    /// </exception>
+    /// <exception cref="ArgumentException">
+    /// One is null, or another cache's; those in front of it are returned now.
+    /// </exception>
     public unsafe void ReturnBulk(ReadOnlySpan<KmemHandle<T>> handles)
     {
         Span<nint> batch = stackalloc nint[_stampOffset != 0 ? BulkBatch : 1];  // without stamps twins show up one by one
@@ -207,8 +217,8 @@ public sealed class KmemCache<T> : IDisposable
     public LeakReport FindLeaks() => _account.Report("now", _source);
 
     /// <summary>
-    /// Destroys the cache (kmem_cache_destroy). Objects that are outstanding are reported, and their memory stays taken until
-    /// the machine ends; their handles are refused from now on.
+    /// Destroys the cache (kmem_cache_destroy). Objects that are outstanding are reported, and their memory stays taken
+    /// until the machine ends; their handles are refused from now on.
     /// </summary>
     public void Dispose()
     {
@@ -267,7 +277,8 @@ public sealed class KmemCache<T> : IDisposable
         if (handle.IsNull)
             throw new ArgumentException($"cache '{Name}': a null handle was {what}", nameof(handle));
         if ((handle.Stamp ^ _id) >> IdShift != 0)
-            throw new ArgumentException($"cache '{Name}': a handle of another cache was {what}: {handle}", nameof(handle));
+            throw new ArgumentException(
+                $"cache '{Name}': a handle of another cache was {what}: {handle}", nameof(handle));
         throw new ObjectDisposedException(
             $"KmemHandle<{typeof(T).Name}>", $"cache '{Name}': a handle was {what} after its object had been returned: {handle}");
     }

@@ -4,8 +4,8 @@ using System.Diagnostics;
 namespace Kmem;
 
 /// <summary>
-/// Bytes that grow in place: addresses are reserved once, for the largest size, and frames are put behind them as they are
-/// needed. Nothing is copied, and every span, memory and pointer into what was written stays good until Dispose.
+/// Bytes that grow in place: addresses are reserved once, for the largest size, and frames are put behind them as they
+/// are needed. Nothing is copied, and every span, memory and pointer into what was written stays good until Dispose.
 /// <code>
 ///   reserved addresses  [ written      | committed |  faults                          ] guard
 ///                        frames ............... ^ Grow: more frames, same addresses    ^ MaxCapacity
@@ -14,8 +14,8 @@ namespace Kmem;
 /// <remarks>
 /// <para>Not thread-safe. Created by <see cref="Machine.CreateGrowingBuffer"/>.</para>
 /// <para>
-/// Where frames cannot be mapped a second time (<see cref="MachineOptions.PortableMemory"/>, hosts that are not Linux with 4
-/// KiB pages) addresses cannot be reserved without memory: up to 4 MiB all of it is taken at once
+/// Where frames cannot be mapped a second time (<see cref="MachineOptions.PortableMemory"/>, hosts that are not Linux
+/// with 4 KiB pages) addresses cannot be reserved without memory: up to 4 MiB all of it is taken at once
 /// (<see cref="CommitsOnDemand"/> is false), more is refused with <see cref="NotSupportedException"/>.
 /// </para>
 /// </remarks>
@@ -73,7 +73,9 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
     /// <summary>Bytes written.</summary>
     public int WrittenCount => _written;
 
-    /// <summary>Frames are taken as they are needed; false where the host has no second mappings, see the remarks.</summary>
+    /// <summary>
+    /// Frames are taken as they are needed; false where the host has no second mappings, see the remarks.
+    /// </summary>
     public bool CommitsOnDemand => _frames != null;
 
     /// <summary>What was written. Good until Dispose, but for what <see cref="TrimExcess"/> takes.</summary>
@@ -91,12 +93,15 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
         if ((uint)count > (uint)(_committed - _written))
-            throw new ArgumentOutOfRangeException(nameof(count), count, $"there was room for {_committed - _written} bytes");
+            throw new ArgumentOutOfRangeException(
+                nameof(count), count, $"there was room for {_committed - _written} bytes");
         _written += count;
     }
 
     /// <inheritdoc/>
-    /// <exception cref="OutOfMemoryException">No frames are left, or the reserved addresses end; nothing has changed.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// No frames are left, or the reserved addresses end; nothing has changed.
+    /// </exception>
     public Memory<byte> GetMemory(int sizeHint = 0)
     {
         Reserve(sizeHint);
@@ -104,7 +109,9 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
     }
 
     /// <inheritdoc/>
-    /// <exception cref="OutOfMemoryException">No frames are left, or the reserved addresses end; nothing has changed.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// No frames are left, or the reserved addresses end; nothing has changed.
+    /// </exception>
     public Span<byte> GetSpan(int sizeHint = 0)
     {
         Reserve(sizeHint);
@@ -120,7 +127,8 @@ public sealed class KmemGrowingBuffer : IBufferWriter<byte>, IDisposable, IBuffe
     }
 
     /// <summary>
-    /// Gives frames back that lie behind what was written, as far as their blocks end there; those addresses fault again.
+    /// Gives frames back that lie behind what was written, as far as their blocks end there; those addresses fault
+    /// again.
     /// </summary>
     /// <exception cref="ObjectDisposedException">The buffer has been disposed.</exception>
     public unsafe void TrimExcess()

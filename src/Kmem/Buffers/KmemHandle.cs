@@ -3,9 +3,9 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Names an object of a <see cref="KmemCache{T}"/>: 16 bytes without a managed reference, so it can be kept anywhere, in
-/// objects of the cache itself, too. <see cref="KmemCache{T}.this"/> turns it into a reference, and notices when the object
-/// is gone.
+/// Names an object of a <see cref="KmemCache{T}"/>: 16 bytes without a managed reference, so it can be kept anywhere,
+/// in objects of the cache itself, too. <see cref="KmemCache{T}.this"/> turns it into a reference, and notices when the
+/// object is gone.
 /// <code>
 ///   63     48 47  42 41                        0
 ///  ┌─────────┬──────┬───────────────────────────┐
@@ -29,7 +29,9 @@ public readonly record struct KmemHandle<T>
 
     internal ulong Stamp { get; }
 
-    /// <summary>No object: the value of <c>default</c>. A handle of an object that has been returned is not null.</summary>
+    /// <summary>
+    /// No object: the value of <c>default</c>. A handle of an object that has been returned is not null.
+    /// </summary>
     public bool IsNull => Stamp == 0;
 
     /// <summary>For people.</summary>
@@ -37,7 +39,9 @@ public readonly record struct KmemHandle<T>
     public override string ToString() => IsNull ? "null" : $"{typeof(T).Name} at RAM offset 0x{(ulong)Offset:x}, stamp {Stamp:x}";
 }
 
-/// <summary>An object of a <see cref="KmemCache{T}"/> for the length of a block: <c>using var node = cache.Lease();</c></summary>
+/// <summary>
+/// An object of a <see cref="KmemCache{T}"/> for the length of a block: <c>using var node = cache.Lease();</c>
+/// </summary>
 /// <typeparam name="T">Type of the object.</typeparam>
 public ref struct KmemLease<T>
     where T : unmanaged

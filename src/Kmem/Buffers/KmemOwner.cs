@@ -6,21 +6,21 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// Owns a block of a machine's memory: <see cref="IMemoryOwner{T}"/> whose <see cref="Memory{T}"/> knows when the block is
-/// gone. Dispose it exactly once.
+/// Owns a block of a machine's memory: <see cref="IMemoryOwner{T}"/> whose <see cref="Memory{T}"/> knows when the block
+/// is gone. Dispose it exactly once.
 /// </summary>
 /// <typeparam name="T">Type of the elements.</typeparam>
 /// <remarks>
 /// <para>
 /// After <see cref="Dispose()"/> every use of the owner and of its <see cref="Memory{T}"/> throws
-/// <see cref="ObjectDisposedException"/>, a second Dispose too. A <see cref="Span{T}"/> is a plain address: it must not be
-/// used after Dispose, and does not keep the owner alive. A pinned block is freed when the last pin is released.
+/// <see cref="ObjectDisposedException"/>, a second Dispose too. A <see cref="Span{T}"/> is a plain address: it must not
+/// be used after Dispose, and does not keep the owner alive. A pinned block is freed when the last pin is released.
 /// </para>
 /// <para>
-/// Any thread may dispose or pin; of two that dispose, one gets the exception. An owner that is lost without Dispose keeps
-/// its memory until the machine ends, and is counted in <see cref="Machine.Outstanding"/>; with
-/// <see cref="MachineOptions.TrackCallSites"/> the garbage collector finds it, reports its source line, and the memory is
-/// freed.
+/// Any thread may dispose or pin; of two that dispose, one gets the exception. An owner that is lost without Dispose
+/// keeps its memory until the machine ends, and is counted in <see cref="Machine.Outstanding"/>; with
+/// <see cref="MachineOptions.TrackCallSites"/> the garbage collector finds it, reports its source line, and the memory
+/// is freed.
 /// </para>
 /// </remarks>
 [DebuggerDisplay("{DebuggerText,nq}")]

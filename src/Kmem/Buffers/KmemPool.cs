@@ -5,13 +5,13 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// A <see cref="MemoryPool{T}"/> of bytes over a machine: give it to a pipe, to a serializer, or to ASP.NET Core's server.
-/// Blocks come from kmalloc, larger ones from vmalloc if need be, and go back at once; the machine's own CPU caches make
-/// that fast, so the pool itself keeps nothing.
+/// A <see cref="MemoryPool{T}"/> of bytes over a machine: give it to a pipe, to a serializer, or to ASP.NET Core's
+/// server. Blocks come from kmalloc, larger ones from vmalloc if need be, and go back at once; the machine's own CPU
+/// caches make that fast, so the pool itself keeps nothing.
 /// </summary>
 /// <remarks>
-/// Thread-safe. Created by <see cref="Machine.CreatePool"/>. Blocks outlive the pool: after <see cref="Dispose(bool)"/> only
-/// renting is refused. A pool that is disposed with blocks outstanding says so (see <see cref="LeakReport"/>).
+/// Thread-safe. Created by <see cref="Machine.CreatePool"/>. Blocks outlive the pool: after <see cref="Dispose(bool)"/>
+/// only renting is refused. A pool that is disposed with blocks outstanding says so (see <see cref="LeakReport"/>).
 /// </remarks>
 [DebuggerDisplay("{DebuggerText,nq}")]
 public sealed class KmemPool : MemoryPool<byte>
@@ -49,11 +49,15 @@ public sealed class KmemPool : MemoryPool<byte>
     public override IMemoryOwner<byte> Rent(int minBufferSize) => Rent(minBufferSize, "", 0);
 
     /// <summary>Rents a block (kvmalloc).</summary>
-    /// <param name="minBufferSize">Bytes needed; -1 for <see cref="DefaultBlockSize"/>. The block has the size of its slot.</param>
+    /// <param name="minBufferSize">
+    /// Bytes needed; -1 for <see cref="DefaultBlockSize"/>. The block has the size of its slot.
+    /// </param>
     /// <param name="file">Filled in by the compiler.</param>
     /// <param name="line">Filled in by the compiler.</param>
     /// <returns>The block, with undefined content; dispose it once.</returns>
-    /// <exception cref="OutOfMemoryException">The machine has no memory left; the message says what it has and why.</exception>
+    /// <exception cref="OutOfMemoryException">
+    /// The machine has no memory left; the message says what it has and why.
+    /// </exception>
     /// <exception cref="ArgumentOutOfRangeException">More than <see cref="MaxBufferSize"/>, or below -1.</exception>
     /// <exception cref="ObjectDisposedException">The pool, or its machine, has been disposed.</exception>
     public unsafe KmemOwner<byte> Rent(
@@ -74,7 +78,9 @@ public sealed class KmemPool : MemoryPool<byte>
     /// <returns>The report; empty if everything came back.</returns>
     public LeakReport FindLeaks() => _account.Report("now", _source);
 
-    /// <summary>Ends renting, and reports blocks that are outstanding; they stay valid until they are disposed.</summary>
+    /// <summary>
+    /// Ends renting, and reports blocks that are outstanding; they stay valid until they are disposed.
+    /// </summary>
     /// <param name="disposing">Ignored: there is no finalizer.</param>
     protected override void Dispose(bool disposing)
     {

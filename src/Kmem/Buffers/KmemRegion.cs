@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// A region of a machine's memory of any size, for state that lives long: a <see cref="SafeHandle"/> that frees it, with the
-/// checked reads and writes of <see cref="SafeBuffer"/> at 64-bit offsets. It also goes into
+/// A region of a machine's memory of any size, for state that lives long: a <see cref="SafeHandle"/> that frees it,
+/// with the checked reads and writes of <see cref="SafeBuffer"/> at 64-bit offsets. It also goes into
 /// <see cref="UnmanagedMemoryStream"/> and <see cref="UnmanagedMemoryAccessor"/>.
 /// </summary>
 /// <remarks>
@@ -44,7 +44,8 @@ public sealed class KmemRegion : SafeBuffer
         ObjectDisposedException.ThrowIf(IsClosed || _source.Account.IsClosed, this);
         ArgumentOutOfRangeException.ThrowIfNegative(length);
         if (offset > (ulong)_bytes || (ulong)length > (ulong)_bytes - offset)
-            throw new ArgumentOutOfRangeException(nameof(offset), offset, $"{length} bytes there are not within {_bytes}");
+            throw new ArgumentOutOfRangeException(
+                nameof(offset), offset, $"{length} bytes there are not within {_bytes}");
         return new Span<byte>((byte*)handle + offset, length);
     }
 

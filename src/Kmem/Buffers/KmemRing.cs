@@ -3,8 +3,8 @@ using System.Diagnostics;
 namespace Kmem;
 
 /// <summary>
-/// A ring buffer whose memory is mapped twice in a row, so that what is readable and what is free are each one contiguous
-/// span, wherever they start.
+/// A ring buffer whose memory is mapped twice in a row, so that what is readable and what is free are each one
+/// contiguous span, wherever they start.
 /// <code>
 ///   frames       [ a | b | c | d ]
 ///   addresses    [ a | b | c | d | a | b | c | d ]
@@ -13,12 +13,13 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// <para>
-/// One thread may write while another reads, without a lock: <see cref="WriteSpan"/> and <see cref="Commit"/> belong to the
-/// writer, <see cref="ReadSpan"/> and <see cref="Consume"/> to the reader. Created by <see cref="Machine.CreateRing"/>.
+/// One thread may write while another reads, without a lock: <see cref="WriteSpan"/> and <see cref="Commit"/> belong to
+/// the writer, <see cref="ReadSpan"/> and <see cref="Consume"/> to the reader. Created by
+/// <see cref="Machine.CreateRing"/>.
 /// </para>
 /// <para>
-/// Where frames cannot be mapped twice (<see cref="WhyNotMirrored"/> says why), the ring works, but its spans end at the end
-/// of the memory: what wraps around comes in two.
+/// Where frames cannot be mapped twice (<see cref="WhyNotMirrored"/> says why), the ring works, but its spans end at
+/// the end of the memory: what wraps around comes in two.
 /// </para>
 /// </remarks>
 [DebuggerDisplay("{ReadableCount} of {Capacity} bytes readable")]
@@ -68,7 +69,9 @@ public sealed class KmemRing : IDisposable, IBufferRelease
     /// <summary>Bytes that fit: a power of two, at least a page.</summary>
     public int Capacity { get; }
 
-    /// <summary>Null if the memory is mapped twice; else why that cannot be, and spans end where the memory ends.</summary>
+    /// <summary>
+    /// Null if the memory is mapped twice; else why that cannot be, and spans end where the memory ends.
+    /// </summary>
     public string? WhyNotMirrored { get; }
 
     /// <summary>Bytes committed and not yet consumed. Others than writer and reader see an estimate.</summary>
@@ -77,7 +80,9 @@ public sealed class KmemRing : IDisposable, IBufferRelease
     /// <summary>Bytes that may be written.</summary>
     public int WritableCount => Capacity - ReadableCount;
 
-    /// <summary>The free bytes, all of them if the ring is mirrored. The writer fills a part and calls <see cref="Commit"/>.</summary>
+    /// <summary>
+    /// The free bytes, all of them if the ring is mirrored. The writer fills a part and calls <see cref="Commit"/>.
+    /// </summary>
     /// <exception cref="ObjectDisposedException">The ring, or its machine, has been disposed.</exception>
     public Span<byte> WriteSpan => _owner.GetSpan().Slice(Offset(_written), Contiguous(_written, WritableCount));
 
@@ -85,7 +90,9 @@ public sealed class KmemRing : IDisposable, IBufferRelease
     /// <exception cref="ObjectDisposedException">The ring, or its machine, has been disposed.</exception>
     public Memory<byte> WriteMemory => _owner.Memory.Slice(Offset(_written), Contiguous(_written, WritableCount));
 
-    /// <summary>The readable bytes, all of them if the ring is mirrored. The reader calls <see cref="Consume"/> after use.</summary>
+    /// <summary>
+    /// The readable bytes, all of them if the ring is mirrored. The reader calls <see cref="Consume"/> after use.
+    /// </summary>
     /// <exception cref="ObjectDisposedException">The ring, or its machine, has been disposed.</exception>
     public ReadOnlySpan<byte> ReadSpan => _owner.GetSpan().Slice(Offset(_read), Contiguous(_read, ReadableCount));
 
@@ -155,7 +162,9 @@ public sealed class KmemRing : IDisposable, IBufferRelease
         return done;
     }
 
-    /// <summary>Unmaps and frees the memory; if it is pinned, with the last pin. Nobody may be reading or writing.</summary>
+    /// <summary>
+    /// Unmaps and frees the memory; if it is pinned, with the last pin. Nobody may be reading or writing.
+    /// </summary>
     public void Dispose()
     {
         if (Interlocked.Exchange(ref _disposed, true))

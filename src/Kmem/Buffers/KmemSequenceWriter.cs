@@ -40,7 +40,8 @@ public sealed class KmemSequenceWriter : IBufferWriter<byte>, IDisposable
     public int SegmentCount => _segments.Count;
 
     /// <summary>
-    /// What was written so far, without copying; good until <see cref="Clear"/> or Dispose. Writing more leaves it as it is.
+    /// What was written so far, without copying; good until <see cref="Clear"/> or Dispose. Writing more leaves it as
+    /// it is.
     /// </summary>
     /// <exception cref="ObjectDisposedException">The writer has been disposed.</exception>
     public ReadOnlySequence<byte> AsReadOnlySequence
@@ -96,7 +97,9 @@ public sealed class KmemSequenceWriter : IBufferWriter<byte>, IDisposable
         FreeAll();
     }
 
-    /// <summary>Frees all blocks. A second call does nothing: a writer hands nothing out that could be freed twice.</summary>
+    /// <summary>
+    /// Frees all blocks. A second call does nothing: a writer hands nothing out that could be freed twice.
+    /// </summary>
     public void Dispose()
     {
         if (_disposed)

@@ -4,7 +4,9 @@ using System.Text;
 namespace Kmem;
 
 /// <summary>Things of the .NET floor that were handed out at one place and not given back.</summary>
-/// <param name="Source">What they are: <c>KmemPool 'kestrel'</c>, <c>KmemCache&lt;Node&gt; 'node'</c>, <c>Machine.Rent</c>, …</param>
+/// <param name="Source">
+/// What they are: <c>KmemPool 'kestrel'</c>, <c>KmemCache&lt;Node&gt; 'node'</c>, <c>Machine.Rent</c>, …
+/// </param>
 /// <param name="File">The source file that asked for them; empty when call sites are not kept.</param>
 /// <param name="Line">The line; 0 when it is not known.</param>
 /// <param name="Count">How many.</param>

@@ -23,7 +23,8 @@ internal static class OutOfMemoryReport
         {
             Zone zone = pages.Zone;
             text.Append(CultureInfo.InvariantCulture, $"; node {zone.NodeId} zone {zone.Name}: {Kib(zone.FreePages)} KiB free, ");
-            text.Append(CultureInfo.InvariantCulture, $"min {Kib(zone.Mark(WatermarkLevel.Min))} KiB, free blocks by order");
+            text.Append(
+                CultureInfo.InvariantCulture, $"min {Kib(zone.Mark(WatermarkLevel.Min))} KiB, free blocks by order");
             for (int o = 0; o <= PageOrder.Max; o++)
                 text.Append(CultureInfo.InvariantCulture, $" {pages.Buddy.NrFree(o)}");
         }

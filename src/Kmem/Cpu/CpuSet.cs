@@ -17,12 +17,12 @@ namespace Kmem;
 /// </code>
 /// <para>
 /// Taking an owned CPU away from its thread is the rare, expensive side of an asymmetric protocol. The owner writes
-/// <c>Busy = 1</c> and then reads <c>Cpu</c>; the taker writes <c>Cpu = -1</c>, runs a barrier on every processor of the
-/// process, and then waits until <c>Busy</c> is 0. Either the owner saw -1, or the taker sees the owner's 1.
+/// <c>Busy = 1</c> and then reads <c>Cpu</c>; the taker writes <c>Cpu = -1</c>, runs a barrier on every processor of
+/// the process, and then waits until <c>Busy</c> is 0. Either the owner saw -1, or the taker sees the owner's 1.
 /// </para>
 /// <para>
-/// A dead thread gives its CPU back with all it caches: nothing is flushed, nothing is lost. It is noticed when a CPU gets
-/// crowded, when the list of threads has doubled, or when the garbage collector finds what it left.
+/// A dead thread gives its CPU back with all it caches: nothing is flushed, nothing is lost. It is noticed when a CPU
+/// gets crowded, when the list of threads has doubled, or when the garbage collector finds what it left.
 /// </para>
 /// <para>
 /// Nothing here waits in a way that <see cref="Thread.Interrupt"/> could end: an exception between two sections of one
@@ -61,7 +61,9 @@ internal sealed class CpuSet : IDisposable
     private int _epoch; // changes when a CPU gets crowded or a thread is gone: time to choose anew
 
     /// <param name="count">Number of CPUs.</param>
-    /// <param name="areaBytes">Bytes of zeroed memory that each CPU gets (the per-CPU area); used as it is touched.</param>
+    /// <param name="areaBytes">
+    /// Bytes of zeroed memory that each CPU gets (the per-CPU area); used as it is touched.
+    /// </param>
     public unsafe CpuSet(int count, ulong areaBytes = 4096)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(count, 1);
@@ -76,7 +78,9 @@ internal sealed class CpuSet : IDisposable
             _slots[cpu] = new Slot();
     }
 
-    /// <summary>The areas live as long as anybody can call: a stale reference finds an empty CPU, not a fault.</summary>
+    /// <summary>
+    /// The areas live as long as anybody can call: a stale reference finds an empty CPU, not a fault.
+    /// </summary>
     ~CpuSet() => _areas?.Dispose(); // null if the constructor threw
 
     public int Count => _slots.Length;
@@ -84,14 +88,18 @@ internal sealed class CpuSet : IDisposable
     /// <summary>Tells this machine's tasks from those of others; never 0.</summary>
     public int Id => _id;
 
-    /// <summary>This thread as the machine that it used last sees it, or null: the inlined fast paths' way in.</summary>
+    /// <summary>
+    /// This thread as the machine that it used last sees it, or null: the inlined fast paths' way in.
+    /// </summary>
     public static unsafe CpuTask* Here
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         get => t_task;
     }
 
-    /// <summary>The memory that belongs to a CPU, as in the kernel's per-CPU allocator: one base, the same offsets.</summary>
+    /// <summary>
+    /// The memory that belongs to a CPU, as in the kernel's per-CPU allocator: one base, the same offsets.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe byte* AreaOf(int cpu) => _area + ((nuint)(uint)cpu << _areaShift);
 
@@ -232,8 +240,8 @@ internal sealed class CpuSet : IDisposable
     }
 
     /// <summary>
-    /// Leaves whatever section this thread is in, after it broke off, and opens its locks. What others hold stays theirs: the
-    /// finalizer of a thread that ended may be at work at any moment.
+    /// Leaves whatever section this thread is in, after it broke off, and opens its locks. What others hold stays
+    /// theirs: the finalizer of a thread that ended may be at work at any moment.
     /// </summary>
     public unsafe void Break()
     {
@@ -508,7 +516,9 @@ internal sealed class CpuSet : IDisposable
         _binding.Release();
     }
 
-    /// <summary>The area of a thread that owns no CPU: all zero, which is empty and full at once. Never written.</summary>
+    /// <summary>
+    /// The area of a thread that owns no CPU: all zero, which is empty and full at once. Never written.
+    /// </summary>
     private static class Nowhere
     {
         private static readonly SparseMemory s_memory = SparseMemory.Create(MaxAreaBytes, "empty per-CPU area");

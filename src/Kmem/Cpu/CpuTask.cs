@@ -31,18 +31,22 @@ internal struct CpuTask
     /// <summary>The machine this belongs to; 0 when the machine is gone.</summary>
     public int MachineId;
 
-    /// <summary><see cref="MachineId"/> as long as this context may sleep, else 0: both tests of the fast paths in one.</summary>
+    /// <summary>
+    /// <see cref="MachineId"/> as long as this context may sleep, else 0: both tests of the fast paths in one.
+    /// </summary>
     public int SleepId;
 
-    /// <summary>0 outside; 1 inside a per-CPU section of an owned CPU; 2 inside, holding the shared CPU's lock.</summary>
+    /// <summary>
+    /// 0 outside; 1 inside a per-CPU section of an owned CPU; 2 inside, holding the shared CPU's lock.
+    /// </summary>
     public int Busy;
 
     /// <summary>The CPU this thread owns and runs on, or -1: ask <see cref="CpuSet"/>.</summary>
     public int Cpu;
 
     /// <summary>
-    /// The per-CPU area of <see cref="Cpu"/>, or one where nothing is as long as that is -1. It is what the inlined fast
-    /// paths look at inside a section.
+    /// The per-CPU area of <see cref="Cpu"/>, or one where nothing is as long as that is -1. It is what the inlined
+    /// fast paths look at inside a section.
     /// </summary>
     public unsafe byte* Area;
 
@@ -50,8 +54,8 @@ internal struct CpuTask
     public unsafe void* LastObject;
 
     /// <summary>
-    /// Where the cache of <see cref="LastObject"/> lies in an area. An object that is freed at once needs no look-up then,
-    /// and the processor knows early what the free will write to.
+    /// Where the cache of <see cref="LastObject"/> lies in an area. An object that is freed at once needs no look-up
+    /// then, and the processor knows early what the free will write to.
     /// </summary>
     public nuint LastPlace;
 
@@ -110,7 +114,8 @@ internal enum TaskFlags : uint
     MemAlloc = 0x0000_0800,
 
     /// <summary>
-    /// At work on a request for an object, which empties the quarantine itself; Kmem's own (the kernel's bit is another's).
+    /// At work on a request for an object, which empties the quarantine itself; Kmem's own (the kernel's bit is
+    /// another's).
     /// </summary>
     WantsObject = 0x0000_0001,
 

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// Read-copy-update in its smallest useful form: readers mark a section, writers put work off until every section that was
-/// open at that moment has ended (a grace period).
+/// Read-copy-update in its smallest useful form: readers mark a section, writers put work off until every section that
+/// was open at that moment has ended (a grace period).
 /// <code>
 ///   phase 0 readers ──┐        call_rcu(work)          phase 0 drained ─▶ work runs
 ///   phase 1 readers ──┴─ new readers count here from now on
@@ -58,7 +58,8 @@ internal sealed class Rcu
     }
 
     /// <summary>
-    /// Waits until all work put off so far has run (rcu_barrier). Neither inside a read-side section nor inside such work.
+    /// Waits until all work put off so far has run (rcu_barrier). Neither inside a read-side section nor inside such
+    /// work.
     /// </summary>
     public void Barrier()
     {
@@ -78,8 +79,8 @@ internal sealed class Rcu
     }
 
     /// <summary>
-    /// Runs what can be run: the batch whose readers are gone, then the next one if it too has none. One batch at a time;
-    /// whoever runs one looks again afterwards.
+    /// Runs what can be run: the batch whose readers are gone, then the next one if it too has none. One batch at a
+    /// time; whoever runs one looks again afterwards.
     /// </summary>
     private void Advance()
     {
@@ -108,7 +109,9 @@ internal sealed class Rcu
         }
     }
 
-    /// <summary>The next batch whose grace period is over, perhaps empty; null if there is nothing to do or to wait for.</summary>
+    /// <summary>
+    /// The next batch whose grace period is over, perhaps empty; null if there is nothing to do or to wait for.
+    /// </summary>
     private List<Action>? TakeReady()
     {
         SimPoint.Gate(_lock);

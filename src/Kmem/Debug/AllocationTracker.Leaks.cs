@@ -15,8 +15,7 @@ public sealed partial class AllocationTracker
 
     /// <summary>
     /// Declares memory outside the machine as a place where pointers to its objects are kept: a pinned array, a block
-    /// of
-    /// native memory, a static that is pinned. It is read at each scan and must stay valid until
+    /// of native memory, a static that is pinned. It is read at each scan and must stay valid until
     /// <see cref="RemoveRoot"/>.
     /// </summary>
     /// <param name="start">First byte.</param>
@@ -50,10 +49,8 @@ public sealed partial class AllocationTracker
 
     /// <summary>
     /// Finds the objects that cannot be reached from the roots (kmemleak_scan). Conservative: any word with the value
-    /// of
-    /// an address inside an object counts, so a leak may be missed; and an object whose only pointer is on a stack, in
-    /// a
-    /// register, or in a managed field is taken for one, until <see cref="NotALeak"/> or a root says otherwise.
+    /// of an address inside an object counts, so a leak may be missed; and an object whose only pointer is on a stack,
+    /// in a register, or in a managed field is taken for one, until <see cref="NotALeak"/> or a root says otherwise.
     /// </summary>
     /// <param name="minAge">Younger objects are not reported; null for the kernel's 5 s.</param>
     /// <returns>The leaks, oldest first. Objects that only leaks refer to, cycles too, are among them.</returns>

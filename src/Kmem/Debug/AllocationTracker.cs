@@ -8,8 +8,7 @@ namespace Kmem;
 /// <summary>
 /// Who holds what: every allocation of a machine with the stack that made it, by
 /// <see cref="MachineOptions.TrackAllocations"/>. From it come the texts of /proc/allocinfo and page_owner, and the
-/// leak
-/// scan (<see cref="ScanForLeaks"/>).
+/// leak scan (<see cref="ScanForLeaks"/>).
 /// <code>
 ///   allocation ──▶ address → size, stack number, when ──┬─▶ by source line:  bytes, calls       AllocInfo
 ///   frames     ──▶ pfn     → order, flags, stack       ─┼─▶ block by block                      PageOwner

@@ -12,8 +12,7 @@ internal readonly record struct RecordedMoment(long Event, ulong TimeNs, int Cpu
 
 /// <summary>
 /// Remembers what happened on a machine, so that it can be explained: allocations and frees in a ring, and for blocks
-/// of
-/// pages in use, and for those that failed last, how it was decided.
+/// of pages in use, and for those that failed last, how it was decided.
 /// <code>
 ///   chunks of 64 Ki entries:  [ 0 … ][ 65536 … ][ … newest ]     the oldest chunk is used again when all are there
 ///   decisions: first frame → decision, for blocks in use

@@ -22,8 +22,7 @@ internal sealed record ExplainedParts(
 
 /// <summary>
 /// Finds out everything about an address: from the address to a frame, from the frame to the block, the slab or the
-/// area
-/// that it belongs to, and from there to its story.
+/// area that it belongs to, and from there to its story.
 /// </summary>
 /// <remarks>
 /// Reads only. Lists are walked under their locks, CPUs' parts while the CPU is taken from its owner, and links within

@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>Checks page tables and what is mapped through them for each CPU. Reads only; nobody may be at work.</summary>
+/// <summary>
+/// Checks page tables and what is mapped through them for each CPU. Reads only; nobody may be at work.
+/// </summary>
 internal static class PageTableValidator
 {
     public static unsafe IReadOnlyList<BrokenRule> Run(KernelPageTable tables, MemMap map)

@@ -27,10 +27,8 @@ public sealed record RequestExplanation
 
     /// <summary>
     /// The blocks that the fewest objects keep from being free, best first: of the order asked for, or of the larger
-    /// one
-    /// that gives back what is missing to the watermark. Empty if the request would succeed, or if no block could ever
-    /// be
-    /// free.
+    /// one that gives back what is missing to the watermark. Empty if the request would succeed, or if no block could
+    /// ever be free.
     /// </summary>
     public IReadOnlyList<PinnedBlock> Pinned { get; init; } = [];
 

@@ -4,7 +4,8 @@ using System.Text;
 namespace Kmem;
 
 /// <summary>
-/// Walks all of a machine's structures and checks the numbered rules of <c>rules/</c>. Reads only; nobody may be at work.
+/// Walks all of a machine's structures and checks the numbered rules of <c>rules/</c>. Reads only; nobody may be at
+/// work.
 /// </summary>
 internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, PageblockMap blocks, MemMap map)
 {
@@ -292,7 +293,9 @@ internal sealed class Validator(PageAllocator pages, SlabAllocator slabs, Pagebl
         }
     }
 
-    /// <summary>How many objects of each current slab are on its CPU's free list; the chains join the known slabs.</summary>
+    /// <summary>
+    /// How many objects of each current slab are on its CPU's free list; the chains join the known slabs.
+    /// </summary>
     private unsafe Dictionary<nint, int> FreeOnCpus(KmemCache cache, HashSet<nint> onLists)
     {
         var free = new Dictionary<nint, int>();

@@ -67,7 +67,8 @@ internal static class VmallocKindsValidator
                 {
                     if (vmalloc.Tables.Translate(vm->Address + (i << Pfn.PageShift)).Value != pfn + i)
                     {
-                        broken.Add(new BrokenRule("IOREMAP-01", $"area 0x{vm->Address:x}: page {i} is of another device"));
+                        broken.Add(
+                            new BrokenRule("IOREMAP-01", $"area 0x{vm->Address:x}: page {i} is of another device"));
                         break;
                     }
                 }

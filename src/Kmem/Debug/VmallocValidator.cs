@@ -28,7 +28,8 @@ internal static class VmallocValidator
         if (pages != vmalloc.PageCount)
             broken.Add(new BrokenRule("VMALLOC-04", $"{pages} pages in areas, counted {vmalloc.PageCount}"));
         if (kept != vmalloc.Kept)
-            broken.Add(new BrokenRule("VMALLOC-07", $"{kept} areas and pages are marked as kept, counted {vmalloc.Kept}"));
+            broken.Add(
+                new BrokenRule("VMALLOC-07", $"{kept} areas and pages are marked as kept, counted {vmalloc.Kept}"));
         broken.AddRange(VmallocKindsValidator.Run(vmalloc, map));
         broken.AddRange(PageTableValidator.Run(vmalloc.Tables, map));
         return broken;

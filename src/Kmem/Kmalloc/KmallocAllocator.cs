@@ -4,8 +4,9 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// kmalloc: memory of any size. Up to 8 KiB from one of thirteen caches (8, 16, 32, 64, 96, 128, 192, 256 … 8192 bytes), of
-/// the set that the flags name; above that whole blocks of pages. The native profile has more caches, up to 32 KiB.
+/// kmalloc: memory of any size. Up to 8 KiB from one of thirteen caches (8, 16, 32, 64, 96, 128, 192, 256 … 8192
+/// bytes), of the set that the flags name; above that whole blocks of pages. The native profile has more caches, up to
+/// 32 KiB.
 /// <code>
 ///   size ─▶ class (table up to 192, then log2) ─┐
 ///   gfp  ─▶ type (normal, reclaimable, DMA,     ├─▶ KmemCache.AllocCore
@@ -32,7 +33,8 @@ internal sealed class KmallocAllocator
     private readonly KmemCache[] _caches;
     private readonly nuint _limit;
 
-    // For each size in steps of 8 bytes the place, in bytes, of the ordinary cache in a CPU's area. The array is pinned.
+    // For each size in steps of 8 bytes the place, in bytes, of the ordinary cache in a CPU's area. The array is
+    // pinned.
     private readonly uint[] _places = GC.AllocateArray<uint>(MostSteps + 1, pinned: true);
     private readonly unsafe uint* _placeOfSize;
 
@@ -152,8 +154,8 @@ internal sealed class KmallocAllocator
         {
             nuint place = _placeOfFrame.Of((nuint)pointer);
 
-            // The same place either way; but where it is the one of the last allocation, what the free writes to does not
-            // wait for the two loads above, and the next allocation does not wait for the free.
+            // The same place either way; but where it is the one of the last allocation, what the free writes to does
+            // not wait for the two loads above, and the next allocation does not wait for the free.
             if (pointer == task->LastObject && place == task->LastPlace)
                 place = task->LastPlace;
             if (KmemCacheCpu.TryPush(task, place, pointer))
@@ -226,8 +228,8 @@ internal sealed class KmallocAllocator
     }
 
     /// <summary>
-    /// Frees after a grace period: through the cache's sheaves if it has them, else alone. (The kernel gathers up to 507
-    /// pointers on a page of their own first; here each is a callback, so that none waits for others.)
+    /// Frees after a grace period: through the cache's sheaves if it has them, else alone. (The kernel gathers up to
+    /// 507 pointers on a page of their own first; here each is a callback, so that none waits for others.)
     /// </summary>
     public unsafe void FreeRcu(void* pointer)
     {
@@ -273,7 +275,9 @@ internal sealed class KmallocAllocator
         return SlabAllocator.LargeSize(large);
     }
 
-    /// <summary>Bytes that a request of this size may use (kmalloc_size_roundup); too large a size comes back as it is.</summary>
+    /// <summary>
+    /// Bytes that a request of this size may use (kmalloc_size_roundup); too large a size comes back as it is.
+    /// </summary>
     public static nuint SizeRoundup(nuint size) => KmallocClasses.SizeRoundup(size);
 
     /// <summary>

@@ -73,8 +73,8 @@ internal static class KmallocClasses
         [0, 96, 192, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192];
 
     /// <summary>
-    /// What the native profile has between the kernel's classes and above them: four to a doubling, so that rounding up costs
-    /// a tenth of the memory and not a quarter. No kernel has these.
+    /// What the native profile has between the kernel's classes and above them: four to a doubling, so that rounding up
+    /// costs a tenth of the memory and not a quarter. No kernel has these.
     /// </summary>
     internal static ReadOnlySpan<ushort> BetweenSizes =>
     [
@@ -82,12 +82,14 @@ internal static class KmallocClasses
         10240, 12288, 14336, 16384, 20480, 24576, 28672, 32768,
     ];
 
-    /// <summary>Bytes of the largest class of the native profile: blocks of up to eight pages are objects there, too.</summary>
+    /// <summary>
+    /// Bytes of the largest class of the native profile: blocks of up to eight pages are objects there, too.
+    /// </summary>
     internal const int MaxNativeCacheSize = 32768;
 
     /// <summary>
-    /// The largest slabs of those classes that the kernel does not have at all: with eight pages, only one object would fit
-    /// into a slab, or two.
+    /// The largest slabs of those classes that the kernel does not have at all: with eight pages, only one object would
+    /// fit into a slab, or two.
     /// </summary>
     internal const int NativeSlabOrder = 5;
 

@@ -2,9 +2,12 @@ namespace Kmem;
 
 /// <summary>
 /// A reserve of elements that an allocation falls back to, so that a caller who may wait never gets null
-/// (<c>mempool_t</c>). It guarantees that its minimum number of elements can be in use at the same time; it is not a cache.
+/// (<c>mempool_t</c>). It guarantees that its minimum number of elements can be in use at the same time; it is not a
+/// cache.
 /// </summary>
-/// <remarks>mm/mempool.c, Linux 6.18. Created by <see cref="Machine.CreateMempool(int, KmemCache)"/>. Thread-safe.</remarks>
+/// <remarks>
+/// mm/mempool.c, Linux 6.18. Created by <see cref="Machine.CreateMempool(int, KmemCache)"/>. Thread-safe.
+/// </remarks>
 public sealed class Mempool : IDisposable
 {
     private static readonly TimeSpan s_longestWait = TimeSpan.FromSeconds(5);
@@ -47,14 +50,16 @@ public sealed class Mempool : IDisposable
     public int Reserved { get; private set; }
 
     /// <summary>
-    /// Takes an element: from the allocator without effort, else from the reserve, else with effort, else it waits for a
-    /// <see cref="Free"/> (mempool_alloc).
+    /// Takes an element: from the allocator without effort, else from the reserve, else with effort, else it waits for
+    /// a <see cref="Free"/> (mempool_alloc).
     /// </summary>
     /// <param name="gfp">Flags; <see cref="Gfp.Zero"/> is not supported.</param>
     /// <returns>The element; null only if the request may not sleep.</returns>
     /// <exception cref="ArgumentException">Zeroed elements were asked for.</exception>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
-    /// <exception cref="ObjectDisposedException">The pool has been disposed, perhaps while this call waited.</exception>
+    /// <exception cref="ObjectDisposedException">
+    /// The pool has been disposed, perhaps while this call waited.
+    /// </exception>
     public unsafe void* Alloc(Gfp gfp)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
@@ -89,7 +94,9 @@ public sealed class Mempool : IDisposable
     /// <returns>The element, or null if the reserve is empty.</returns>
     public unsafe void* AllocPreallocated() => (void*)TakeReserve();
 
-    /// <summary>Gives an element back: to the reserve while that is not full, else to the allocator (mempool_free).</summary>
+    /// <summary>
+    /// Gives an element back: to the reserve while that is not full, else to the allocator (mempool_free).
+    /// </summary>
     /// <param name="element">What <see cref="Alloc"/> returned; null is ignored.</param>
     public unsafe void Free(void* element)
     {
@@ -203,8 +210,8 @@ public sealed class Mempool : IDisposable
 }
 
 /// <summary>
-/// Elements in a reserve are filled with the poison of free objects, and checked when they leave it: who writes to one has
-/// kept its address (CONFIG_SLUB_DEBUG_ON; poison_element, check_element).
+/// Elements in a reserve are filled with the poison of free objects, and checked when they leave it: who writes to one
+/// has kept its address (CONFIG_SLUB_DEBUG_ON; poison_element, check_element).
 /// </summary>
 /// <param name="bytes">Bytes of an element.</param>
 /// <param name="log">Where reports go.</param>

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// Waiting for something that takes a few dozen instructions: first busy, then giving the processor away, so that a holder
-/// that was descheduled gets to run. Never sleeps, and so cannot be ended by <see cref="Thread.Interrupt"/>.
+/// Waiting for something that takes a few dozen instructions: first busy, then giving the processor away, so that a
+/// holder that was descheduled gets to run. Never sleeps, and so cannot be ended by <see cref="Thread.Interrupt"/>.
 /// </summary>
 internal struct Backoff
 {

@@ -4,7 +4,9 @@ using System.Runtime.CompilerServices;
 
 namespace Kmem;
 
-/// <summary>Checks of invariants, in two of their three strengths (the third is <see cref="Machine.Validate"/>).</summary>
+/// <summary>
+/// Checks of invariants, in two of their three strengths (the third is <see cref="Machine.Validate"/>).
+/// </summary>
 internal static class Bug
 {
     /// <summary>

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// Waiting for others for milliseconds, in the middle of an operation. <see cref="Thread.Interrupt"/> ends the wait but not
-/// the operation: it is left pending for the caller's next wait.
+/// Waiting for others for milliseconds, in the middle of an operation. <see cref="Thread.Interrupt"/> ends the wait but
+/// not the operation: it is left pending for the caller's next wait.
 /// </summary>
 internal static class Pause
 {

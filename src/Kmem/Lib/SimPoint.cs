@@ -32,7 +32,9 @@ internal static class SimPoint
     [Conditional("DEBUG")]
     public static void Wait() => t_simulation?.Wait();
 
-    /// <summary>What would be finalized, at a moment that nobody can foresee, lives as long as the simulation.</summary>
+    /// <summary>
+    /// What would be finalized, at a moment that nobody can foresee, lives as long as the simulation.
+    /// </summary>
     [Conditional("DEBUG")]
     public static void Keep(object finalizable) => t_simulation?.Keep(finalizable);
 

@@ -4,8 +4,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// A lock held for a few dozen instructions. One word, no allocation, not re-entrant; waiting spins and then yields,
-/// so that a holder that was descheduled gets to run. The word is the holder's thread, so that nobody opens a lock that is
+/// A lock held for a few dozen instructions. One word, no allocation, not re-entrant; waiting spins and then yields, so
+/// that a holder that was descheduled gets to run. The word is the holder's thread, so that nobody opens a lock that is
 /// another's. Never copy a value of this type.
 /// </summary>
 internal struct SpinLock(LockRank rank)
@@ -45,16 +45,16 @@ internal struct SpinLock(LockRank rank)
     }
 
     /// <summary>
-    /// Fails unless this thread holds the lock (lockdep_assert_held): for whoever changes what the lock guards. In debug
-    /// builds only.
+    /// Fails unless this thread holds the lock (lockdep_assert_held): for whoever changes what the lock guards. In
+    /// debug builds only.
     /// </summary>
     [Conditional("DEBUG")]
     public readonly void AssertHeld([CallerMemberName] string change = "") => Bug.OnVm(
         !IsHeldHere && !IsPlantedOpen, $"{change} without the lock {Name}");
 
     /// <summary>
-    /// Opens the lock if this thread broke off while it held it (see <see cref="LockOrder.Break"/>). A lock of another thread,
-    /// a finalizer's or a reader's of metrics, stays: that one goes on and opens it itself.
+    /// Opens the lock if this thread broke off while it held it (see <see cref="LockOrder.Break"/>). A lock of another
+    /// thread, a finalizer's or a reader's of metrics, stays: that one goes on and opens it itself.
     /// </summary>
     /// <returns>Whether it was held here.</returns>
     public bool Break()

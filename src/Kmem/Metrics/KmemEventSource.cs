@@ -20,8 +20,8 @@ internal sealed class KmemEventSource : EventSource
     }
 
     /// <summary>
-    /// Whether somebody listens and this thread is not inside an event already: a listener that allocates from the machine
-    /// would otherwise cause the event that it is told of.
+    /// Whether somebody listens and this thread is not inside an event already: a listener that allocates from the
+    /// machine would otherwise cause the event that it is told of.
     /// </summary>
     [NonEvent]
     public bool Wants(EventLevel level) => IsEnabled(level, EventKeywords.None) && !t_busy;

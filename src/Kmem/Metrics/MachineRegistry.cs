@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>The machines that are alive, for the instruments. Reading one and disposing it exclude each other.</summary>
+/// <summary>
+/// The machines that are alive, for the instruments. Reading one and disposing it exclude each other.
+/// </summary>
 internal sealed class MachineRegistry
 {
     private readonly List<Entry> _entries = [];

@@ -3,9 +3,9 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// <c>mem_map</c>: one <see cref="Page"/> for each frame number from 0 to the end of physical memory, holes included, so
-/// that number, descriptor and address turn into each other by arithmetic. Host memory is used only for descriptors that
-/// were written.
+/// <c>mem_map</c>: one <see cref="Page"/> for each frame number from 0 to the end of physical memory, holes included,
+/// so that number, descriptor and address turn into each other by arithmetic. Host memory is used only for descriptors
+/// that were written.
 /// </summary>
 internal sealed class MemMap : IDisposable
 {
@@ -41,7 +41,9 @@ internal sealed class MemMap : IDisposable
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe byte* AddressOf(Page* page) => RamBase + (PfnOf(page) << Pfn.PageShift);
 
-    /// <summary>The page that holds a host address of the direct map; the address must lie in it (virt_to_page).</summary>
+    /// <summary>
+    /// The page that holds a host address of the direct map; the address must lie in it (virt_to_page).
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe Page* PageAt(void* address) => Base + ((ulong)((byte*)address - RamBase) >> Pfn.PageShift);
 

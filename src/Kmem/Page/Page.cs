@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// <c>struct page</c>: the 64-byte descriptor of one page frame. Which fields mean something depends on what the frame is
-/// used for:
+/// <c>struct page</c>: the 64-byte descriptor of one page frame. Which fields mean something depends on what the frame
+/// is used for:
 /// <code>
 ///   offset   free block / per-CPU list     in use                      slab (head page)
 ///    0       Flags ─────────────────────────────────────────────────────────────────────────
@@ -30,7 +30,9 @@ internal struct Page
     [FieldOffset(0)]
     public PageFlags Flags;
 
-    /// <summary>Order + 1 of the allocated block that starts here, 0 if none does: makes a wrong order in a free visible.</summary>
+    /// <summary>
+    /// Order + 1 of the allocated block that starts here, 0 if none does: makes a wrong order in a free visible.
+    /// </summary>
     [FieldOffset(7)]
     public byte AllocatedOrderPlusOne;
 
@@ -90,8 +92,8 @@ internal struct Page
     public readonly bool IsHead => (Flags & PageFlags.Head) != 0;
 
     /// <summary>
-    /// The page itself, or the head of the compound block that it is a tail of. The word is read once: whoever only looks at a
-    /// machine at work may see the block end in between.
+    /// The page itself, or the head of the compound block that it is a tail of. The word is read once: whoever only
+    /// looks at a machine at work may see the block end in between.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe Page* HeadOf(Page* page)
@@ -150,7 +152,8 @@ internal enum PageFlags : ulong
 }
 
 /// <summary>
-/// Page types, in the top byte as in the kernel. No type is 0 here and 0xffffffff in the kernel: descriptors start zeroed.
+/// Page types, in the top byte as in the kernel. No type is 0 here and 0xffffffff in the kernel: descriptors start
+/// zeroed.
 /// </summary>
 internal enum PageType : uint
 {

@@ -4,10 +4,12 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Three bytes for each pageblock (512 frames): its migrate type with the "skip in compaction" bit, and the zone that it
-/// belongs to. Zone borders lie on pageblock borders, so one number answers page_zone() for all its frames.
+/// Three bytes for each pageblock (512 frames): its migrate type with the "skip in compaction" bit, and the zone that
+/// it belongs to. Zone borders lie on pageblock borders, so one number answers page_zone() for all its frames.
 /// </summary>
-/// <remarks>The type is written under the zone's lock and read without (a stale answer is harmless, as in the kernel).</remarks>
+/// <remarks>
+/// The type is written under the zone's lock and read without (a stale answer is harmless, as in the kernel).
+/// </remarks>
 internal sealed class PageblockMap : IDisposable
 {
     /// <summary>The zone of a pageblock that belongs to none; beyond the last zone of 1024 nodes.</summary>

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// How often something happened to blocks of a zone, and to which block last. Written under the zone's lock, read without:
-/// then the block may belong to another time than the count.
+/// How often something happened to blocks of a zone, and to which block last. Written under the zone's lock, read
+/// without: then the block may belong to another time than the count.
 /// </summary>
 internal struct BlockCount
 {

@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// The free blocks of one zone: for each order 0 … 10 and each migrate type a list. A block of order n is 2ⁿ frames at a
-/// multiple of 2ⁿ; its first descriptor has type Buddy and the order.
+/// The free blocks of one zone: for each order 0 … 10 and each migrate type a list. A block of order n is 2ⁿ frames at
+/// a multiple of 2ⁿ; its first descriptor has type Buddy and the order.
 /// <code>
 ///   take(order 1) out of an order-3 block:           free(order 1) merges back while the buddy is free:
 ///   |0 1 2 3 4 5 6 7|                                 buddy(pfn, o) = pfn ^ (1 &lt;&lt; o)
@@ -47,10 +47,14 @@ internal sealed partial class Buddy : IDisposable
     /// <summary>Blocks of another migrate type that were taken; changes under the zone's lock.</summary>
     public long Fallbacks { get; private set; }
 
-    /// <summary>Blocks that were split for a smaller one, and the last of them; changes under the zone's lock.</summary>
+    /// <summary>
+    /// Blocks that were split for a smaller one, and the last of them; changes under the zone's lock.
+    /// </summary>
     public BlockCount Splits;
 
-    /// <summary>Blocks that came back and merged, and what the last of them became; changes under the zone's lock.</summary>
+    /// <summary>
+    /// Blocks that came back and merged, and what the last of them became; changes under the zone's lock.
+    /// </summary>
     public BlockCount Merges;
 
     /// <summary>Number of free blocks of an order, all types.</summary>
@@ -143,8 +147,8 @@ internal sealed partial class Buddy : IDisposable
     }
 
     /// <summary>
-    /// Takes a block from the lists of one type: the smallest sufficient one, its lowest part; what is split off goes to
-    /// the heads of the lower lists.
+    /// Takes a block from the lists of one type: the smallest sufficient one, its lowest part; what is split off goes
+    /// to the heads of the lower lists.
     /// </summary>
     /// <returns>The block, unlinked, or null.</returns>
     public unsafe Page* TakeLocked(int order, Migratetype type, int cpu)
@@ -185,8 +189,8 @@ internal sealed partial class Buddy : IDisposable
     }
 
     /// <summary>
-    /// Puts a block in use in the place of a free one of the same order, or of a part of a larger free one, which becomes
-    /// the one in use.
+    /// Puts a block in use in the place of a free one of the same order, or of a part of a larger free one, which
+    /// becomes the one in use.
     /// </summary>
     /// <returns>False if the other block is not free.</returns>
     public unsafe bool TryExchange(Page* page, Page* other, int order, int cpu)
@@ -231,8 +235,8 @@ internal sealed partial class Buddy : IDisposable
     }
 
     /// <summary>
-    /// Takes a free block of this order as a place to move pages to (__isolate_free_page, mm/page_alloc.c, Linux 6.18). A
-    /// large one makes its pageblocks Movable: that is what will be in them.
+    /// Takes a free block of this order as a place to move pages to (__isolate_free_page, mm/page_alloc.c, Linux 6.18).
+    /// A large one makes its pageblocks Movable: that is what will be in them.
     /// </summary>
     public unsafe void IsolateLocked(Page* page, int order, int cpu)
     {
@@ -252,8 +256,8 @@ internal sealed partial class Buddy : IDisposable
     }
 
     /// <summary>
-    /// Whether a request of this order and type would find a block without stealing: of its type, or one whose pageblock it
-    /// may claim (compact_finished).
+    /// Whether a request of this order and type would find a block without stealing: of its type, or one whose
+    /// pageblock it may claim (compact_finished).
     /// </summary>
     public unsafe bool HasBlockLocked(int order, Migratetype type)
     {
@@ -275,8 +279,8 @@ internal sealed partial class Buddy : IDisposable
         page->Type == PageType.Buddy && page->Private == (ulong)order && _blocks.ZoneOf(pfn) == Zone.Index;
 
     /// <summary>
-    /// Gives the memory of free blocks of at least <paramref name="minOrder"/> back to the host, once for each block until
-    /// it is used again (free page reporting). The zone is locked block by block, not for the whole walk.
+    /// Gives the memory of free blocks of at least <paramref name="minOrder"/> back to the host, once for each block
+    /// until it is used again (free page reporting). The zone is locked block by block, not for the whole walk.
     /// </summary>
     /// <returns>Frames given back.</returns>
     public unsafe ulong Report(int minOrder, Func<ulong, ulong, bool> release, int cpu)
@@ -366,7 +370,9 @@ internal sealed partial class Buddy : IDisposable
         return IsFreeBlock(_map.PageOf(uncle), uncle, order + 1);
     }
 
-    /// <summary>Splits a block of order <paramref name="high"/> down to <paramref name="low"/>, keeping the lower part.</summary>
+    /// <summary>
+    /// Splits a block of order <paramref name="high"/> down to <paramref name="low"/>, keeping the lower part.
+    /// </summary>
     private unsafe void ExpandLocked(Page* page, int low, int high, Migratetype type)
     {
         while (high > low)

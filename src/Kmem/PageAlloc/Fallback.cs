@@ -11,12 +11,14 @@ internal enum SearchMode
 }
 
 /// <content>
-/// Taking from another migrate type when the own lists are empty: <i>claim</i> a whole pageblock (largest block first, so
-/// that the mixing ends there), or <i>steal</i> single blocks (smallest first).
+/// Taking from another migrate type when the own lists are empty: <i>claim</i> a whole pageblock (largest block first,
+/// so that the mixing ends there), or <i>steal</i> single blocks (smallest first).
 /// </content>
 internal sealed partial class Buddy
 {
-    /// <summary>Frames of a pageblock that must be free or alike before the whole block changes its type: half.</summary>
+    /// <summary>
+    /// Frames of a pageblock that must be free or alike before the whole block changes its type: half.
+    /// </summary>
     private const int ClaimThreshold = PageOrder.PageblockPages / 2;
 
     /// <summary>vm.watermark_boost_factor: in 1/10000 of the high watermark.</summary>
@@ -142,8 +144,8 @@ internal sealed partial class Buddy
     }
 
     /// <summary>
-    /// A smaller block: the pageblock changes its type if at least half of it is free or used compatibly. Either way the
-    /// watermarks are raised for a while, so that reclaim makes room before types mix further.
+    /// A smaller block: the pageblock changes its type if at least half of it is free or used compatibly. Either way
+    /// the watermarks are raised for a while, so that reclaim makes room before types mix further.
     /// </summary>
     private unsafe Page* ClaimPartlyLocked(
         Page* found, int order, Migratetype wanted, Migratetype fallback, AllocFlags flags, int cpu)

@@ -9,8 +9,8 @@ namespace Kmem;
 /// <remarks>
 /// A request fails if <see cref="Space"/> is used up, it is the <see cref="Interval"/>-th since the last such one,
 /// <see cref="Probability"/> says so and <see cref="Times"/> is not used up. <see cref="Machine.FailNth"/> overrides
-/// all of it. Requests with <see cref="Gfp.NoFail"/> never fail. Who fails follows from <see cref="MachineOptions.Seed"/>
-/// and the order of the requests alone.
+/// all of it. Requests with <see cref="Gfp.NoFail"/> never fail. Who fails follows from
+/// <see cref="MachineOptions.Seed"/> and the order of the requests alone.
 /// </remarks>
 public sealed class FaultAttribute
 {

@@ -1,14 +1,14 @@
 namespace Kmem;
 
 /// <summary>
-/// How badly free memory is cut up, from the number of free blocks per order (mm/vmstat.c, Linux 6.18). F frames free in B
-/// blocks; S blocks of the wanted order can be had from them.
+/// How badly free memory is cut up, from the number of free blocks per order (mm/vmstat.c, Linux 6.18). F frames free
+/// in B blocks; S blocks of the wanted order can be had from them.
 /// </summary>
 internal static class Fragmentation
 {
     /// <summary>
-    /// Why an allocation of the order would fail, ×1000: near 0 for lack of memory, near 1000 because it is fragmented; −1000
-    /// if it would not fail, 0 if nothing is free.
+    /// Why an allocation of the order would fail, ×1000: near 0 for lack of memory, near 1000 because it is fragmented;
+    /// −1000 if it would not fail, 0 if nothing is free.
     /// </summary>
     public static int ExtfragIndex(Func<int, long> freeBlocks, int order)
     {
@@ -20,7 +20,9 @@ internal static class Fragmentation
         return (int)(1000 - ((1000 + (frames * 1000 / (1L << order))) / blocks));
     }
 
-    /// <summary>The part of free memory that is in blocks too small for the order, ×1000; 1000 if nothing is free.</summary>
+    /// <summary>
+    /// The part of free memory that is in blocks too small for the order, ×1000; 1000 if nothing is free.
+    /// </summary>
     public static int UnusableIndex(Func<int, long> freeBlocks, int order)
     {
         (long frames, _, long suitable) = Count(freeBlocks, order);

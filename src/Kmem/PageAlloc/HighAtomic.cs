@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <content>
-/// The HighAtomic reserve: pageblocks set aside for high-order requests that cannot sleep, made by such requests and taken
-/// back before the allocator gives up on anybody else.
+/// The HighAtomic reserve: pageblocks set aside for high-order requests that cannot sleep, made by such requests and
+/// taken back before the allocator gives up on anybody else.
 /// </content>
 internal sealed partial class Buddy
 {

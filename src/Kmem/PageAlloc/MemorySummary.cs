@@ -3,7 +3,9 @@ using System.Text;
 
 namespace Kmem;
 
-/// <summary>The memory part of a failure report: one paragraph per zone, then its free blocks by order (show_mem).</summary>
+/// <summary>
+/// The memory part of a failure report: one paragraph per zone, then its free blocks by order (show_mem).
+/// </summary>
 internal static class MemorySummary
 {
     private const string TypeLetters = "UMEHI";

@@ -16,7 +16,9 @@ internal sealed partial class PageAllocator
     /// <summary>Number of allocations that found no zone above LOW.</summary>
     public long SlowPaths => Volatile.Read(ref _slowPaths);
 
-    /// <summary>Hears of slow paths, fallbacks and failures of requests that may sleep, without any lock; or null.</summary>
+    /// <summary>
+    /// Hears of slow paths, fallbacks and failures of requests that may sleep, without any lock; or null.
+    /// </summary>
     public IRareEvents? Rare { get; set; }
 
     /// <summary>Requests that are to fail; null, and nobody is asked, until somebody wants it.</summary>

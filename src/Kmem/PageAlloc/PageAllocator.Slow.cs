@@ -173,9 +173,9 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// Direct reclaim, then the free lists again; if that is not enough, what the reserve and the per-CPU lists of all CPUs
-    /// hold. (The kernel looks there only after progress; a machine with nothing to reclaim would fail with memory idle on
-    /// other CPUs' lists, so Kmem always looks.)
+    /// Direct reclaim, then the free lists again; if that is not enough, what the reserve and the per-CPU lists of all
+    /// CPUs hold. (The kernel looks there only after progress; a machine with nothing to reclaim would fail with memory
+    /// idle on other CPUs' lists, so Kmem always looks.)
     /// </summary>
     private unsafe Page* Reclaim(in AllocRequest request, AllocFlags flags, ref RetryState retry, CpuTask* task)
     {
@@ -206,8 +206,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// Memory is not out while freed objects are kept back: those of a hardened machine's quarantine go to their slabs, and
-    /// slabs that are empty then to the free lists.
+    /// Memory is not out while freed objects are kept back: those of a hardened machine's quarantine go to their slabs,
+    /// and slabs that are empty then to the free lists.
     /// </summary>
     private unsafe Page* AfterKeptBack(in AllocRequest request, AllocFlags flags, CpuTask* task)
     {

@@ -15,8 +15,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// The first part of a request that is known to have emptied the per-CPU lists later on: it found no zone good enough,
-    /// and took back a part of the reserve (__alloc_pages_direct_reclaim).
+    /// The first part of a request that is known to have emptied the per-CPU lists later on: it found no zone good
+    /// enough, and took back a part of the reserve (__alloc_pages_direct_reclaim).
     /// </summary>
     public void BeginReclaimed(Gfp gfp, int order)
     {
@@ -45,7 +45,9 @@ internal sealed partial class PageAllocator
     /// Makes it so that a request got the block at <paramref name="wanted"/> instead of the one at
     /// <paramref name="taken"/>, which takes the other's place among the free ones as far as possible.
     /// </summary>
-    /// <returns>False if the wanted block was not free here as a whole: the taken one is given back all the same.</returns>
+    /// <returns>
+    /// False if the wanted block was not free here as a whole: the taken one is given back all the same.
+    /// </returns>
     public unsafe bool Exchange(ulong taken, ulong wanted, int order)
     {
         Page* page = _map.PageOf(taken);

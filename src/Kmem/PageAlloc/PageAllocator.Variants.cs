@@ -27,8 +27,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// Allocates exactly as many contiguous frames as a size needs: a block of the next power of two, split, with the tail
-    /// frames given back at once (alloc_pages_exact).
+    /// Allocates exactly as many contiguous frames as a size needs: a block of the next power of two, split, with the
+    /// tail frames given back at once (alloc_pages_exact).
     /// </summary>
     /// <returns>The first page, or null.</returns>
     public unsafe Page* AllocExact(nuint bytes, Gfp gfp)
@@ -73,8 +73,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// Fills the empty (<see cref="Pfn.None"/>) entries with single frames from one zone's per-CPU list, refilling it as
-    /// often as needed (alloc_pages_bulk). No mm_page_alloc events, no mark on the lists' tuning.
+    /// Fills the empty (<see cref="Pfn.None"/>) entries with single frames from one zone's per-CPU list, refilling it
+    /// as often as needed (alloc_pages_bulk). No mm_page_alloc events, no mark on the lists' tuning.
     /// </summary>
     /// <returns>Number of filled entries from the start; may be fewer than asked.</returns>
     public unsafe int AllocBulk(Gfp gfp, int node, Span<Pfn> pages)
@@ -166,8 +166,8 @@ internal sealed partial class PageAllocator
     }
 
     /// <summary>
-    /// Takes a given block, of the largest order, if it is free and its zone has plenty left: for who wants blocks side by
-    /// side. Its reference count stays 0, and it is compound.
+    /// Takes a given block, of the largest order, if it is free and its zone has plenty left: for who wants blocks side
+    /// by side. Its reference count stays 0, and it is compound.
     /// </summary>
     public unsafe Page* TryClaimLargest(ulong pfn)
     {
@@ -185,7 +185,9 @@ internal sealed partial class PageAllocator
         return taken ? page : null;
     }
 
-    /// <summary>Whether a block of the largest order is free, and an eighth of its zone besides. Only a glance.</summary>
+    /// <summary>
+    /// Whether a block of the largest order is free, and an eighth of its zone besides. Only a glance.
+    /// </summary>
     public unsafe bool IsLargestFree(ulong pfn) =>
         PresentZoneOf(pfn) is { } zone && IsPlentiful(zone, pfn)
         && zone.Buddy.IsFreeBlock(_map.PageOf(pfn), pfn, PageOrder.Max);

@@ -10,7 +10,9 @@ namespace Kmem;
 ///        └─▶ AllocSlow: wake kswapd, MIN, reserves, reclaim, compaction, OOM, failure report
 /// </code>
 /// </summary>
-/// <remarks>mm/page_alloc.c, Linux 6.18: __alloc_frozen_pages_noprof, get_page_from_freelist, __free_frozen_pages.</remarks>
+/// <remarks>
+/// mm/page_alloc.c, Linux 6.18: __alloc_frozen_pages_noprof, get_page_from_freelist, __free_frozen_pages.
+/// </remarks>
 internal sealed partial class PageAllocator : IDisposable
 {
     private readonly CpuSet _cpus;
@@ -46,8 +48,8 @@ internal sealed partial class PageAllocator : IDisposable
     public Func<long>? FreeSpare { get; set; }
 
     /// <summary>
-    /// Frees what is kept back on purpose, freed objects in quarantine, before a request fails or the killer is asked. Tells
-    /// whether there was any. Null: nothing is kept back.
+    /// Frees what is kept back on purpose, freed objects in quarantine, before a request fails or the killer is asked.
+    /// Tells whether there was any. Null: nothing is kept back.
     /// </summary>
     public Func<bool>? FreeKeptBack { get; set; }
 
@@ -190,8 +192,8 @@ internal sealed partial class PageAllocator : IDisposable
     }
 
     /// <summary>
-    /// Drops one reference to a block from <see cref="Alloc"/> and frees it when that was the last (__free_pages). If others
-    /// still hold the first frame of a block that is not compound, the rest of the block is freed now.
+    /// Drops one reference to a block from <see cref="Alloc"/> and frees it when that was the last (__free_pages). If
+    /// others still hold the first frame of a block that is not compound, the rest of the block is freed now.
     /// </summary>
     public unsafe void Free(ulong pfn, int order)
     {
@@ -344,7 +346,9 @@ internal sealed partial class PageAllocator : IDisposable
         return gfp;
     }
 
-    /// <summary>Tries the zones of the list in order, at the watermark named by the flags (get_page_from_freelist).</summary>
+    /// <summary>
+    /// Tries the zones of the list in order, at the watermark named by the flags (get_page_from_freelist).
+    /// </summary>
     private unsafe Page* Walk(in AllocRequest request, AllocFlags flags, CpuTask* task)
     {
         bool skipNodesBeingReclaimed = _nodes.Length > 1;

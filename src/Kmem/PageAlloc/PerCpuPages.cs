@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// One CPU's store of free blocks of one zone (<c>struct per_cpu_pages</c>): lists for the orders 0 … 3 and 9, so that most
-/// allocations and frees need no zone lock.
+/// One CPU's store of free blocks of one zone (<c>struct per_cpu_pages</c>): lists for the orders 0 … 3 and 9, so that
+/// most allocations and frees need no zone lock.
 /// <code>
 ///   list index:  3 × order + type for orders 0–3 (types Unmovable, Movable, Reclaimable)
 ///                12 order 9, not movable      13 order 9, movable
@@ -13,7 +13,9 @@ namespace Kmem;
 /// </code>
 /// Only the CPU itself touches it, inside a section.
 /// </summary>
-/// <remarks>The tuning of <c>High</c> follows mm/page_alloc.c, Linux 6.18 (nr_pcp_alloc, nr_pcp_high, nr_pcp_free).</remarks>
+/// <remarks>
+/// The tuning of <c>High</c> follows mm/page_alloc.c, Linux 6.18 (nr_pcp_alloc, nr_pcp_high, nr_pcp_free).
+/// </remarks>
 [StructLayout(LayoutKind.Sequential)]
 internal struct PerCpuPages
 {
@@ -150,7 +152,9 @@ internal struct PerCpuPages
         return Math.Min(Math.Max(FreeCount, Batch), limit - Batch);
     }
 
-    /// <summary>The kernel's clamp(): in a tiny zone the lower limit may be the larger one, and then the upper wins.</summary>
+    /// <summary>
+    /// The kernel's clamp(): in a tiny zone the lower limit may be the larger one, and then the upper wins.
+    /// </summary>
     private static int Clamp(int value, int low, int high) => Math.Min(Math.Max(value, low), high);
 
     [InlineArray(ListCount * 2)]

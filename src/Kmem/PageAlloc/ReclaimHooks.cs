@@ -32,8 +32,8 @@ internal class ReclaimHooks
     public virtual long ReclaimableFrames(Node node) => 0;
 
     /// <summary>
-    /// Frames that came back are reason enough to try again, wherever they came from. The kernel counts on user pages only,
-    /// and calls the killer where shrinkers would have had more.
+    /// Frames that came back are reason enough to try again, wherever they came from. The kernel counts on user pages
+    /// only, and calls the killer where shrinkers would have had more.
     /// </summary>
     public virtual bool RetriesOnProgress => false;
 

@@ -4,10 +4,12 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// One zone as the page allocator uses it: the per-CPU lists in front, the buddy system behind. Everything here runs in a
-/// section of the CPU given, except what says otherwise.
+/// One zone as the page allocator uses it: the per-CPU lists in front, the buddy system behind. Everything here runs in
+/// a section of the CPU given, except what says otherwise.
 /// </summary>
-/// <remarks>mm/page_alloc.c, Linux 6.18: rmqueue, rmqueue_pcplist, free_frozen_page_commit, free_pcppages_bulk.</remarks>
+/// <remarks>
+/// mm/page_alloc.c, Linux 6.18: rmqueue, rmqueue_pcplist, free_frozen_page_commit, free_pcppages_bulk.
+/// </remarks>
 internal sealed class ZonePages : IDisposable
 {
     private readonly MemMap _map;
@@ -40,7 +42,8 @@ internal sealed class ZonePages : IDisposable
     public unsafe PerCpuPages* PcpOf(int cpu) => (PerCpuPages*)(_pcps + (cpu * _pcpStride));
 
     /// <summary>
-    /// Takes a block: from the CPU's list if the order has one, refilling it if it is empty, else from the buddy system.
+    /// Takes a block: from the CPU's list if the order has one, refilling it if it is empty, else from the buddy
+    /// system.
     /// </summary>
     /// <returns>The block, unprepared, or null.</returns>
     public unsafe Page* Take(int order, Migratetype type, AllocFlags flags, int cpu, bool bypassPcp = false)
@@ -58,8 +61,8 @@ internal sealed class ZonePages : IDisposable
     }
 
     /// <summary>
-    /// Takes one block of a bulk request: like <see cref="Take"/>, but the list only, and without the mark that it leaves on
-    /// FreeCount.
+    /// Takes one block of a bulk request: like <see cref="Take"/>, but the list only, and without the mark that it
+    /// leaves on FreeCount.
     /// </summary>
     public unsafe Page* TakeBulk(Migratetype type, AllocFlags flags, int cpu) =>
         PopOrRefill(PcpOf(cpu), 0, type, flags, cpu);
@@ -98,7 +101,9 @@ internal sealed class ZonePages : IDisposable
         Buddy.Lock.Release();
     }
 
-    /// <summary>Empties one CPU's lists (drain_pages_zone). <paramref name="cpu"/> is entered or taken remotely.</summary>
+    /// <summary>
+    /// Empties one CPU's lists (drain_pages_zone). <paramref name="cpu"/> is entered or taken remotely.
+    /// </summary>
     /// <param name="cpu">Whose lists.</param>
     /// <param name="executingCpu">Whose counter differences the frames are booked on.</param>
     public unsafe void Drain(int cpu, int executingCpu)
@@ -108,19 +113,24 @@ internal sealed class ZonePages : IDisposable
             BulkFree(pcp, Math.Min(pcp->Count, pcp->Batch << PerCpuPages.BatchScaleMax), 0, executingCpu);
     }
 
-    /// <summary>Gives back so many frames of one CPU's lists, as <see cref="Drain"/> does, beginning with one list.</summary>
+    /// <summary>
+    /// Gives back so many frames of one CPU's lists, as <see cref="Drain"/> does, beginning with one list.
+    /// </summary>
     public unsafe void DrainSome(int cpu, int list, int frames, int executingCpu) =>
         BulkFree(PcpOf(cpu), frames, list, executingCpu);
 
     /// <summary>
-    /// A replay's say in how many frames a list that grew too long gives back, where the recording shows it; null otherwise.
+    /// A replay's say in how many frames a list that grew too long gives back, where the recording shows it; null
+    /// otherwise.
     /// </summary>
     public Func<ZonePages, int, int>? DrainLimit { get; set; }
 
     /// <summary>Whether a CPU has a block on one of its lists.</summary>
     public unsafe bool HasOnList(int cpu, int list) => !ListHead.IsEmpty(PerCpuPages.ListOf(PcpOf(cpu), list));
 
-    /// <summary>Whether one more block makes a CPU's lists too long; high orders may go sooner, when many come.</summary>
+    /// <summary>
+    /// Whether one more block makes a CPU's lists too long; high orders may go sooner, when many come.
+    /// </summary>
     public unsafe bool WouldDrain(int cpu, int order)
     {
         if (order is >= 1 and <= PageOrder.Costly)
@@ -201,8 +211,8 @@ internal sealed class ZonePages : IDisposable
     }
 
     /// <summary>
-    /// Takes every block that overlaps a range off the CPUs' lists; what lies outside the range goes to the buddy system.
-    /// A correction: O(frames on the lists).
+    /// Takes every block that overlaps a range off the CPUs' lists; what lies outside the range goes to the buddy
+    /// system. A correction: O(frames on the lists).
     /// </summary>
     public unsafe void TakeFromPcps(ulong wanted, int order, int executingCpu)
     {
@@ -310,7 +320,9 @@ internal sealed class ZonePages : IDisposable
         return false;
     }
 
-    /// <summary>The same with the shortcut for single frames and the second chance against the unboosted minimum.</summary>
+    /// <summary>
+    /// The same with the shortcut for single frames and the second chance against the unboosted minimum.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public bool WatermarkFast(int order, long mark, ZoneType highest, AllocFlags flags)
     {
@@ -460,8 +472,8 @@ internal sealed class ZonePages : IDisposable
     }
 
     /// <summary>
-    /// Gives frames back to the buddy system, oldest first, list by list from <paramref name="index"/> on, emptying a list
-    /// before going on to the next (free_pcppages_bulk).
+    /// Gives frames back to the buddy system, oldest first, list by list from <paramref name="index"/> on, emptying a
+    /// list before going on to the next (free_pcppages_bulk).
     /// </summary>
     private unsafe void BulkFree(PerCpuPages* pcp, int frames, int index, int cpu)
     {

@@ -10,10 +10,10 @@ namespace Kmem;
 /// <remarks>
 /// <para>Errors that cannot be return values: touching a frame when the host has no memory left is SIGBUS or the OOM
 /// killer's (as for any memory on Linux); the container's limit counts touched frames.</para>
-/// <para>Huge pages: who wants them asks for them (MADV_HUGEPAGE), and gets them where the administrator allows them for
-/// shared memory (shmem_enabled is advise, always, within_size or force). For everybody else MADV_NOHUGEPAGE is applied
-/// where a memfd would get them unasked, because a sparse machine would cost 2 MiB for each touched frame, and releasing
-/// one frame of a huge page frees nothing.</para>
+/// <para>Huge pages: who wants them asks for them (MADV_HUGEPAGE), and gets them where the administrator allows them
+/// for shared memory (shmem_enabled is advise, always, within_size or force). For everybody else MADV_NOHUGEPAGE is
+/// applied where a memfd would get them unasked, because a sparse machine would cost 2 MiB for each touched frame, and
+/// releasing one frame of a huge page frees nothing.</para>
 /// <para>Fork: the linear map is left out of children (MADV_DONTFORK), because a shared mapping would let a bare
 /// fork's child write to this machine. Windows are not: the advice would have to be repeated for each mapping.
 /// Starting programs (fork and exec) is safe, the descriptor is close-on-exec.</para>

@@ -64,8 +64,9 @@ internal abstract class Ram : IDisposable
     internal virtual ulong PrivateResidentBytes => 0;
 
     /// <summary>
-    /// Puts private memory under a block of the linear map, in huge pages where the host gives them to who asks: ten times
-    /// faster to touch first than memory of a file. It cannot be mapped a second time, and what was in it is gone.
+    /// Puts private memory under a block of the linear map, in huge pages where the host gives them to who asks: ten
+    /// times faster to touch first than memory of a file. It cannot be mapped a second time, and what was in it is
+    /// gone.
     /// </summary>
     /// <param name="block">Number of the block; all of its frames are the caller's, and nobody looks at them.</param>
     /// <returns>False if this RAM or the host cannot; nothing has changed.</returns>

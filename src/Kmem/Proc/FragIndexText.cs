@@ -7,9 +7,10 @@ public enum FragIndexKind
     /// Kernel: <c>unusable_show_print</c>, mm/vmstat.c, Linux 6.18.</summary>
     UnusableIndex,
 
-    /// <summary><c>extfrag_index</c>: would an allocation fail for lack of memory (towards 0.000) or because of
-    /// fragmentation (towards 1.000)? −1.000: it would not fail.
-    /// Kernel: <c>extfrag_show_print</c>, mm/vmstat.c, Linux 6.18.</summary>
+    /// <summary>
+    /// <c>extfrag_index</c>: would an allocation fail for lack of memory (towards 0.000) or because of fragmentation
+    /// (towards 1.000)? −1.000: it would not fail. Kernel: <c>extfrag_show_print</c>, mm/vmstat.c, Linux 6.18.
+    /// </summary>
     ExtfragIndex,
 }
 

@@ -1,8 +1,9 @@
 namespace Kmem;
 
 /// <summary>
-/// The kernel's texts about a machine, in the kernel's format byte for byte. Each call reads the machine as it is at that
-/// moment; while other threads work, numbers of one text may be from slightly different instants, as in the kernel.
+/// The kernel's texts about a machine, in the kernel's format byte for byte. Each call reads the machine as it is at
+/// that moment; while other threads work, numbers of one text may be from slightly different instants, as in the
+/// kernel.
 /// </summary>
 public sealed class ProcFs
 {
@@ -154,7 +155,9 @@ public sealed class ProcFs
         };
     }
 
-    /// <summary>The content of /proc/vmallocinfo. The caller is the name of the public member that was called.</summary>
+    /// <summary>
+    /// The content of /proc/vmallocinfo. The caller is the name of the public member that was called.
+    /// </summary>
     /// <returns>Its lines, in the kernel's order: node by node, not by address.</returns>
     public unsafe VmallocInfoText ReadVmallocInfo()
     {
@@ -335,7 +338,9 @@ public sealed class ProcFs
         return new PageTypeZone { Zone = zone.Zone.Name, Free = free, Blocks = counts };
     }
 
-    /// <summary>How the direct map is mapped (arch_report_meminfo), from the moment on that there are page tables.</summary>
+    /// <summary>
+    /// How the direct map is mapped (arch_report_meminfo), from the moment on that there are page tables.
+    /// </summary>
     private IEnumerable<MemInfoLine> DirectMapLines()
     {
         if (Vmalloc is not { } vmalloc)

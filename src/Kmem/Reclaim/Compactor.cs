@@ -10,8 +10,8 @@ namespace Kmem;
 /// </code>
 /// </summary>
 /// <remarks>
-/// mm/compaction.c, Linux 6.18: compact_zone, isolate_migratepages, isolate_freepages, compact_finished. The kernel's fast
-/// searches through the free lists and the capture of freed blocks are not here: they find the same blocks sooner.
+/// mm/compaction.c, Linux 6.18: compact_zone, isolate_migratepages, isolate_freepages, compact_finished. The kernel's
+/// fast searches through the free lists and the capture of freed blocks are not here: they find the same blocks sooner.
 /// </remarks>
 internal sealed class Compactor
 {
@@ -87,7 +87,9 @@ internal sealed class Compactor
         return total;
     }
 
-    /// <summary>Whether compaction could bring a block: enough frames, and fragmented ones (compaction_suitable).</summary>
+    /// <summary>
+    /// Whether compaction could bring a block: enough frames, and fragmented ones (compaction_suitable).
+    /// </summary>
     public bool IsSuitable(ZonePages pages, int order, ZoneType highest)
     {
         Zone zone = pages.Zone;
@@ -314,8 +316,8 @@ internal sealed class Compactor
     private static int SmallestInHand(CompactControl control) => Array.FindIndex(control.Free, list => list.Count > 0);
 
     /// <summary>
-    /// Free blocks from the end of the zone down, pageblock by pageblock, as long as that is above where pages come from
-    /// (isolate_freepages).
+    /// Free blocks from the end of the zone down, pageblock by pageblock, as long as that is above where pages come
+    /// from (isolate_freepages).
     /// </summary>
     private unsafe void IsolateFree(CompactControl control)
     {

@@ -11,12 +11,14 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// Called on any thread that wants a block, without locks of Kmem, in the middle of its allocation: take locks of yours
-/// only if nobody allocates while holding them. What a callback throws is written to <see cref="Machine.Dmesg"/>, and the
-/// page stays.
+/// only if nobody allocates while holding them. What a callback throws is written to <see cref="Machine.Dmesg"/>, and
+/// the page stays.
 /// </remarks>
 public interface IMovablePages
 {
-    /// <summary>Whether the page may be moved now. If so, it must not be freed before the next callback about it.</summary>
+    /// <summary>
+    /// Whether the page may be moved now. If so, it must not be freed before the next callback about it.
+    /// </summary>
     /// <param name="page">An offered page.</param>
     /// <returns>False if it is in use.</returns>
     bool Isolate(Pfn page);

@@ -1,8 +1,8 @@
 namespace Kmem;
 
 /// <summary>
-/// A node's background reclaim: woken when no zone is above LOW, at work until one is above HIGH. The thread is optional;
-/// without it requests are remembered until somebody calls <see cref="RunPending"/>.
+/// A node's background reclaim: woken when no zone is above LOW, at work until one is above HIGH. The thread is
+/// optional; without it requests are remembered until somebody calls <see cref="RunPending"/>.
 /// <code>
 ///   free frames    HIGH ─────╮                ╭──────  enough: sleeps
 ///                  LOW  ──────╲──────────────╱───────  wakes here
@@ -222,7 +222,9 @@ internal sealed class Kswapd : IDisposable
     private bool MaySleep(int order, ZoneType highest) => IsHopeless || IsBalanced(order, highest);
 
     /// <summary>Reclaims until a zone is above HIGH or nothing comes back any more (balance_pgdat).</summary>
-    /// <param name="order">What is wanted; 0 afterwards if twice as much came back and the rest is for compaction.</param>
+    /// <param name="order">
+    /// What is wanted; 0 afterwards if twice as much came back and the rest is for compaction.
+    /// </param>
     /// <param name="highest">The highest zone that counts.</param>
     /// <returns>Frames that came back.</returns>
     private unsafe long Balance(ref int order, ZoneType highest)

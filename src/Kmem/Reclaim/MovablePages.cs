@@ -31,7 +31,9 @@ internal sealed class MovablePages(PageAllocator pages, MemMap map)
     public static unsafe bool IsMarked(Page* page) =>
         (page->Mapping & Movable) != 0 && page->Type is PageType.None && !page->IsTail;
 
-    /// <exception cref="ArgumentException">It is not a frame that was allocated alone, or is offered already.</exception>
+    /// <exception cref="ArgumentException">
+    /// It is not a frame that was allocated alone, or is offered already.
+    /// </exception>
     public unsafe void Set(Pfn pfn, IMovablePages owner)
     {
         if (pfn.Value >= map.EndPfn)

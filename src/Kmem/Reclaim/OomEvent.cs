@@ -31,6 +31,8 @@ public delegate OomVerdict OomPolicy(OomEvent oom);
 public sealed record OomEvent(int Order, Gfp Gfp, IReadOnlyList<MemoryHolder> Holders, string Report);
 
 /// <summary>A part of a machine's memory that is not free.</summary>
-/// <param name="Name">Who has it: <c>slab inode</c>, <c>page tables</c>, <c>page frames</c> (of AllocPages and vmalloc).</param>
+/// <param name="Name">
+/// Who has it: <c>slab inode</c>, <c>page tables</c>, <c>page frames</c> (of AllocPages and vmalloc).
+/// </param>
 /// <param name="Bytes">How much.</param>
 public readonly record struct MemoryHolder(string Name, long Bytes);

@@ -57,7 +57,9 @@ internal sealed partial class Reclaimer : IDisposable
         }
     }
 
-    /// <summary>allow_direct_reclaim; every run of kswapd either frees something or brings it nearer to giving up.</summary>
+    /// <summary>
+    /// allow_direct_reclaim; every run of kswapd either frees something or brings it nearer to giving up.
+    /// </summary>
     private bool MayReclaim(Kswapd kswapd, int node)
     {
         if (kswapd.IsHopeless || !kswapd.HasThread)

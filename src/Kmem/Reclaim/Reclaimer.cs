@@ -3,8 +3,8 @@ using System.Diagnostics.CodeAnalysis;
 namespace Kmem;
 
 /// <summary>
-/// What a machine does when memory is short, from the moment on that somebody registered something to reclaim. Until then
-/// the page allocator has the base class, which does nothing, and so behaves exactly as before.
+/// What a machine does when memory is short, from the moment on that somebody registered something to reclaim. Until
+/// then the page allocator has the base class, which does nothing, and so behaves exactly as before.
 /// <code>
 ///   slow path ─▶ WakeKswapd                          no zone above LOW
 ///             ─▶ DirectReclaim ─▶ for p = 12 … 0:    no zone above MIN
@@ -84,8 +84,8 @@ internal sealed partial class Reclaimer : ReclaimHooks
     }
 
     /// <summary>
-    /// Pages that could go. A shrinker that has objects and said Stop is as good as that: whoever holds its lock will let
-    /// it go.
+    /// Pages that could go. A shrinker that has objects and said Stop is as good as that: whoever holds its lock will
+    /// let it go.
     /// </summary>
     public override long ReclaimableFrames(Node node)
     {
@@ -215,7 +215,9 @@ internal sealed partial class Reclaimer : ReclaimHooks
     [DoesNotReturn]
     public void ThrowBug(string report) => _pages.ThrowBug(report);
 
-    /// <summary>Each node of the list once, but for zones in which compaction can already bring a costly block.</summary>
+    /// <summary>
+    /// Each node of the list once, but for zones in which compaction can already bring a costly block.
+    /// </summary>
     /// <returns>Whether there was such a zone.</returns>
     private bool ShrinkZones(Zone[] zones, ScanControl scan)
     {
@@ -241,7 +243,9 @@ internal sealed partial class Reclaimer : ReclaimHooks
         return compactionReady;
     }
 
-    /// <summary>The part of a list that the priority says, in clusters, until the target is reached (shrink_lruvec).</summary>
+    /// <summary>
+    /// The part of a list that the priority says, in clusters, until the target is reached (shrink_lruvec).
+    /// </summary>
     private void ShrinkLru(ILru lru, Node node, ScanControl scan, long reclaimedHere)
     {
         long wanted = lru.Evictable(node.Id) >> scan.Priority;

@@ -13,8 +13,9 @@ public sealed class ShrinkControl
     }
 
     /// <summary>
-    /// The flags of whoever is short of memory. Without <see cref="Gfp.FS"/> he may hold locks of a file system, without
-    /// <see cref="Gfp.IO"/> nothing may be written: answer <see cref="Shrinker.Stop"/> if that is what it takes.
+    /// The flags of whoever is short of memory. Without <see cref="Gfp.FS"/> he may hold locks of a file system,
+    /// without <see cref="Gfp.IO"/> nothing may be written: answer <see cref="Shrinker.Stop"/> if that is what it
+    /// takes.
     /// </summary>
     public Gfp Gfp { get; }
 
@@ -25,7 +26,8 @@ public sealed class ShrinkControl
     public long ToScan { get; internal set; }
 
     /// <summary>
-    /// Scan only: objects looked at; at first <see cref="ToScan"/>. A callback that had to look at more, or less, says so.
+    /// Scan only: objects looked at; at first <see cref="ToScan"/>. A callback that had to look at more, or less, says
+    /// so.
     /// </summary>
     public long Scanned { get; set; }
 }
@@ -33,8 +35,8 @@ public sealed class ShrinkControl
 /// <summary>A callback of a shrinker; see <see cref="Machine.RegisterShrinker"/>.</summary>
 /// <param name="control">What is asked.</param>
 /// <returns>
-/// Count: objects that could be freed; 0 if that cannot be told now, <see cref="Shrinker.Empty"/> if there are none. Scan:
-/// objects freed, or <see cref="Shrinker.Stop"/> if there is no getting on now.
+/// Count: objects that could be freed; 0 if that cannot be told now, <see cref="Shrinker.Empty"/> if there are none.
+/// Scan: objects freed, or <see cref="Shrinker.Stop"/> if there is no getting on now.
 /// </returns>
 public delegate long ShrinkerCallback(ShrinkControl control);
 
@@ -49,7 +51,9 @@ public enum ShrinkerFlags
     NumaAware = 2,
 }
 
-/// <summary>What a shrinker has given so far. Read while others work, the numbers may be of slightly different instants.</summary>
+/// <summary>
+/// What a shrinker has given so far. Read while others work, the numbers may be of slightly different instants.
+/// </summary>
 /// <param name="Calls">How often its count was asked for.</param>
 /// <param name="Scanned">Objects that scans looked at.</param>
 /// <param name="Freed">Objects that scans freed, as they say.</param>

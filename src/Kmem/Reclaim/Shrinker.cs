@@ -5,16 +5,18 @@ namespace Kmem;
 /// some of it (struct shrinker, mm/shrinker.c, Linux 6.18). Dispose it to unregister.
 /// </summary>
 /// <remarks>
-/// <para>How much one call is asked for, with F freeable objects and the priority p of 12 (gentle) to 0 (desperate):</para>
+/// <para>How much one call is asked for, with F freeable objects and the priority p of 12 (gentle) to 0
+/// (desperate):</para>
 /// <code>
 ///   delta = (F &gt;&gt; p) × 4 / seeks             F / 2 if seeks is 0
 ///   total = min((deferred &gt;&gt; p) + delta, 2 × F)   scanned in batches; less than a batch is deferred,
 ///   deferred += what was not scanned               unless it is all there is
 /// </code>
 /// <para>
-/// Callbacks run on whatever thread is short of memory, on several at once, in the middle of its allocation. It may hold
-/// locks of yours: take them with TryEnter and answer <see cref="Stop"/> if that fails, and remember that .NET's locks let
-/// the thread that holds them in again. Memory allocated inside a callback comes from the reserves; it never reclaims.
+/// Callbacks run on whatever thread is short of memory, on several at once, in the middle of its allocation. It may
+/// hold locks of yours: take them with TryEnter and answer <see cref="Stop"/> if that fails, and remember that .NET's
+/// locks let the thread that holds them in again. Memory allocated inside a callback comes from the reserves; it never
+/// reclaims.
 /// </para>
 /// </remarks>
 public sealed class Shrinker : IDisposable
@@ -171,7 +173,9 @@ public sealed class Shrinker : IDisposable
         return freed;
     }
 
-    /// <summary>One batch. What a callback answers is not believed where it would make the caller's loop endless.</summary>
+    /// <summary>
+    /// One batch. What a callback answers is not believed where it would make the caller's loop endless.
+    /// </summary>
     private long Scan(ShrinkControl control)
     {
         long freed = Call(_scan, control);
@@ -189,8 +193,8 @@ public sealed class Shrinker : IDisposable
     }
 
     /// <summary>
-    /// Calls foreign code. The one who is short of memory has nothing to do with its mistakes: an exception is written to
-    /// the log, and counts as <see cref="Stop"/>.
+    /// Calls foreign code. The one who is short of memory has nothing to do with its mistakes: an exception is written
+    /// to the log, and counts as <see cref="Stop"/>.
     /// </summary>
     private long Call(ShrinkerCallback callback, ShrinkControl control)
     {

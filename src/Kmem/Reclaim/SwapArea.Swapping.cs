@@ -213,8 +213,8 @@ public sealed partial class SwapArea : ILru, INamedHolder
     }
 
     /// <summary>
-    /// Shows a page's frame at its addresses. A process has so many mappings only: cold pages give theirs back, and stay
-    /// where they are otherwise.
+    /// Shows a page's frame at its addresses. A process has so many mappings only: cold pages give theirs back, and
+    /// stay where they are otherwise.
     /// </summary>
     private void Map(int page)
     {
@@ -316,8 +316,8 @@ internal enum SwapFault
 }
 
 /// <summary>
-/// A page of a <see cref="SwapArea"/> could not be read back, or is not what was written. The message names the file, the
-/// slot and the page.
+/// A page of a <see cref="SwapArea"/> could not be read back, or is not what was written. The message names the file,
+/// the slot and the page.
 /// </summary>
 public sealed class SwapException : IOException
 {

@@ -3,8 +3,8 @@ using System.Diagnostics;
 namespace Kmem;
 
 /// <summary>
-/// Memory at contiguous addresses that may be larger than the machine: pages that nobody has pinned go to a swap file when
-/// memory is short, the longest unpinned first, and come back when they are pinned again.
+/// Memory at contiguous addresses that may be larger than the machine: pages that nobody has pinned go to a swap file
+/// when memory is short, the longest unpinned first, and come back when they are pinned again.
 /// <code>
 ///   addresses   [ 0 │ 1 │ 2 │ 3 │ 4 │ 5 │ 6 │ 7 │ … ]      reserved once, they never change
 ///                 │       │       │   ╰─ pinned: stays            a page outside is not mapped: a stray
@@ -16,8 +16,8 @@ namespace Kmem;
 /// <para>Thread-safe. Created by <see cref="Machine.CreateSwapArea"/>; bytes that were never written are 0.</para>
 /// <para>
 /// Nothing is lost when the disk is full or fails: a page that cannot be written stays in memory, with a line in
-/// <see cref="Machine.Dmesg"/>, and whoever needs memory then has to do without. A page that cannot be read, or is not what
-/// was written, is reported to whoever pins it; what the slot holds is kept, so the next try may succeed.
+/// <see cref="Machine.Dmesg"/>, and whoever needs memory then has to do without. A page that cannot be read, or is not
+/// what was written, is reported to whoever pins it; what the slot holds is kept, so the next try may succeed.
 /// </para>
 /// </remarks>
 [DebuggerDisplay("{Bytes} bytes, {Report}")]
@@ -95,7 +95,8 @@ public sealed partial class SwapArea : IDisposable
     {
         ArgumentOutOfRangeException.ThrowIfNegative(length);
         if (offset > Bytes || (ulong)length > Bytes - offset)
-            throw new ArgumentOutOfRangeException(nameof(offset), offset, $"the area has {Bytes} bytes, {length} were asked for");
+            throw new ArgumentOutOfRangeException(
+                nameof(offset), offset, $"the area has {Bytes} bytes, {length} were asked for");
         _parts.Vmalloc.RequireSleep();
 
         int first = (int)(offset >> Pfn.PageShift);
@@ -122,7 +123,9 @@ public sealed partial class SwapArea : IDisposable
     /// <param name="offset">First byte, a multiple of 4096.</param>
     /// <param name="length">Bytes, a multiple of 4096.</param>
     /// <exception cref="ArgumentException">Not whole pages of the area.</exception>
-    /// <exception cref="KernelBugException">A page is pinned: those before it are 0, the others are as they were.</exception>
+    /// <exception cref="KernelBugException">
+    /// A page is pinned: those before it are 0, the others are as they were.
+    /// </exception>
     public void Discard(ulong offset, ulong length)
     {
         const ulong PartOfPage = Pfn.PageSize - 1;
@@ -283,8 +286,8 @@ public sealed partial class SwapArea : IDisposable
 }
 
 /// <summary>
-/// A pinned range of a <see cref="SwapArea"/>. Dispose it exactly once, when nobody uses the span any more; the pages may
-/// then go.
+/// A pinned range of a <see cref="SwapArea"/>. Dispose it exactly once, when nobody uses the span any more; the pages
+/// may then go.
 /// </summary>
 public ref struct SwapPin
 {

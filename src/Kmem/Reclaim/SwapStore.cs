@@ -72,8 +72,8 @@ internal static class SwapChecksum
     private const ulong Odd = 0x9e37_79b9_7f4a_7c15;
 
     /// <summary>
-    /// Every step is a bijection of the state, so a page that differs in one word has another sum; in general one in 2^64
-    /// goes unnoticed. The page's number finds pages that were written to, or read from, a wrong place.
+    /// Every step is a bijection of the state, so a page that differs in one word has another sum; in general one in
+    /// 2^64 goes unnoticed. The page's number finds pages that were written to, or read from, a wrong place.
     /// </summary>
     public static ulong Of(ReadOnlySpan<byte> page, ulong number)
     {

@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// A sheaf of a cache in the hands of one method: objects are allocated from it and freed to it without asking which thread
-/// and which CPU this is. The fastest way there is, for hot loops.
+/// A sheaf of a cache in the hands of one method: objects are allocated from it and freed to it without asking which
+/// thread and which CPU this is. The fastest way there is, for hot loops.
 /// <code>
 ///   using CacheScope scope = cache.Enter(Gfp.Kernel);
 ///   void* obj = scope.Alloc();
@@ -12,10 +12,10 @@ namespace Kmem;
 /// </code>
 /// </summary>
 /// <remarks>
-/// What it allocates is an ordinary object: any thread may free it, and objects from elsewhere may be freed here. Other calls
-/// on the cache go on as usual meanwhile, and scopes nest. Disposing it gives the sheaf back with all it holds; until then
-/// those objects are this method's, so <see cref="Machine.Validate"/> and <see cref="KmemCache.Destroy"/> do not see them.
-/// Comparable to a prefilled sheaf (kmem_cache_prefill_sheaf, mm/slub.c, Linux 6.18).
+/// What it allocates is an ordinary object: any thread may free it, and objects from elsewhere may be freed here. Other
+/// calls on the cache go on as usual meanwhile, and scopes nest. Disposing it gives the sheaf back with all it holds;
+/// until then those objects are this method's, so <see cref="Machine.Validate"/> and <see cref="KmemCache.Destroy"/> do
+/// not see them. Comparable to a prefilled sheaf (kmem_cache_prefill_sheaf, mm/slub.c, Linux 6.18).
 /// </remarks>
 public ref struct CacheScope
 {
@@ -42,7 +42,9 @@ public ref struct CacheScope
     }
 
     /// <summary>Allocates an object, with the flags that the scope was entered with.</summary>
-    /// <returns>The object, its content undefined or as the constructor left it; or null if there is no memory.</returns>
+    /// <returns>
+    /// The object, its content undefined or as the constructor left it; or null if there is no memory.
+    /// </returns>
     /// <exception cref="KernelBugException">
     /// The scope was entered with flags that allow sleeping, the sheaf is empty, and this context may not sleep.
     /// </exception>
@@ -62,7 +64,9 @@ public ref struct CacheScope
 
     /// <summary>Frees an object of this cache. Null is allowed and ignored.</summary>
     /// <param name="obj">An object of the cache, wherever it was allocated.</param>
-    /// <exception cref="KernelBugException">It is free already, or no object begins there, or it is not of this machine.</exception>
+    /// <exception cref="KernelBugException">
+    /// It is free already, or no object begins there, or it is not of this machine.
+    /// </exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void Free(void* obj)
     {
@@ -108,8 +112,8 @@ public ref struct CacheScope
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe void FreeSlow(void* obj)
     {
-        // Full, or no sheaf, or a bad pointer: the cache knows what to do. Half of what is here goes along, so that this
-        // is not the way of every free.
+        // Full, or no sheaf, or a bad pointer: the cache knows what to do. Half of what is here goes along, so that
+        // this is not the way of every free.
         if (_sheaf != null && _top == _high)
         {
             int half = (int)(_high - _low) / 2;

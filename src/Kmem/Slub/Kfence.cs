@@ -17,8 +17,7 @@ namespace Kmem;
 /// </summary>
 /// <remarks>
 /// mm/kfence/core.c, Linux 6.18. Thread-safe. The pages are frames of the machine's RAM, inaccessible in the direct
-/// map.
-/// Hosts without 4 KiB pages or without Linux have no guard pages, only canaries.
+/// map. Hosts without 4 KiB pages or without Linux have no guard pages, only canaries.
 /// </remarks>
 public sealed partial class Kfence
 {

@@ -8,9 +8,8 @@ public sealed record KfenceOptions
 
     /// <summary>
     /// Objects that can be guarded at the same time, 1 to <see cref="MostObjects"/> (CONFIG_KFENCE_NUM_OBJECTS). A
-    /// freed
-    /// one stays untouchable until all the others were used. Up to 255 there is a MiB and more of guard pages on both
-    /// sides of the pool.
+    /// freed one stays untouchable until all the others were used. Up to 255 there is a MiB and more of guard pages on
+    /// both sides of the pool.
     /// </summary>
     public int Objects { get; init; } = 255;
 

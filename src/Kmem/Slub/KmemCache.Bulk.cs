@@ -9,8 +9,8 @@ public sealed partial class KmemCache
     private const int BulkLookAhead = 3;
 
     /// <summary>
-    /// Allocates as many objects as there are entries: all or none (kmem_cache_alloc_bulk). Entry i is what the i-th of as
-    /// many single allocations would have returned.
+    /// Allocates as many objects as there are entries: all or none (kmem_cache_alloc_bulk). Entry i is what the i-th of
+    /// as many single allocations would have returned.
     /// </summary>
     /// <param name="gfp">What may be done to get them.</param>
     /// <param name="objects">Filled with addresses; cleared on failure.</param>
@@ -106,7 +106,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// What this CPU's free list has, in its order; if that is nothing, one object from further away. None is marked as live.
+    /// What this CPU's free list has, in its order; if that is nothing, one object from further away. None is marked as
+    /// live.
     /// </summary>
     /// <returns>How many; 0 if memory ran out.</returns>
     private unsafe int AllocManyFromSlabs(CpuTask* task, Gfp gfp, Span<nint> objects)
@@ -284,8 +285,9 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Takes the last object of an array and all others of its slab that are near enough, links them and frees the chain
-    /// (build_detached_freelist). With the free hooks the chain ends up reversed: the last array entry is its head.
+    /// Takes the last object of an array and all others of its slab that are near enough, links them and frees the
+    /// chain (build_detached_freelist). With the free hooks the chain ends up reversed: the last array entry is its
+    /// head.
     /// </summary>
     /// <returns>How many entries at the start of the array are still to be freed.</returns>
     internal unsafe int FreeChainFromEnd(Span<nint> objects, Page* slab)

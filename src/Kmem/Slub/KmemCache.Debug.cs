@@ -5,8 +5,7 @@ namespace Kmem;
 
 /// <content>
 /// Debugged caches: no CPU holds anything, every object comes from a node's slab and goes back to it under the node's
-/// lock,
-/// and is checked on the way.
+/// lock, and is checked on the way.
 /// </content>
 /// <remarks>alloc_debug_processing, free_debug_processing, validate_slab_cache, mm/slub.c, Linux 6.18.</remarks>
 public sealed partial class KmemCache
@@ -30,13 +29,12 @@ public sealed partial class KmemCache
 
     /// <summary>
     /// Checks every slab and object of a debugged cache, as writing 1 to the sysfs file validate does
-    /// (validate_slab_cache,
-    /// mm/slub.c, Linux 6.18): damage is reported in the log and put right. Other threads may go on meanwhile.
+    /// (validate_slab_cache, mm/slub.c, Linux 6.18): damage is reported in the log and put right. Other threads may go
+    /// on meanwhile.
     /// </summary>
     /// <returns>
-    /// How many slabs were at fault: 0 means that all is well. Without <see cref="SlabFlags.StoreUser"/> full slabs
-    /// are on
-    /// no list and are not looked at.
+    /// How many slabs were at fault: 0 means that all is well. Without <see cref="SlabFlags.StoreUser"/> full slabs are
+    /// on no list and are not looked at.
     /// </returns>
     /// <exception cref="InvalidOperationException">The cache was created without any debugging flag.</exception>
     public unsafe int ValidateObjects()

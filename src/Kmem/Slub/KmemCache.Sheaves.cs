@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <content>
-/// Sheaves: per CPU a main one to pop from and push to, a spare one (empty or full), and one that collects objects freed
-/// after a grace period; behind them the node's barn. Only for caches created with a sheaf capacity.
+/// Sheaves: per CPU a main one to pop from and push to, a spare one (empty or full), and one that collects objects
+/// freed after a grace period; behind them the node's barn. Only for caches created with a sheaf capacity.
 /// </content>
 public sealed partial class KmemCache
 {
@@ -21,7 +21,8 @@ public sealed partial class KmemCache
     public int SheafCapacity => _sheafCapacity;
 
     /// <summary>
-    /// Gives every CPU its main sheaf, if the cache has sheaves; where all caches have them, a CPU gets one at first use.
+    /// Gives every CPU its main sheaf, if the cache has sheaves; where all caches have them, a CPU gets one at first
+    /// use.
     /// </summary>
     /// <returns>False if memory ran out; those already given stay.</returns>
     internal unsafe bool StartSheaves()
@@ -131,8 +132,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Takes a sheaf into one's own hands: allocations and frees that go through it look at nothing else. Without a sheaf (in a
-    /// profile or for want of memory) the scope does what the cache does.
+    /// Takes a sheaf into one's own hands: allocations and frees that go through it look at nothing else. Without a
+    /// sheaf (in a profile or for want of memory) the scope does what the cache does.
     /// </summary>
     /// <param name="gfp">For all allocations of the scope; <see cref="Gfp.Zero"/> is refused.</param>
     /// <returns>The scope; dispose it to give the sheaf back.</returns>
@@ -147,7 +148,9 @@ public sealed partial class KmemCache
         return new CacheScope(this, _slabs.PlacesOfFrames, _live, _liveShift, gfp);
     }
 
-    /// <summary>A sheaf for a scope: this CPU's spare one, or one of the barn, or a new one; null if there is none.</summary>
+    /// <summary>
+    /// A sheaf for a scope: this CPU's spare one, or one of the barn, or a new one; null if there is none.
+    /// </summary>
     internal unsafe Sheaf* TakeSheaf(Gfp gfp)
     {
         if (_sheafCapacity == 0 || IsClosed || _slabs.FastId < 0)
@@ -197,7 +200,9 @@ public sealed partial class KmemCache
             FreeSheaf(sheaf);
     }
 
-    /// <summary>A full sheaf for an empty one; null, and the empty one is still the caller's, if there is no memory.</summary>
+    /// <summary>
+    /// A full sheaf for an empty one; null, and the empty one is still the caller's, if there is no memory.
+    /// </summary>
     internal unsafe Sheaf* ExchangeForFull(Sheaf* empty, Gfp gfp)
     {
         CpuTask* task = _cpus.Current;
@@ -208,7 +213,9 @@ public sealed partial class KmemCache
         return (gfp & Gfp.DirectReclaim) != 0 && !IsClosed && Fill(empty, gfp) ? empty : null;
     }
 
-    /// <summary>Frees objects that are marked as free: to sheaves as long as there is room, else to their slabs.</summary>
+    /// <summary>
+    /// Frees objects that are marked as free: to sheaves as long as there is room, else to their slabs.
+    /// </summary>
     internal void FreeMarked(Span<nint> objects)
     {
         if (IsClosed)
@@ -284,7 +291,9 @@ public sealed partial class KmemCache
         return true;
     }
 
-    /// <summary>The grace period of a sheaf is over: it becomes a full one of its barn, unless that has enough.</summary>
+    /// <summary>
+    /// The grace period of a sheaf is over: it becomes a full one of its barn, unless that has enough.
+    /// </summary>
     internal unsafe void FinishRcuSheaf(Sheaf* sheaf)
     {
         Barn barn = _nodes[sheaf->Node].Barn!;
@@ -397,7 +406,9 @@ public sealed partial class KmemCache
     }
 
     /// <summary>Pushes a freed object to the CPU's main sheaf. It must belong to the CPU's node.</summary>
-    /// <returns>False if the object belongs to another node, or this CPU has no sheaf and there is no memory for one.</returns>
+    /// <returns>
+    /// False if the object belongs to another node, or this CPU has no sheaf and there is no memory for one.
+    /// </returns>
     private unsafe bool FreeToSheaf(CpuTask* task, Page* slab, void* obj)
     {
         int cpu = _cpus.Enter(task);
@@ -505,7 +516,9 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Empties this CPU's main sheaf in batches from its top, each kept in array order. Outside a section.</summary>
+    /// <summary>
+    /// Empties this CPU's main sheaf in batches from its top, each kept in array order. Outside a section.
+    /// </summary>
     /// <returns>False if there is none.</returns>
     private unsafe bool FlushMain(CpuTask* task)
     {
@@ -621,8 +634,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Objects of one cache line are not to leave a sheaf one after another: the next one is often for another thread, and two
-    /// threads that write to one line wait for each other.
+    /// Objects of one cache line are not to leave a sheaf one after another: the next one is often for another thread,
+    /// and two threads that write to one line wait for each other.
     /// <code>
     ///   line     | 0 1 2 3 | 4 5 6 7 | 8 9 …            0 4 8 … 1 5 9 … 2 6 …
     /// </code>
@@ -661,7 +674,9 @@ public sealed partial class KmemCache
         _slabs.FreeMetadata((nint)sheaf);
     }
 
-    /// <summary>Lets the grace periods of objects begin that still gather on CPUs (kvfree_rcu_barrier_on_cache).</summary>
+    /// <summary>
+    /// Lets the grace periods of objects begin that still gather on CPUs (kvfree_rcu_barrier_on_cache).
+    /// </summary>
     internal unsafe void FlushRcuSheaves()
     {
         for (int cpu = 0; cpu < _cpus.Count && _sheafCapacity > 0; cpu++)
@@ -679,8 +694,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Gives all sheaves of a CPU back, except its main one, which is kept empty where a CPU cannot get one later. Outside a
-    /// section.
+    /// Gives all sheaves of a CPU back, except its main one, which is kept empty where a CPU cannot get one later.
+    /// Outside a section.
     /// </summary>
     private unsafe void FlushSheavesOf(int cpu)
     {

@@ -34,8 +34,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Ends the cache (kmem_cache_destroy). If others were merged into it, only this user leaves. If objects are still in
-    /// use, they are listed in the log, the cache stays as it was, and its memory is kept.
+    /// Ends the cache (kmem_cache_destroy). If others were merged into it, only this user leaves. If objects are still
+    /// in use, they are listed in the log, the cache stays as it was, and its memory is kept.
     /// </summary>
     /// <exception cref="KernelBugException">
     /// Objects are still allocated; or it was destroyed before; or it is one of the machine's own caches.
@@ -70,7 +70,9 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Writes a new limit for the CPUs' chains (sysfs cpu_partial): recomputed in slabs, and all CPUs flushed.</summary>
+    /// <summary>
+    /// Writes a new limit for the CPUs' chains (sysfs cpu_partial): recomputed in slabs, and all CPUs flushed.
+    /// </summary>
     internal void SetCpuPartial(int objects)
     {
         CpuPartial = objects;
@@ -128,7 +130,9 @@ public sealed partial class KmemCache
     /// <summary>The cache was not destroyed after all.</summary>
     internal void Reopen() => Volatile.Write(ref _closed, false);
 
-    /// <summary>The cache or the machine is gone: nothing can be allocated any more, and its place is somebody else's.</summary>
+    /// <summary>
+    /// The cache or the machine is gone: nothing can be allocated any more, and its place is somebody else's.
+    /// </summary>
     internal unsafe void Abandon()
     {
         Close();

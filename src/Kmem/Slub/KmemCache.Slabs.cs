@@ -86,7 +86,9 @@ public sealed partial class KmemCache
         return 0;
     }
 
-    /// <summary>Walks the cache's random sequence from a random place, leaving out what a smaller slab does not have.</summary>
+    /// <summary>
+    /// Walks the cache's random sequence from a random place, leaving out what a smaller slab does not have.
+    /// </summary>
     private unsafe int LayOutShuffled(Page* slab, int objects)
     {
         ushort[] sequence = _sequence!;
@@ -167,7 +169,9 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Gives an empty slab's pages back, after a grace period if readers may still look at its objects.</summary>
+    /// <summary>
+    /// Gives an empty slab's pages back, after a grace period if readers may still look at its objects.
+    /// </summary>
     private unsafe void Discard(Page* slab)
     {
         Bug.OnVm(SlabState.Read(slab).InUse != 0, "slab with objects discarded");

@@ -91,7 +91,9 @@ public sealed partial class KmemCache
         }
     }
 
-    /// <summary>Step 5: the CPU's chain of partial slabs. Null, too, if the CPU has got a current slab meanwhile.</summary>
+    /// <summary>
+    /// Step 5: the CPU's chain of partial slabs. Null, too, if the CPU has got a current slab meanwhile.
+    /// </summary>
     private unsafe void* TakeFromCpuPartial(CpuTask* task, ref int cpu, ref KmemCacheCpu* c, Gfp gfp, int node)
     {
         while (c->Slab == null)
@@ -166,8 +168,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// A slab stops being current: what is left of the CPU's list goes in front of the slab's own, and the slab onto the
-    /// node's list, unless it is full or superfluous (deactivate_slab). Outside a section.
+    /// A slab stops being current: what is left of the CPU's list goes in front of the slab's own, and the slab onto
+    /// the node's list, unless it is full or superfluous (deactivate_slab). Outside a section.
     /// </summary>
     private unsafe void Deactivate(Page* slab, void* freelist)
     {
@@ -432,8 +434,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Moves a chain of partial slabs to the tails of their nodes' lists. Empty ones beyond the minimum are freed after the
-    /// walk, the last one met first (__put_partials). Outside a section.
+    /// Moves a chain of partial slabs to the tails of their nodes' lists. Empty ones beyond the minimum are freed after
+    /// the walk, the last one met first (__put_partials). Outside a section.
     /// </summary>
     private unsafe void DrainPartialChain(Page* chain)
     {

@@ -28,7 +28,9 @@ public sealed partial class KmemCache
         _slabs.AccountPages(slab, 1L << order, Flags);
     }
 
-    /// <summary>Sets what a CPU holds: its current slab with the CPU's own free list, and its chain, first slab first.</summary>
+    /// <summary>
+    /// Sets what a CPU holds: its current slab with the CPU's own free list, and its chain, first slab first.
+    /// </summary>
     internal unsafe void RestoreCpu(int cpu, ulong? slabPfn, ReadOnlySpan<int> freelist, IReadOnlyList<ulong> partial)
     {
         KmemCacheCpu* c = CpuAt(cpu);
@@ -133,8 +135,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that was
-    /// handed out goes back.
+    /// Makes it so that a request got another object than it did: that one leaves its free list or sheaf, the one that
+    /// was handed out goes back.
     /// </summary>
     /// <returns>False if the wanted object is not a free object of this cache: nothing was changed.</returns>
     internal unsafe bool Exchange(void* taken, void* wanted)
@@ -197,8 +199,8 @@ public sealed partial class KmemCache
     }
 
     /// <summary>
-    /// Gives up a slab that the recorded kernel freed at this moment, wherever it is here. One that waits for the end of a
-    /// grace period is on no list any more.
+    /// Gives up a slab that the recorded kernel freed at this moment, wherever it is here. One that waits for the end
+    /// of a grace period is on no list any more.
     /// </summary>
     internal unsafe void Forget(Page* slab)
     {

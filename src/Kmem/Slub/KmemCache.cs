@@ -3,7 +3,9 @@ using System.Runtime.InteropServices;
 
 namespace Kmem;
 
-/// <summary>Called once for every object of a new slab, with the object's address; see <see cref="Machine.CreateCache"/>.</summary>
+/// <summary>
+/// Called once for every object of a new slab, with the object's address; see <see cref="Machine.CreateCache"/>.
+/// </summary>
 /// <param name="obj">The object; <see cref="KmemCache.ObjectSize"/> bytes may be written.</param>
 /// <remarks>Runs without locks. It may allocate from other caches, not from its own.</remarks>
 public unsafe delegate void SlabConstructor(void* obj);
@@ -150,8 +152,8 @@ public sealed partial class KmemCache
     /// <summary>Allocates an object (kmem_cache_alloc).</summary>
     /// <param name="gfp">What may be done to get it; <see cref="Gfp.Zero"/> clears it.</param>
     /// <returns>
-    /// The object's address, aligned as the cache promises, or null if there is no memory. Its content is undefined, or as
-    /// the constructor left it.
+    /// The object's address, aligned as the cache promises, or null if there is no memory. Its content is undefined, or
+    /// as the constructor left it.
     /// </returns>
     /// <exception cref="KernelBugException">The request may sleep and this context may not.</exception>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -173,7 +175,9 @@ public sealed partial class KmemCache
     }
 
     /// <summary>Allocates an object on a node (kmem_cache_alloc_node).</summary>
-    /// <param name="gfp">As for <see cref="Alloc(Gfp)"/>; with <see cref="Gfp.ThisNode"/> only this node will do.</param>
+    /// <param name="gfp">
+    /// As for <see cref="Alloc(Gfp)"/>; with <see cref="Gfp.ThisNode"/> only this node will do.
+    /// </param>
     /// <param name="node">Node number, or -1 for the CPU's own.</param>
     /// <returns>The object, or null.</returns>
     public unsafe void* Alloc(Gfp gfp, int node)
@@ -324,7 +328,9 @@ public sealed partial class KmemCache
         Unsafe.WriteUnaligned(word, _encodesLinks ? Encode((ulong)next, word) : (ulong)next);
     }
 
-    /// <summary>pointer XOR secret XOR byte-swapped address of the word; its own inverse (freelist_ptr_encode).</summary>
+    /// <summary>
+    /// pointer XOR secret XOR byte-swapped address of the word; its own inverse (freelist_ptr_encode).
+    /// </summary>
     private unsafe ulong Encode(ulong pointer, byte* word) =>
         pointer ^ _secret ^ System.Buffers.Binary.BinaryPrimitives.ReverseEndianness((ulong)word);
 
@@ -366,7 +372,9 @@ public sealed partial class KmemCache
 /// <param name="Constructor">Run once per object of a new slab, or null.</param>
 /// <param name="UserOffset">Start of the part that user copies may touch.</param>
 /// <param name="UserSize">Bytes that user copies may touch.</param>
-/// <param name="SheafCapacity">Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.</param>
+/// <param name="SheafCapacity">
+/// Objects in a sheaf; 0 for what the profile gives: none, or as many as suit the size.
+/// </param>
 /// <param name="IsPlain">Never has sheaves.</param>
 /// <param name="IsPrivate">Its objects are the allocator's own.</param>
 /// <param name="SlabOrder">The largest order of its slabs; 0 for the kernel's, 3.</param>

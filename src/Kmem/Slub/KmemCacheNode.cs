@@ -3,7 +3,9 @@ using System.Runtime.InteropServices;
 
 namespace Kmem;
 
-/// <summary>A cache's slabs on one node: the list of the partly used ones, and counts (struct kmem_cache_node).</summary>
+/// <summary>
+/// A cache's slabs on one node: the list of the partly used ones, and counts (struct kmem_cache_node).
+/// </summary>
 internal sealed class KmemCacheNode
 {
     private readonly unsafe ListHead* _partial;
@@ -111,7 +113,9 @@ internal sealed class KmemCacheNode
         return slabs;
     }
 
-    /// <summary>Free objects on the partial list; walks at most 10000 slabs, then extrapolates as the kernel does.</summary>
+    /// <summary>
+    /// Free objects on the partial list; walks at most 10000 slabs, then extrapolates as the kernel does.
+    /// </summary>
     public unsafe long CountPartialFree()
     {
         const int ExactUpTo = 10000;
@@ -182,13 +186,17 @@ internal struct KmemCacheCpu
     /// <summary>The sheaf that collects objects to be freed after a grace period, or null.</summary>
     public unsafe Sheaf* RcuFree;
 
-    /// <summary>Free objects of <see cref="Slab"/> that belong to this CPU, linked through their free pointers.</summary>
+    /// <summary>
+    /// Free objects of <see cref="Slab"/> that belong to this CPU, linked through their free pointers.
+    /// </summary>
     public unsafe void* Freelist;
 
     /// <summary>The current slab (frozen), or null.</summary>
     public unsafe Page* Slab;
 
-    /// <summary>Chain of partial slabs kept for this CPU, through CpuPartialNext; the first one knows the length.</summary>
+    /// <summary>
+    /// Chain of partial slabs kept for this CPU, through CpuPartialNext; the first one knows the length.
+    /// </summary>
     public unsafe Page* Partial;
 
     /// <summary>
@@ -224,7 +232,9 @@ internal struct KmemCacheCpu
     }
 
     /// <summary>The whole of most frees: checks that an object is live, and pushes it to the main sheaf.</summary>
-    /// <returns>False, and nothing is changed, if it is not live, or there is no room, or this thread owns no CPU.</returns>
+    /// <returns>
+    /// False, and nothing is changed, if it is not live, or there is no room, or this thread owns no CPU.
+    /// </returns>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static unsafe bool TryPush(CpuTask* task, nuint place, void* obj)
     {

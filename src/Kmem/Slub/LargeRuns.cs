@@ -3,9 +3,9 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// Buffers of more than the largest block: neighbouring blocks of 4 MiB, contiguous, in private memory of huge pages, at their
-/// place in the direct map. What kvmalloc would else map frame by frame costs a fault for each 2 MiB this way, and nothing
-/// at all when it was used before.
+/// Buffers of more than the largest block: neighbouring blocks of 4 MiB, contiguous, in private memory of huge pages,
+/// at their place in the direct map. What kvmalloc would else map frame by frame costs a fault for each 2 MiB this way,
+/// and nothing at all when it was used before.
 /// <code>
 ///   blocks of RAM   | free | free |  run of 3 blocks   | kept | free | ...
 ///                                   ^ what the user has

@@ -3,8 +3,9 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// One byte for every place where an object may begin: non-zero while an object that begins there is allocated. It makes a
-/// double free, an interior pointer and a misaligned pointer visible in O(1), outside the memory that users write to.
+/// One byte for every place where an object may begin: non-zero while an object that begins there is allocated. It
+/// makes a double free, an interior pointer and a misaligned pointer visible in O(1), outside the memory that users
+/// write to.
 /// </summary>
 /// <remarks>
 /// <code>
@@ -29,7 +30,9 @@ internal sealed class LiveObjects : IDisposable
 
     public static int ShiftFor(int slotSize) => slotSize >= 1 << CoarseShift ? CoarseShift : FineShift;
 
-    /// <summary>The map for caches with this slot size, to be indexed by RAM offset &gt;&gt; <see cref="ShiftFor"/>.</summary>
+    /// <summary>
+    /// The map for caches with this slot size, to be indexed by RAM offset &gt;&gt; <see cref="ShiftFor"/>.
+    /// </summary>
     public unsafe byte* MapFor(int slotSize) => slotSize >= 1 << CoarseShift ? _coarse.Base : _fine.Base;
 
     /// <summary>What the byte of an allocated object at this address holds.</summary>

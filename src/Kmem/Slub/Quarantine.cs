@@ -53,8 +53,7 @@ internal sealed class Quarantine : IDisposable
     /// <param name="leaving">Gets those that leave.</param>
     /// <returns>
     /// How many leave. If any, <see cref="Left"/> must be called when they are where they belong; if as many as there
-    /// is
-    /// room for, perhaps there are more.
+    /// is room for, perhaps there are more.
     /// </returns>
     public unsafe int Exchange(CpuTask* task, void* obj, int bytes, Span<nint> leaving)
     {

@@ -27,14 +27,16 @@ internal struct Sheaf
     /// <summary>The node where it was filled.</summary>
     public int Node;
 
-    /// <summary>Objects above <see cref="LargeSlot"/> are as many as come to this many bytes, but no fewer than four.</summary>
+    /// <summary>
+    /// Objects above <see cref="LargeSlot"/> are as many as come to this many bytes, but no fewer than four.
+    /// </summary>
     private const int LargeSlot = 8192;
     private const int LargeSheafBytes = 12 * LargeSlot;
     private const int LeastCapacity = 4;
 
     /// <summary>
-    /// Objects in a sheaf of a cache that does not say: its sheaves are of 1024, 512, 256 or 128 bytes (as in Linux 7.0, which
-    /// has half as many).
+    /// Objects in a sheaf of a cache that does not say: its sheaves are of 1024, 512, 256 or 128 bytes (as in Linux
+    /// 7.0, which has half as many).
     /// </summary>
     public static int DefaultCapacity(int slotSize) => slotSize switch
     {
@@ -57,19 +59,23 @@ internal struct Sheaf
 }
 
 /// <summary>
-/// A node's store of full and of empty sheaves of a cache (<c>struct node_barn</c>). CPUs exchange whole sheaves here, so
-/// that objects freed on one CPU reach another one many at a time.
+/// A node's store of full and of empty sheaves of a cache (<c>struct node_barn</c>). CPUs exchange whole sheaves here,
+/// so that objects freed on one CPU reach another one many at a time.
 /// </summary>
 internal sealed class Barn
 {
     /// <summary>Full sheaves, and empty ones, that a node keeps of a cache (MAX_FULL_SHEAVES).</summary>
     private const int KernelLimit = 10;
 
-    /// <summary>Where threads pass on batches of thousands, more is kept: up to this many sheaves and bytes of objects.</summary>
+    /// <summary>
+    /// Where threads pass on batches of thousands, more is kept: up to this many sheaves and bytes of objects.
+    /// </summary>
     private const int NativeLimit = 64;
     private const int NativeBytes = 1 << 20;
 
-    /// <summary>And where nobody asks for full sheaves, fewer: each of their objects may keep a slab of its own from going.</summary>
+    /// <summary>
+    /// And where nobody asks for full sheaves, fewer: each of their objects may keep a slab of its own from going.
+    /// </summary>
     private const int NativeLeast = 2;
 
     private readonly int _least;

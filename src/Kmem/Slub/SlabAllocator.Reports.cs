@@ -85,7 +85,9 @@ internal sealed partial class SlabAllocator
             $"WARNING: cache_from_obj: Wrong slab cache. {given.Name} but object is from {owner.Name} "
             + $"(0x{KernelAddress(obj):x16})\n{owner.Debug?.TracksOf(obj)}");
 
-    /// <summary>A stale pointer that the allocator itself uses meanwhile: freeing it would take its own arrays away.</summary>
+    /// <summary>
+    /// A stale pointer that the allocator itself uses meanwhile: freeing it would take its own arrays away.
+    /// </summary>
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
     public unsafe void ThrowPrivate(KmemCache owner, void* obj) =>

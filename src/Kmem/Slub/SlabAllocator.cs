@@ -165,13 +165,17 @@ internal sealed partial class SlabAllocator : IDisposable
     /// <summary>Says whose memory an address outside the RAM is, for reports; null: unknown.</summary>
     public Func<nint, string?>? DescribeForeign { get; set; }
 
-    /// <summary>Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.</summary>
+    /// <summary>
+    /// Where slabs' pages come from if not from the page allocator: a replay knows when they were taken.
+    /// </summary>
     public Func<Gfp, int, int, nint>? PageSource { get; set; }
 
     /// <summary>Where slabs' pages go if not to the page allocator.</summary>
     public Action<nint, int>? PageSink { get; set; }
 
-    /// <summary>Called each time when slabs of 4 MiB have gone, where a thread may sleep; null if nobody cares.</summary>
+    /// <summary>
+    /// Called each time when slabs of 4 MiB have gone, where a thread may sleep; null if nobody cares.
+    /// </summary>
     public Action? ManyReleased { get; set; }
 
     /// <summary>Where sheaves come from: kmalloc, which is built on this class.</summary>
@@ -224,10 +228,14 @@ internal sealed partial class SlabAllocator : IDisposable
         TakeSheavesFrom(caches);
     }
 
-    /// <summary>Whether a cache of this name is one that sheaves come from in machines where every cache has them.</summary>
+    /// <summary>
+    /// Whether a cache of this name is one that sheaves come from in machines where every cache has them.
+    /// </summary>
     public static bool GivesSheaves(string name) => name.StartsWith(SheafCacheName, StringComparison.Ordinal);
 
-    /// <summary>Sheaves come from these caches, the smallest first, and larger ones from where they came before.</summary>
+    /// <summary>
+    /// Sheaves come from these caches, the smallest first, and larger ones from where they came before.
+    /// </summary>
     private unsafe void TakeSheavesFrom(KmemCache[] caches)
     {
         Func<nuint, Gfp, nint> other = AllocMetadata;
@@ -300,8 +308,8 @@ internal sealed partial class SlabAllocator : IDisposable
     public PlaceMap PlacesOfFrames { get; }
 
     /// <summary>
-    /// The <see cref="CpuSet.Id"/> of the machine if the inlined fast paths may be taken: there are sheaves, one node, and
-    /// nobody traces. Else something that no task has.
+    /// The <see cref="CpuSet.Id"/> of the machine if the inlined fast paths may be taken: there are sheaves, one node,
+    /// and nobody traces. Else something that no task has.
     /// </summary>
     public int FastId { get; private set; } = -1;
 
@@ -312,8 +320,8 @@ internal sealed partial class SlabAllocator : IDisposable
     public unsafe nuint PlaceOf(void* address) => PlacesOfFrames.Of((nuint)address);
 
     /// <summary>
-    /// For each frame the place of the cache whose slab it is part of, or 0: what a free needs to know, in four bytes, so
-    /// that the fast path does not touch the descriptors.
+    /// For each frame the place of the cache whose slab it is part of, or 0: what a free needs to know, in four bytes,
+    /// so that the fast path does not touch the descriptors.
     /// </summary>
     public readonly struct PlaceMap
     {
@@ -410,7 +418,8 @@ internal sealed partial class SlabAllocator : IDisposable
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         if ((flags & ~SlabFlagMask.Permitted) != 0)
-            throw new ArgumentException($"cache {name}: flags {flags & ~SlabFlagMask.Permitted} are not permitted", nameof(flags));
+            throw new ArgumentException(
+                $"cache {name}: flags {flags & ~SlabFlagMask.Permitted} are not permitted", nameof(flags));
         if (traits.UserOffset < 0 || traits.UserSize < 0 || (long)traits.UserOffset + traits.UserSize > size)
         {
             throw new ArgumentException(
@@ -504,7 +513,9 @@ internal sealed partial class SlabAllocator : IDisposable
         FreeDescriptors(cache);
     }
 
-    /// <summary>Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.</summary>
+    /// <summary>
+    /// Shrinks every cache; none is destroyed meanwhile, for a slab in transit would look like one in use.
+    /// </summary>
     public void ShrinkAll()
     {
         Quarantine?.Flush(null);
@@ -517,8 +528,8 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>
-    /// The same for somebody who is out of memory: not if a cache is just being created or destroyed, perhaps by this very
-    /// thread, because that may be waiting for memory, too.
+    /// The same for somebody who is out of memory: not if a cache is just being created or destroyed, perhaps by this
+    /// very thread, because that may be waiting for memory, too.
     /// </summary>
     public void TryShrinkAll()
     {
@@ -546,7 +557,9 @@ internal sealed partial class SlabAllocator : IDisposable
         return true;
     }
 
-    /// <summary>Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.</summary>
+    /// <summary>
+    /// Calls back for every slab of a cache, in order of address. Nobody may be at work on the cache.
+    /// </summary>
     public unsafe void ForEachSlab(KmemCache cache, Action<nint> visit)
     {
         nint tag = TagOf(cache.Id);
@@ -632,7 +645,8 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>
-    /// Where sheaves stand before all slabs, a slab need not last long: with fewer objects it is empty, and goes, sooner.
+    /// Where sheaves stand before all slabs, a slab need not last long: with fewer objects it is empty, and goes,
+    /// sooner.
     /// </summary>
     private const int NativeSlabObjects = 8;
 
@@ -686,8 +700,9 @@ internal sealed partial class SlabAllocator : IDisposable
     }
 
     /// <summary>
-    /// Allocates the objects that stand for a cache in kmem_cache and kmem_cache_node, as the kernel does, and writes the
-    /// cache's name into the first. The machine itself never reads them: its own descriptors are out of users' reach.
+    /// Allocates the objects that stand for a cache in kmem_cache and kmem_cache_node, as the kernel does, and writes
+    /// the cache's name into the first. The machine itself never reads them: its own descriptors are out of users'
+    /// reach.
     /// </summary>
     private unsafe void Describe(KmemCache cache)
     {

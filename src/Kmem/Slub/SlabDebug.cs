@@ -208,8 +208,7 @@ internal sealed class SlabDebug
 
     /// <summary>
     /// An object's surroundings, and its body if it is free (check_object). What was overwritten is restored, so that
-    /// the
-    /// same damage is reported once.
+    /// the same damage is reported once.
     /// </summary>
     /// <returns>Whether all was well.</returns>
     public unsafe bool CheckObject(Page* slab, byte* p, bool active, ref SlabReport? report)

@@ -24,8 +24,8 @@ internal sealed class SlabReport(SlabDebug debug)
     private const int BytesPerRow = 16;
 
     /// <summary>
-    /// Bytes shown of a red zone or padding in a profile of kmalloc objects up to 32 KiB: they are as large as the object,
-    /// because it is aligned, and more than the log holds. The kernel shows all; its largest have 8 KiB.
+    /// Bytes shown of a red zone or padding in a profile of kmalloc objects up to 32 KiB: they are as large as the
+    /// object, because it is aligned, and more than the log holds. The kernel shows all; its largest have 8 KiB.
     /// </summary>
     private const int MostShown = 8192;
     private const int ZoneShift = 56;

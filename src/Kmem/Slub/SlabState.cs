@@ -3,8 +3,8 @@ using System.Runtime.CompilerServices;
 namespace Kmem;
 
 /// <summary>
-/// The state of a slab in one 64-bit word, so that one compare-and-swap changes all of it. The kernel swaps two words, a
-/// pointer and counters; here the free list's head is an object index, and a version makes every change visible.
+/// The state of a slab in one 64-bit word, so that one compare-and-swap changes all of it. The kernel swaps two words,
+/// a pointer and counters; here the free list's head is an object index, and a version makes every change visible.
 /// <code>
 ///   bits  0–15   FreeIndex   first object of the slab's own free list, 0xffff if it is empty
 ///   bits 16–31   InUse       objects not on that list: allocated, or on the CPU's free list

@@ -5,11 +5,13 @@ using System.Text.Json.Serialization;
 namespace Kmem;
 
 /// <summary>
-/// The complete state of a machine's allocators at one instant, as plain data: free lists in order, per-CPU lists with their
-/// tuning, slabs with their free lists in order, what each CPU holds of each cache. The JSON form is the one in which the
-/// state of real kernels is recorded.
+/// The complete state of a machine's allocators at one instant, as plain data: free lists in order, per-CPU lists with
+/// their tuning, slabs with their free lists in order, what each CPU holds of each cache. The JSON form is the one in
+/// which the state of real kernels is recorded.
 /// </summary>
-/// <remarks>Addresses are the kernel's; in JSON they are strings in hexadecimal. Lists of frames are texts, head first.</remarks>
+/// <remarks>
+/// Addresses are the kernel's; in JSON they are strings in hexadecimal. Lists of frames are texts, head first.
+/// </remarks>
 internal sealed record MachineState
 {
     public int NrCpu { get; init; } = 1;
@@ -25,7 +27,9 @@ internal sealed record MachineState
     /// <summary>Cache names by kmalloc type (normal, reclaimable, DMA) and size index.</summary>
     public IReadOnlyList<IReadOnlyList<string?>> KmallocCaches { get; init; } = [];
 
-    /// <summary>Every slab; in JSON a row of [pfn, order, cache, inuse, objects, frozen, on list, [free indices]].</summary>
+    /// <summary>
+    /// Every slab; in JSON a row of [pfn, order, cache, inuse, objects, frozen, on list, [free indices]].
+    /// </summary>
     [JsonConverter(typeof(SlabRowsConverter))]
     public IReadOnlyList<SlabRow> Slabs { get; init; } = [];
 
@@ -38,8 +42,8 @@ internal sealed record MachineState
     public VmapState? Vmap { get; init; }
 
     /// <summary>
-    /// What only a machine's own state has, and a kernel's recording has not: blocks in use that are not slabs, names that
-    /// were merged into other caches, page tables. Null in a kernel's state.
+    /// What only a machine's own state has, and a kernel's recording has not: blocks in use that are not slabs, names
+    /// that were merged into other caches, page tables. Null in a kernel's state.
     /// </summary>
     [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
     public OwnState? Own { get; init; }
@@ -336,8 +340,8 @@ internal sealed record SlabRow(
 internal sealed record OwnState
 {
     /// <summary>
-    /// Blocks in use that are not slabs: [first pfn, order, page flags, page type, references, count of such blocks that
-    /// follow each other].
+    /// Blocks in use that are not slabs: [first pfn, order, page flags, page type, references, count of such blocks
+    /// that follow each other].
     /// </summary>
     public IReadOnlyList<ulong[]> Blocks { get; init; } = [];
 

@@ -203,8 +203,8 @@ internal sealed class SlabRowsConverter : JsonConverter<IReadOnlyList<SlabRow>>
 
 /// <summary>
 /// The vmalloc space. Rows: a free block [object, start, end, parent's start or null, 1 black or 0 red, largest of the
-/// subtree]; an area [object, start, end, flags] and, with a vm_struct, [.., address, size, flags, pages], followed in a
-/// machine's own state by what else its vm_struct says.
+/// subtree]; an area [object, start, end, flags] and, with a vm_struct, [.., address, size, flags, pages], followed in
+/// a machine's own state by what else its vm_struct says.
 /// </summary>
 internal sealed class VmapStateConverter : JsonConverter<VmapState>
 {

@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>Puts a <see cref="MachineState"/> into the parts of a machine that has no free frame and no cache yet.</summary>
+/// <summary>
+/// Puts a <see cref="MachineState"/> into the parts of a machine that has no free frame and no cache yet.
+/// </summary>
 internal static class StateReader
 {
     /// <summary>The frame after the last one of any zone.</summary>

@@ -74,7 +74,8 @@ internal static class StateRules
             $"{name}: lowmem_reserve has {zone.LowmemReserve.Length} values");
         Require(zone.Pcp.Count == cpus, $"{name}: pcp of {zone.Pcp.Count} CPUs, expected {cpus}");
         Require(zone.Zonestat.Count == cpus, $"{name}: zonestat of {zone.Zonestat.Count} CPUs, expected {cpus}");
-        Require(zone.PageblockMt.All(type => type is '-' or (>= '0' and <= '5')), $"{name}: pageblock_mt: unknown type");
+        Require(
+            zone.PageblockMt.All(type => type is '-' or (>= '0' and <= '5')), $"{name}: pageblock_mt: unknown type");
         ulong covered = (zone.PageblockFirst + (ulong)zone.PageblockMt.Length) << PageOrder.Pageblock;
         Require(
             zone.PageblockFirst <= zone.StartPfn >> PageOrder.Pageblock && covered >= end
@@ -102,7 +103,8 @@ internal static class StateRules
                 CheckFrames([pcp.Lists[list]], order, zone, $"{name}: pcp list {list} of CPU {cpu}");
             }
 
-            Require(count == pcp.Count, $"{name}: pcp of CPU {cpu}: count is {pcp.Count}, the lists have {count} frames");
+            Require(
+                count == pcp.Count, $"{name}: pcp of CPU {cpu}: count is {pcp.Count}, the lists have {count} frames");
         }
     }
 
@@ -158,7 +160,8 @@ internal static class StateRules
         Require(cache.Order is >= 0 and <= PageOrder.Max && cache.Objects is > 0 and <= MostObjects, $"{name}: no such slabs");
         Require(cache.Cpu.Count == state.NrCpu, $"{name}: parts of {cache.Cpu.Count} CPUs, expected {state.NrCpu}");
         int nodes = state.Zones.Max(zone => zone.Node);
-        Require((cache.OtherNodes?.Count ?? 0) == nodes, $"{name}: parts of {cache.OtherNodes?.Count ?? 0} other nodes");
+        Require(
+            (cache.OtherNodes?.Count ?? 0) == nodes, $"{name}: parts of {cache.OtherNodes?.Count ?? 0} other nodes");
         foreach (CacheCpuState cpu in cache.Cpu)
         {
             if (cpu.Slab is { } pfn)
@@ -259,7 +262,8 @@ internal static class StateRules
         Require(own.Tables == null || own.Tables.Root < end, "own.tables: the root is no frame");
         foreach (VmStructState vm in (state.Vmap?.Nodes ?? []).SelectMany(node => node.Busy).Select(area => area.Struct).OfType<VmStructState>())
         {
-            Require(own.Tables == null || IsRam(vm.Object, end), $"vmap: the vm_struct of 0x{vm.Address:x} is not in RAM");
+            Require(
+                own.Tables == null || IsRam(vm.Object, end), $"vmap: the vm_struct of 0x{vm.Address:x} is not in RAM");
             Require(vm.Pages.All(pfn => pfn < end), $"vmap: the area at 0x{vm.Address:x} has a page that is no frame");
         }
     }

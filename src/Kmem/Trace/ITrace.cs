@@ -1,12 +1,12 @@
 namespace Kmem;
 
 /// <summary>
-/// Receives the machine's tracepoints: the kernel's <c>kmem:*</c> events, with the same fields (include/trace/events/kmem.h,
-/// Linux 6.18). A machine without a receiver pays one predictable test for each.
+/// Receives the machine's tracepoints: the kernel's <c>kmem:*</c> events, with the same fields
+/// (include/trace/events/kmem.h, Linux 6.18). A machine without a receiver pays one predictable test for each.
 /// </summary>
 /// <remarks>
-/// Called on the thread that allocates, in part while a zone is locked: an implementation must not allocate from the same
-/// machine, must not throw, and must be quick.
+/// Called on the thread that allocates, in part while a zone is locked: an implementation must not allocate from the
+/// same machine, must not throw, and must be quick.
 /// </remarks>
 internal interface ITrace
 {

@@ -220,8 +220,8 @@ internal sealed class Execmem
     }
 
     /// <summary>
-    /// Makes busy ranges free: filled with traps, read-only again, joined with their neighbours. One whose rights cannot
-    /// be changed now, because tables or mappings of the host ran out, waits for the next call.
+    /// Makes busy ranges free: filled with traps, read-only again, joined with their neighbours. One whose rights
+    /// cannot be changed now, because tables or mappings of the host ran out, waits for the next call.
     /// </summary>
     private unsafe void FreePendingLocked()
     {

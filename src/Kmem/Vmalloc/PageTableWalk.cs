@@ -120,8 +120,8 @@ public sealed class PageWalk
         IsMapped ? PageTableEntry.CacheModeOf(Steps[^1].Entry, Steps[^1].Level) : CacheMode.WriteBack;
 
     /// <summary>
-    /// The line that an oops prints (arch/x86/mm/fault.c, Linux 6.18):
-    /// <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD 2516067 PTE 800000001f401163</c>.
+    /// The line that an oops prints (arch/x86/mm/fault.c, Linux 6.18): <c>PGD 2400067 P4D 2400067 PUD 2515067 PMD
+    /// 2516067 PTE 800000001f401163</c>.
     /// </summary>
     /// <returns>The line, ending with the first entry that is empty or a large leaf.</returns>
     public override string ToString()

@@ -10,8 +10,8 @@ namespace Kmem;
 ///   purge_vmap_area_lazy   ─▶ a pool, or the free tree         machine, whose objects and pages are other events
 ///   mm_page_alloc          ─▶ what is mapped behind an area, where the recording tells
 /// </code>
-/// A kernel takes most pages of vmalloc in bulk, and writes no event of that: most areas are shown without frames. Areas that
-/// are older than the recording are not known until they are freed.
+/// A kernel takes most pages of vmalloc in bulk, and writes no event of that: most areas are shown without frames.
+/// Areas that are older than the recording are not known until they are freed.
 /// </summary>
 /// <remarks>Not thread-safe: a replay is one thread, and who looks at its machine waits for it.</remarks>
 internal sealed class RecordedSpace : IDisposable
@@ -65,8 +65,8 @@ internal sealed class RecordedSpace : IDisposable
     }
 
     /// <summary>
-    /// Frees an area lazily. One that is older than the recording becomes known by that: how many pages are lazy now, and
-    /// were before, tells its size.
+    /// Frees an area lazily. One that is older than the recording becomes known by that: how many pages are lazy now,
+    /// and were before, tells its size.
     /// </summary>
     /// <param name="start">Its first byte.</param>
     /// <param name="lazyPages">Lazy pages, with its own, as recorded.</param>
@@ -116,7 +116,8 @@ internal sealed class RecordedSpace : IDisposable
     }
 
     /// <summary>
-    /// The way to a frame that is known. Where the tables lie is not recorded; the last entry is made as vmalloc makes it.
+    /// The way to a frame that is known. Where the tables lie is not recorded; the last entry is made as vmalloc makes
+    /// it.
     /// </summary>
     public PageWalk Walk(ulong address)
     {

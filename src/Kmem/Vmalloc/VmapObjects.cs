@@ -14,8 +14,9 @@ internal sealed class VmapObjects : IDisposable
     private readonly Dictionary<nint, ulong>? _copies;
 
     /// <param name="slabs">The caches.</param>
-    /// <param name="cache">The cache <c>vmap_area</c>, or the one that it was merged into; null only for copies that stand
-    /// for no objects.</param>
+    /// <param name="cache">
+    /// The cache <c>vmap_area</c>, or the one that it was merged into; null only for copies that stand for no objects.
+    /// </param>
     /// <param name="copied">Whether the trees consist of copies.</param>
     public VmapObjects(SlabAllocator slabs, KmemCache? cache, bool copied)
     {

@@ -1,6 +1,8 @@
 namespace Kmem;
 
-/// <summary>A NUMA node: its zones, and the order in which a request that prefers it looks at zones (zonelists).</summary>
+/// <summary>
+/// A NUMA node: its zones, and the order in which a request that prefers it looks at zones (zonelists).
+/// </summary>
 internal sealed class Node
 {
     public Node(int id, int[] cpus)

@@ -4,8 +4,8 @@ using System.Runtime.InteropServices;
 namespace Kmem;
 
 /// <summary>
-/// A zone: the frames of one node that lie in one range of addresses (DMA below 16 MiB, DMA32 below 4 GiB, Normal above,
-/// Movable by option). Sizes, watermarks and counters; the free blocks themselves are in <see cref="Buddy"/>.
+/// A zone: the frames of one node that lie in one range of addresses (DMA below 16 MiB, DMA32 below 4 GiB, Normal
+/// above, Movable by option). Sizes, watermarks and counters; the free blocks themselves are in <see cref="Buddy"/>.
 /// </summary>
 /// <remarks>
 /// <code>
@@ -58,7 +58,9 @@ internal sealed class Zone : IDisposable
 
     public bool IsPopulated => Present != 0;
 
-    /// <summary>Frames ever given to the buddy system. Watermarks, reserves and per-CPU lists are sized by it.</summary>
+    /// <summary>
+    /// Frames ever given to the buddy system. Watermarks, reserves and per-CPU lists are sized by it.
+    /// </summary>
     public ulong Managed { get; set; }
 
     /// <summary>Without boost.</summary>
@@ -107,7 +109,9 @@ internal sealed class Zone : IDisposable
         }
     }
 
-    /// <summary>zone_page_state_snapshot(NR_FREE_PAGES): with all per-CPU differences, exact while the zone is locked.</summary>
+    /// <summary>
+    /// zone_page_state_snapshot(NR_FREE_PAGES): with all per-CPU differences, exact while the zone is locked.
+    /// </summary>
     public unsafe long FreePagesExact
     {
         get
@@ -165,7 +169,9 @@ internal sealed class Zone : IDisposable
     /// <summary>The global part as it is, and what a CPU has not folded in.</summary>
     public unsafe (long Global, int Diff) FreePagesParts(int cpu) => (_freePages, _freePagesDiff[cpu]);
 
-    /// <summary>Folds one CPU's difference into the global part (the stat work, or a CPU going idle). Zone locked.</summary>
+    /// <summary>
+    /// Folds one CPU's difference into the global part (the stat work, or a CPU going idle). Zone locked.
+    /// </summary>
     public unsafe void FoldLocked(int cpu)
     {
         Volatile.Write(ref _freePages, _freePages + _freePagesDiff[cpu]);

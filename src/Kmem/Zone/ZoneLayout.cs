@@ -137,8 +137,8 @@ internal static class ZoneLayout
     }
 
     /// <summary>
-    /// The zone's memory belongs to it, and of the holes in its span what no other zone has; spans of nodes may interleave.
-    /// All pageblocks start as Movable.
+    /// The zone's memory belongs to it, and of the holes in its span what no other zone has; spans of nodes may
+    /// interleave. All pageblocks start as Movable.
     /// </summary>
     private static void Mark(Zone zone, BootPages[] present, PageblockMap blocks)
     {

@@ -39,7 +39,8 @@ public partial class DocumentationTests
         string architecture = File.ReadAllText(Repository.PathOf("docs/ARCHITECTURE.md"));
         string[] documented = LockRow().Matches(architecture)
             .Select(match => $"{match.Groups["rank"].Value} {match.Groups["name"].Value}").ToArray();
-        Assert.Equal(Enum.GetValues<LockRank>().Select(rank => $"{(int)rank} {rank}"), documented, StringComparer.Ordinal);
+        Assert.Equal(
+            Enum.GetValues<LockRank>().Select(rank => $"{(int)rank} {rank}"), documented, StringComparer.Ordinal);
     }
 
     [Fact]

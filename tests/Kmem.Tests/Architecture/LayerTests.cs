@@ -124,7 +124,9 @@ public class LayerTests
         Assert.Empty(needed);
     }
 
-    /// <summary>"file:line: name is in folder", for each name in code that stands for something further down the list.</summary>
+    /// <summary>
+    /// "file:line: name is in folder", for each name in code that stands for something further down the list.
+    /// </summary>
     private static string[] UpwardUses(CSharpCompilation compilation) =>
         compilation.SyntaxTrees
             .Where(tree => tree.FilePath.Length > 0)
@@ -149,7 +151,9 @@ public class LayerTests
         }
     }
 
-    /// <summary>Where a symbol is declared; the lowest place, if it has several parts. Rank −1: not in these sources.</summary>
+    /// <summary>
+    /// Where a symbol is declared; the lowest place, if it has several parts. Rank −1: not in these sources.
+    /// </summary>
     private static (int Rank, string Folder) LowestDeclaration(ISymbol symbol)
     {
         if (symbol is IMethodSymbol { ReducedFrom: { } extension })

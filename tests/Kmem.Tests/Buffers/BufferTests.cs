@@ -135,7 +135,8 @@ public sealed class BufferTests
 
         Assert.Equal(expected.WrittenCount, writer.Length);
         Assert.True(writer.AsReadOnlySequence.ToArray().AsSpan().SequenceEqual(expected.WrittenSpan));
-        Assert.True(early.Slice(0, earlyLength).ToArray().AsSpan().SequenceEqual(expected.WrittenSpan[..(int)earlyLength]));
+        Assert.True(
+            early.Slice(0, earlyLength).ToArray().AsSpan().SequenceEqual(expected.WrittenSpan[..(int)earlyLength]));
         Assert.True(writer.SegmentCount > 10);
         Assert.Equal(writer.SegmentCount, machine.Outstanding);
         Assert.Throws<ArgumentOutOfRangeException>(() => writer.Advance(1 << 20));

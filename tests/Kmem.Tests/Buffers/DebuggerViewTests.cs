@@ -51,9 +51,11 @@ public sealed partial class DebuggerViewTests
         using Machine machine = Machine.Boot(new MachineOptions { RamBytes = 64 << 20, Cpus = 1 });
         Pfn frames = machine.AllocPages(Gfp.Kernel | Gfp.Comp, 3);
         void* obj = machine.Kmalloc(100, Gfp.Kernel);
-        Assert.StartsWith("block of order 3, references 1", Display(*machine.Map.PageOf(frames.Value)), StringComparison.Ordinal);
+        Assert.StartsWith(
+            "block of order 3, references 1", Display(*machine.Map.PageOf(frames.Value)), StringComparison.Ordinal);
         Assert.Equal("tail of a compound block", Display(*machine.Map.PageOf(frames.Value + 1)));
-        Assert.StartsWith("Slab, order 0", Display(*machine.Map.PageOf(machine.PfnOf(obj).Value)), StringComparison.Ordinal);
+        Assert.StartsWith(
+            "Slab, order 0", Display(*machine.Map.PageOf(machine.PfnOf(obj).Value)), StringComparison.Ordinal);
         machine.FreePages(frames, 3);
         machine.Kfree(obj);
     }

@@ -221,7 +221,8 @@ public sealed class OwnerTests
         LeakReport report = Assert.Single(reports);
         Assert.Equal(("test", "at dispose", 4, 3 * 4096 + 40), (report.Machine, report.Occasion, (int)report.Count, (int)report.Bytes));
         Assert.Equal(2, report.Sites.Count);
-        Assert.Equal(("KmemPool 'leaky'", line + 2, 3L), (report.Sites[0].Source, report.Sites[0].Line, report.Sites[0].Count));
+        Assert.Equal(
+            ("KmemPool 'leaky'", line + 2, 3L), (report.Sites[0].Source, report.Sites[0].Line, report.Sites[0].Count));
         Assert.Equal(("Machine.Rent", line + 3), (report.Sites[1].Source, report.Sites[1].Line));
         Assert.EndsWith("OwnerTests.cs", report.Sites[0].File, StringComparison.Ordinal);
         Assert.Contains($"OwnerTests.cs:{line + 2}", machine.Dmesg.ToString(), StringComparison.Ordinal);

@@ -118,7 +118,8 @@ public sealed class TypedCacheTests
         Assert.True(default(KmemHandle<long>).IsNull);
         Assert.Contains("null", Assert.Throws<ArgumentException>(() => one[default]).Message, StringComparison.Ordinal);
         Assert.Throws<ArgumentException>(() => one.Return(default));
-        Assert.Contains("another cache", Assert.Throws<ArgumentException>(() => two[handle]).Message, StringComparison.Ordinal);
+        Assert.Contains(
+            "another cache", Assert.Throws<ArgumentException>(() => two[handle]).Message, StringComparison.Ordinal);
         Assert.Throws<ArgumentException>(() => two.Return(handle));
         Assert.Equal(5, one[handle]);
         one.Return(handle);

@@ -65,8 +65,8 @@ public sealed class CpuSetTests
     }
 
     /// <summary>
-    /// The narrow places: a thread that moves to a CPU of its own while that is taken from it, and a thread that becomes the
-    /// owner while another, bound to the CPU a moment ago, holds its lock.
+    /// The narrow places: a thread that moves to a CPU of its own while that is taken from it, and a thread that
+    /// becomes the owner while another, bound to the CPU a moment ago, holds its lock.
     /// </summary>
     [Theory]
     [InlineData("visitor")]
@@ -278,7 +278,8 @@ public sealed class CpuSetTests
             set.ReleaseRemote(0);
         });
         visitor.Start();
-        Assert.False(visiting.Wait(50, TestContext.Current.CancellationToken), "the CPU was taken from inside a section");
+        Assert.False(
+            visiting.Wait(50, TestContext.Current.CancellationToken), "the CPU was taken from inside a section");
         set.Leave(task);
         Assert.True(visiting.Wait(10_000, TestContext.Current.CancellationToken));
 

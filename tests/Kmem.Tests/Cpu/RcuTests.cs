@@ -29,7 +29,9 @@ public sealed class RcuTests
         Assert.Equal(0, rcu.Pending);
     }
 
-    /// <summary>Every short sequence of readers that come and go and of calls, against a list of who was there.</summary>
+    /// <summary>
+    /// Every short sequence of readers that come and go and of calls, against a list of who was there.
+    /// </summary>
     [Fact]
     public void All_short_histories_keep_the_promise()
     {

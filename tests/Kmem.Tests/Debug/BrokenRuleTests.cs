@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Each rule that <see cref="Machine.Validate"/> checks for pages, broken on purpose in a live machine: it is named, and
-/// no other but those that break with it; once the error is taken back, all rules hold again.
+/// Each rule that <see cref="Machine.Validate"/> checks for pages, broken on purpose in a live machine: it is named,
+/// and no other but those that break with it; once the error is taken back, all rules hold again.
 /// </summary>
 public sealed class BrokenRuleTests
 {
@@ -223,7 +223,9 @@ public sealed class BrokenRuleTests
         Assert.True(scene.Machine.AllocPages(Gfp.Kernel, 2).IsValid);
     }
 
-    /// <summary>A machine with a free block of order 2, whose neighbours below are in use, and pages on its lists.</summary>
+    /// <summary>
+    /// A machine with a free block of order 2, whose neighbours below are in use, and pages on its lists.
+    /// </summary>
     private sealed class Scene : IDisposable
     {
         public Scene()

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Each rule that <see cref="Machine.Validate"/> checks for slabs, broken on purpose in a live machine: it is named, and no
-/// other but those that break with it; once the error is taken back, all rules hold again.
+/// Each rule that <see cref="Machine.Validate"/> checks for slabs, broken on purpose in a live machine: it is named,
+/// and no other but those that break with it; once the error is taken back, all rules hold again.
 /// </summary>
 public sealed class BrokenSlabRuleTests
 {

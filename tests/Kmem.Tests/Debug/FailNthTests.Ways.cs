@@ -81,7 +81,9 @@ public sealed partial class FailNthTests
             || ways.Contains($".{name}<", StringComparison.Ordinal) || ways.Contains($".{name})", StringComparison.Ordinal);
     }
 
-    /// <summary>A machine that is built from nothing, or from a state, while requests fail: it is whole, or there is none.</summary>
+    /// <summary>
+    /// A machine that is built from nothing, or from a state, while requests fail: it is whole, or there is none.
+    /// </summary>
     [Theory]
     [InlineData("kernel", false)]
     [InlineData("native", false)]
@@ -126,7 +128,8 @@ public sealed partial class FailNthTests
                 using (machine)
                 {
                     Assert.Empty(machine?.Validate() ?? []);
-                    Assert.True(machine == null || (Operate(machine, "kmalloc of every form") && Operate(machine, "vmalloc")));
+                    Assert.True(
+                        machine == null || (Operate(machine, "kmalloc of every form") && Operate(machine, "vmalloc")));
                     Assert.Empty(machine?.Validate() ?? []);
                 }
 
@@ -286,7 +289,9 @@ public sealed partial class FailNthTests
         return true;
     }
 
-    /// <summary>The promise grows; as many elements as memory allowed are there, and no more can be taken of them.</summary>
+    /// <summary>
+    /// The promise grows; as many elements as memory allowed are there, and no more can be taken of them.
+    /// </summary>
     private static unsafe bool MempoolThatGrows(Machine machine, Stack<Action> undo)
     {
         Mempool pool = machine.CreateMempool(2, (nuint)3000);

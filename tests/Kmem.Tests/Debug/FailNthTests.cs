@@ -1,9 +1,9 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Every way that allocates, with its first request failing, then its second, and so on until none is left to fail: each
-/// time it says so by null, 0 or <see cref="OutOfMemoryException"/>, nothing is lost, and all rules hold. What is given back
-/// is given back while requests still fail, because some frees need memory themselves.
+/// Every way that allocates, with its first request failing, then its second, and so on until none is left to fail:
+/// each time it says so by null, 0 or <see cref="OutOfMemoryException"/>, nothing is lost, and all rules hold. What is
+/// given back is given back while requests still fail, because some frees need memory themselves.
 /// </summary>
 public sealed partial class FailNthTests
 {
@@ -148,8 +148,8 @@ public sealed partial class FailNthTests
     }
 
     /// <summary>
-    /// A single failure is made good by a smaller slab. Where no page at all is to be had, the new sheaf goes back with what
-    /// it holds.
+    /// A single failure is made good by a smaller slab. Where no page at all is to be had, the new sheaf goes back with
+    /// what it holds.
     /// </summary>
     [Theory]
     [InlineData("kernel")]

@@ -6,7 +6,8 @@ namespace Kmem.Tests;
 
 /// <summary>
 /// The 42 programs with one fault each of the security part of mimalloc-bench, written anew, 37 of them at three sizes:
-/// 116 runs, and some that only Kmem has. Each says how the fault was noticed, or that it was not; some end their process.
+/// 116 runs, and some that only Kmem has. Each says how the fault was noticed, or that it was not; some end their
+/// process.
 /// </summary>
 internal static class FaultPrograms
 {

@@ -162,7 +162,9 @@ public sealed class ReaderFuzzTests
         }
     }
 
-    /// <summary>A whole replay of a damaged trace: its reader skips what it cannot read, and the machine stays whole.</summary>
+    /// <summary>
+    /// A whole replay of a damaged trace: its reader skips what it cannot read, and the machine stays whole.
+    /// </summary>
     [Fact]
     public void Replays_of_traces()
     {

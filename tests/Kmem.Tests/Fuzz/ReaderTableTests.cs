@@ -3,8 +3,8 @@ using System.Text.RegularExpressions;
 namespace Kmem.Tests;
 
 /// <summary>
-/// The table of docs/RELIABILITY.md that says which test fuzzes which reader: it names every file of src that makes numbers,
-/// JSON or unpacked bytes of text, or has a method that reads text, and its tests exist.
+/// The table of docs/RELIABILITY.md that says which test fuzzes which reader: it names every file of src that makes
+/// numbers, JSON or unpacked bytes of text, or has a method that reads text, and its tests exist.
 /// </summary>
 public sealed partial class ReaderTableTests
 {

@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>Buffers of several of the largest blocks, which the native profile has contiguous and in private memory.</summary>
+/// <summary>
+/// Buffers of several of the largest blocks, which the native profile has contiguous and in private memory.
+/// </summary>
 public sealed class LargeRunsTests
 {
     private const nuint Size = 9 << 20;     // three blocks

@@ -61,8 +61,8 @@ internal sealed class History
     }
 
     /// <summary>
-    /// Tries every operation that may come next: none that is still to come returned before it was called. The set of items
-    /// follows from which operations came, not from their order, so no such set is tried twice.
+    /// Tries every operation that may come next: none that is still to come returned before it was called. The set of
+    /// items follows from which operations came, not from their order, so no such set is tried twice.
     /// </summary>
     private static bool Search(
         IReadOnlyList<Operation> operations, int mayFailAt, ulong all, ulong done, HashSet<ulong> taken, HashSet<ulong> tried)

@@ -2,8 +2,8 @@ namespace Kmem.Tests;
 
 /// <summary>
 /// Short histories of concurrent requests and frees, each checked against the sequential specification of an allocator
-/// (<see cref="History"/>): nothing is handed out twice without a free between, and a request fails only at an instant when
-/// enough is taken.
+/// (<see cref="History"/>): nothing is handed out twice without a free between, and a request fails only at an instant
+/// when enough is taken.
 /// </summary>
 public sealed class LinearizabilityTests
 {
@@ -27,8 +27,8 @@ public sealed class LinearizabilityTests
     }
 
     /// <summary>
-    /// Frames of a machine that has few left. As many as could be taken before are there; a request may fail when those taken
-    /// and those out of sight at some time, on CPUs' lists or in their counters, are as many together.
+    /// Frames of a machine that has few left. As many as could be taken before are there; a request may fail when those
+    /// taken and those out of sight at some time, on CPUs' lists or in their counters, are as many together.
     /// </summary>
     [Theory]
     [InlineData(2)]
@@ -119,7 +119,9 @@ public sealed class LinearizabilityTests
         Assert.Empty(machine.Validate());
     }
 
-    /// <summary>Frames on CPUs' lists, and those by which the zones' counts are behind, because a CPU has them to itself.</summary>
+    /// <summary>
+    /// Frames on CPUs' lists, and those by which the zones' counts are behind, because a CPU has them to itself.
+    /// </summary>
     private static long OutOfSight(Machine machine) => machine.Pages.Zones.Sum(
         zone => zone.PcpCount + Enumerable.Range(0, machine.Cpus).Sum(cpu => Math.Abs((long)zone.Zone.FreePagesParts(cpu).Diff)));
 

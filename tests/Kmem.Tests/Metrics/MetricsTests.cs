@@ -149,7 +149,8 @@ public sealed class MetricsTests
 
     [Fact]
     public void The_event_source_has_a_valid_manifest() =>
-        Assert.Contains("Kmem", EventSource.GenerateManifest(typeof(KmemEventSource), "Kmem.dll")!, StringComparison.Ordinal);
+        Assert.Contains(
+            "Kmem", EventSource.GenerateManifest(typeof(KmemEventSource), "Kmem.dll")!, StringComparison.Ordinal);
 
     [Fact]
     public void The_guide_has_every_instrument()

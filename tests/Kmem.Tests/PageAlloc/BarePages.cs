@@ -86,7 +86,8 @@ internal sealed class BarePages : IDisposable
     public unsafe Page* PageOf(ulong pfn) => _map.PageOf(pfn);
 
     /// <summary>
-    /// Boot pagesets, which hold nothing back, and counters without per-CPU parts: each request takes exactly its frames.
+    /// Boot pagesets, which hold nothing back, and counters without per-CPU parts: each request takes exactly its
+    /// frames.
     /// </summary>
     public unsafe BarePages WithoutCaching()
     {

@@ -160,7 +160,8 @@ public sealed class BigMachineTests
             Assert.Equal((theirs.Node, theirs.Zone), (mine.Node, mine.Zone));
             Assert.Equal(
                 (theirs.Spanned, theirs.Present, theirs.Managed), (mine.Spanned, mine.Present, mine.Managed));
-            Assert.Equal((theirs.Min, theirs.Low, theirs.High, theirs.Promo), (mine.Min, mine.Low, mine.High, mine.Promo));
+            Assert.Equal(
+                (theirs.Min, theirs.Low, theirs.High, theirs.Promo), (mine.Min, mine.Low, mine.High, mine.Promo));
             Assert.Equal(theirs.Protection, mine.Protection);
             Assert.Equal(theirs.StartPfn, mine.StartPfn);
             Assert.Equal(
@@ -169,7 +170,9 @@ public sealed class BigMachineTests
         }
     }
 
-    /// <summary>Memory where the recorded zones have it, with holes and reservations so that the counts are theirs.</summary>
+    /// <summary>
+    /// Memory where the recorded zones have it, with holes and reservations so that the counts are theirs.
+    /// </summary>
     private static BootMemoryMap MapOf(List<ZoneInfoRecord> zones)
     {
         var map = new BootMemoryMap();

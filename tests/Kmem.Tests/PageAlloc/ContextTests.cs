@@ -41,7 +41,8 @@ public sealed class ContextTests
                 "BUG: sleeping function called from invalid context", machine.Dmesg.Lines[0], StringComparison.Ordinal);
             Assert.Equal(
                 $"in_atomic(): {1 - irqs}, irqs_disabled(): {irqs}, {report}", machine.Dmesg.Lines[1]);
-            Assert.Contains("may sleep; use GFP_ATOMIC or GFP_NOWAIT", machine.Dmesg.Lines[2], StringComparison.Ordinal);
+            Assert.Contains(
+                "may sleep; use GFP_ATOMIC or GFP_NOWAIT", machine.Dmesg.Lines[2], StringComparison.Ordinal);
         }
 
         Assert.Equal(before, machine.Proc.BuddyInfo());
@@ -171,7 +172,8 @@ public sealed class ContextTests
         using (machine.MemallocPin())
         {
             Pfn pinned = machine.AllocPage(Gfp.HighUserMovable);
-            Assert.Equal((Gfp.HighUser, Migratetype.Unmovable), (trace.Allocations[^1].Gfp, trace.Allocations[^1].Type));
+            Assert.Equal(
+                (Gfp.HighUser, Migratetype.Unmovable), (trace.Allocations[^1].Gfp, trace.Allocations[^1].Type));
             Assert.True(pinned.Address.Value < 48 << 20);
         }
 

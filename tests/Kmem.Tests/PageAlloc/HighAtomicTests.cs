@@ -15,8 +15,8 @@ public sealed class HighAtomicTests
         Assert.Equal(512, zone.ReservedHighAtomic);
         Assert.Equal(508, zone.FreeHighAtomic);
 
-        // 1 % of 60000 frames, rounded up to whole pageblocks, is 1024: two pageblocks and no more. The other requests are
-        // served from ordinary blocks through the per-CPU lists, and leave the reserve alone.
+        // 1 % of 60000 frames, rounded up to whole pageblocks, is 1024: two pageblocks and no more. The other requests
+        // are served from ordinary blocks through the per-CPU lists, and leave the reserve alone.
         for (int i = 0; i < 2000; i++)
             Assert.NotNull(machine.Alloc(Gfp.Atomic, 2));
         Assert.Equal(1024, zone.ReservedHighAtomic);

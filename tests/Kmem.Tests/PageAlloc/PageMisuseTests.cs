@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Misuse of page frames: refused, reported in the log as the kernel does, and without harm: all rules hold afterwards and
-/// the machine goes on.
+/// Misuse of page frames: refused, reported in the log as the kernel does, and without harm: all rules hold afterwards
+/// and the machine goes on.
 /// </summary>
 public sealed class PageMisuseTests
 {

@@ -2,8 +2,8 @@ namespace Kmem.Tests;
 
 /// <summary>
 /// A whole machine beside an obvious model: who owns each frame, and what was written into it. Random requests of every
-/// kind from a seed; each answer must be aligned, of a zone that the request may use, disjoint from all others, and keep
-/// its content. Once all is freed, the free blocks are those of a machine just booted.
+/// kind from a seed; each answer must be aligned, of a zone that the request may use, disjoint from all others, and
+/// keep its content. Once all is freed, the free blocks are those of a machine just booted.
 /// </summary>
 public sealed class PageModelTests
 {
@@ -200,7 +200,8 @@ public sealed class PageModelTests
             }
 
             Assert.Equal(_freeAtBoot, free);
-            Assert.True(_used.Count >= _machine.Pages.Zones.Count() - 1, $"{_where}: only {_used.Count} zones were used");
+            Assert.True(
+                _used.Count >= _machine.Pages.Zones.Count() - 1, $"{_where}: only {_used.Count} zones were used");
         }
 
         public void Dispose() => _machine.Dispose();

@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>The other ways to ask for frames: many at once, exact sizes, splitting, clearing; and what is counted.</summary>
+/// <summary>
+/// The other ways to ask for frames: many at once, exact sizes, splitting, clearing; and what is counted.
+/// </summary>
 public sealed class PageVariantsTests
 {
     [Fact]

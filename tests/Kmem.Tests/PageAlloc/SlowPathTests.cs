@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>What the allocator does when memory is short: whom it calls, how often it tries, when it gives up.</summary>
+/// <summary>
+/// What the allocator does when memory is short: whom it calls, how often it tries, when it gives up.
+/// </summary>
 public sealed class SlowPathTests
 {
     [Theory]

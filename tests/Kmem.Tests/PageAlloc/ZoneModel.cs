@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// A zone by the book: the kernel's rules written down a second time, over plain lists of frame numbers, slow and without
-/// any of the allocator's types but the enumerations. What the real thing must equal, order of lists included.
+/// A zone by the book: the kernel's rules written down a second time, over plain lists of frame numbers, slow and
+/// without any of the allocator's types but the enumerations. What the real thing must equal, order of lists included.
 /// </summary>
 internal sealed partial class ZoneModel
 {

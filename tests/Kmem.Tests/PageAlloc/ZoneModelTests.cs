@@ -159,8 +159,8 @@ public sealed class ZoneModelTests
 
         public string Step(int step)
         {
-            // Waves: until requests fail, then back to a third, with another favourite type each time. Types run short at
-            // different moments, so that every fallback has its day.
+            // Waves: until requests fail, then back to a third, with another favourite type each time. Types run short
+            // at different moments, so that every fallback has its day.
             if (_growing && _failed > 10)
             {
                 _growing = false;
@@ -199,7 +199,8 @@ public sealed class ZoneModelTests
 
         public unsafe void Compare(string when)
         {
-            Assert.True(_model.Events.SequenceEqual(_real.Trace.Events, StringComparer.Ordinal), when + ": " + EventsDiffer());
+            Assert.True(
+                _model.Events.SequenceEqual(_real.Trace.Events, StringComparer.Ordinal), when + ": " + EventsDiffer());
             foreach (ExtfragEvent fallback in _real.Trace.Fallbacks)
             {
                 Seen.Add(

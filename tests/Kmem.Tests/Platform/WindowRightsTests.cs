@@ -85,7 +85,8 @@ public sealed class WindowRightsTests
         device.Base[Page] = 7;
         Assert.Equal(WindowResult.Done, window.Map(0, Page, Page, WindowProtection.ReadWrite, device));
         Assert.Equal(7, *window.Base);
-        Assert.Throws<ArgumentOutOfRangeException>(() => window.Map(Page, Page, 2 * Page, WindowProtection.ReadWrite, device));
+        Assert.Throws<ArgumentOutOfRangeException>(
+            () => window.Map(Page, Page, 2 * Page, WindowProtection.ReadWrite, device));
     }
 
     /// <summary>The budget counts one mapping for each place where the rights of two neighbours differ.</summary>

@@ -2,7 +2,9 @@ using System.Runtime.InteropServices;
 
 namespace Kmem.Tests;
 
-/// <summary>Pages move, their content and everything that points to it move with them, and large blocks come of it.</summary>
+/// <summary>
+/// Pages move, their content and everything that points to it move with them, and large blocks come of it.
+/// </summary>
 public sealed class CompactionTests
 {
     [Theory]

@@ -3,8 +3,8 @@ using System.Runtime.InteropServices;
 namespace Kmem.Tests;
 
 /// <summary>
-/// A cache that may be as large as memory lets it: values in a slab cache of the machine, oldest first out, and a shrinker
-/// that evicts. A value is its key's number, repeated: reading checks every byte of it.
+/// A cache that may be as large as memory lets it: values in a slab cache of the machine, oldest first out, and a
+/// shrinker that evicts. A value is its key's number, repeated: reading checks every byte of it.
 /// </summary>
 internal sealed class EvictingCache : IDisposable
 {

@@ -48,7 +48,8 @@ public sealed class OomTests
         Pfn block = machine.AllocPages(Gfp.Kernel, 6);
         long used = machine.Pages.Zones.Sum(zone => (long)zone.Zone.Managed - zone.Zone.FreePagesExact);
         Assert.Equal(used << Pfn.PageShift, machine.MemoryHolders().Sum(holder => holder.Bytes));
-        Assert.Contains(machine.MemoryHolders(), holder => holder == new MemoryHolder("page frames", 64 << Pfn.PageShift));
+        Assert.Contains(
+            machine.MemoryHolders(), holder => holder == new MemoryHolder("page frames", 64 << Pfn.PageShift));
         machine.FreePages(block, 6);
     }
 

@@ -2,7 +2,9 @@ using System.Runtime.InteropServices;
 
 namespace Kmem.Tests;
 
-/// <summary>Memory larger than the machine: every byte that was written is read back, or an error says why not.</summary>
+/// <summary>
+/// Memory larger than the machine: every byte that was written is read back, or an error says why not.
+/// </summary>
 public sealed class SwapAreaTests
 {
     private const int PageBytes = Pfn.PageSize;
@@ -212,7 +214,8 @@ public sealed class SwapAreaTests
         foreach (int bad in (int[])[3, 6, 7])
         {
             SwapException error = Assert.Throws<SwapException>(() => area.Pin((ulong)bad * PageBytes, 1).Dispose());
-            Assert.StartsWith($"Read-error on swap-device (memory, slot {bad})", error.Message, StringComparison.Ordinal);
+            Assert.StartsWith(
+                $"Read-error on swap-device (memory, slot {bad})", error.Message, StringComparison.Ordinal);
             Assert.Contains("is not what was written", error.Message, StringComparison.Ordinal);
             Assert.Equal((ulong)bad * PageBytes, error.Offset);
         }

@@ -5,8 +5,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recordings that are wrong somewhere: the replay comes to its end, in a time that does not depend on what is wrong, says
-/// where it began, and goes on from the recorded answers.
+/// Recordings that are wrong somewhere: the replay comes to its end, in a time that does not depend on what is wrong,
+/// says where it began, and goes on from the recorded answers.
 /// </summary>
 public sealed class BrokenRecordingTests
 {
@@ -52,7 +52,9 @@ public sealed class BrokenRecordingTests
         Assert.True(prediction.PageAllocs > 100);
     }
 
-    /// <summary>A state from another moment, and hundreds of wrong lines: the work does not depend on how wrong it is.</summary>
+    /// <summary>
+    /// A state from another moment, and hundreds of wrong lines: the work does not depend on how wrong it is.
+    /// </summary>
     [Fact]
     public void However_wrong_it_is_it_ends()
     {
@@ -177,7 +179,8 @@ public sealed class BrokenRecordingTests
 
             var watch = Stopwatch.StartNew();
             Task<StatePrediction> run = Task.Run(() => StatePrediction.Run(folder), TestContext.Current.CancellationToken);
-            Assert.True(run.Wait(s_most, TestContext.Current.CancellationToken), $"not at its end after {watch.Elapsed}");
+            Assert.True(
+                run.Wait(s_most, TestContext.Current.CancellationToken), $"not at its end after {watch.Elapsed}");
             return run.Result;
         }
         finally

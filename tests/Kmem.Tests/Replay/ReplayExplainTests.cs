@@ -60,7 +60,9 @@ public sealed partial class ReplayExplainTests
         Assert.Null(result.Find(new VirtAddr(0xffff_8881_2345_6000)));
     }
 
-    /// <summary>Pages of the recording, by their address and by that of their descriptor, lead to one block of ours.</summary>
+    /// <summary>
+    /// Pages of the recording, by their address and by that of their descriptor, lead to one block of ours.
+    /// </summary>
     [Fact]
     public void LivePagesOfTheRecordingAreFound()
     {

@@ -3,8 +3,8 @@ using Kmem.Tracing;
 namespace Kmem.Tests;
 
 /// <summary>
-/// Recordings of our own machine with several CPUs, whose operations stop in the middle while others act: the replay has
-/// to come to the same results and the same state.
+/// Recordings of our own machine with several CPUs, whose operations stop in the middle while others act: the replay
+/// has to come to the same results and the same state.
 /// </summary>
 public sealed class SyntheticRecordingTests
 {

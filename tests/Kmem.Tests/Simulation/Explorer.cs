@@ -14,13 +14,13 @@ internal interface ISimulated : IDisposable
 }
 
 /// <summary>
-/// Runs a piece of work in many orders. One number, the seed, names both the work and the order: seed / 16 seeds the work,
-/// and of the 16 orders of each work the first has no preemption at all, the others one to six at random places. What fails
-/// is shrunk to the fewest preemptions that still make it fail.
+/// Runs a piece of work in many orders. One number, the seed, names both the work and the order: seed / 16 seeds the
+/// work, and of the 16 orders of each work the first has no preemption at all, the others one to six at random places.
+/// What fails is shrunk to the fewest preemptions that still make it fail.
 /// </summary>
 /// <remarks>
-/// <c>KMEM_SIM_SECONDS</c> sets how long each exploration goes on (else a number of runs decides), <c>KMEM_SIM_SEED</c> where it
-/// begins. To see one run again: that seed, and <c>KMEM_SIM_SECONDS=0</c>.
+/// <c>KMEM_SIM_SECONDS</c> sets how long each exploration goes on (else a number of runs decides), <c>KMEM_SIM_SEED</c>
+/// where it begins. To see one run again: that seed, and <c>KMEM_SIM_SECONDS=0</c>.
 /// </remarks>
 internal sealed class Explorer(string name, Func<int, ISimulated> create)
 {
@@ -102,7 +102,9 @@ internal sealed class Explorer(string name, Func<int, ISimulated> create)
         return outcome;
     }
 
-    /// <summary>Where the run of a seed switches, given the number of steps that its work has without any switch.</summary>
+    /// <summary>
+    /// Where the run of a seed switches, given the number of steps that its work has without any switch.
+    /// </summary>
     public static Preemption[] OrderOf(int seed, long steps)
     {
         if (seed % OrdersPerWork == 0)

@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>The page allocator under simulated CPUs: per-CPU lists, drains from other CPUs, splitting and merging.</summary>
+/// <summary>
+/// The page allocator under simulated CPUs: per-CPU lists, drains from other CPUs, splitting and merging.
+/// </summary>
 public sealed class PageSimulationTests
 {
     [Theory]

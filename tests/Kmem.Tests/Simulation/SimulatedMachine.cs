@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// A machine whose CPUs do random things that follow from a seed alone. Everything is stamped word by word when it is got and
-/// verified when it is freed; half of it goes through a shelf, from where any CPU may free it.
+/// A machine whose CPUs do random things that follow from a seed alone. Everything is stamped word by word when it is
+/// got and verified when it is freed; half of it goes through a shelf, from where any CPU may free it.
 /// </summary>
 internal abstract class SimulatedMachine : ISimulated
 {

@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>The slab allocator under simulated CPUs: free lists, remote frees, partial slabs, sheaves and barns.</summary>
+/// <summary>
+/// The slab allocator under simulated CPUs: free lists, remote frees, partial slabs, sheaves and barns.
+/// </summary>
 public sealed class SlabSimulationTests
 {
     [Theory]
@@ -162,7 +164,9 @@ public sealed class SlabSimulationTests
         }
     }
 
-    /// <summary>Each CPU frees its objects; all try to destroy the cache. It is refused until the last object is gone.</summary>
+    /// <summary>
+    /// Each CPU frees its objects; all try to destroy the cache. It is refused until the last object is gone.
+    /// </summary>
     private sealed class Destruction : SimulatedMachine
     {
         private readonly KmemCache _cache;

@@ -2,7 +2,9 @@ using System.Collections.Concurrent;
 
 namespace Kmem.Tests;
 
-/// <summary>At a step, not the CPU that runs goes on, but another one: the so-manieth after it of those alive.</summary>
+/// <summary>
+/// At a step, not the CPU that runs goes on, but another one: the so-manieth after it of those alive.
+/// </summary>
 internal readonly record struct Preemption(long Step, int Ahead);
 
 /// <summary>What came of one run.</summary>
@@ -14,9 +16,9 @@ internal readonly record struct Preemption(long Step, int Ahead);
 internal sealed record Outcome(long Steps, long Switches, ulong Hash, IReadOnlyList<string> Preempted, Exception? Error);
 
 /// <summary>
-/// CPUs of which exactly one runs at a time. Each is a thread, but it goes on only while it holds the baton, and it hands
-/// the baton over only at the places that <see cref="SimPoint"/> marks: where the order of preemptions says so, where it has
-/// to wait for another one, and at its end. So a run is a function of its order and can be had again.
+/// CPUs of which exactly one runs at a time. Each is a thread, but it goes on only while it holds the baton, and it
+/// hands the baton over only at the places that <see cref="SimPoint"/> marks: where the order of preemptions says so,
+/// where it has to wait for another one, and at its end. So a run is a function of its order and can be had again.
 /// <code>
 ///   cpu 0  ────●            ●────────  end
 ///   cpu 1      └───● waits  ▲
@@ -24,8 +26,8 @@ internal sealed record Outcome(long Steps, long Switches, ulong Hash, IReadOnlyL
 /// </code>
 /// </summary>
 /// <remarks>
-/// What it cannot show: writes seen out of order. A real processor may delay a store; here everybody sees it at once. That
-/// is what the stress tests with real threads are for.
+/// What it cannot show: writes seen out of order. A real processor may delay a store; here everybody sees it at once.
+/// That is what the stress tests with real threads are for.
 /// </remarks>
 internal sealed class VirtualCpus : Simulation
 {
@@ -55,7 +57,9 @@ internal sealed class VirtualCpus : Simulation
     }
 
     /// <summary>Runs work on CPUs to its end.</summary>
-    /// <param name="work">For each CPU its stages; each stage is a thread of its own, which is dead when the next begins.</param>
+    /// <param name="work">
+    /// For each CPU its stages; each stage is a thread of its own, which is dead when the next begins.
+    /// </param>
     /// <param name="order">Where to switch though nobody has to.</param>
     /// <param name="open">Locks of this rank keep nobody out: a planted error.</param>
     public static Outcome Run(IReadOnlyList<Action[]> work, IEnumerable<Preemption> order, LockRank? open = null)

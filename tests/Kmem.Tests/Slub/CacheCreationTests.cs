@@ -473,7 +473,8 @@ public sealed class CacheCreationTests : IDisposable
             other.Join();
             if (destroyed)
             {
-                Assert.True(refused && objects.Count == 0, $"round {round}: {objects.Count} objects of a cache that is gone");
+                Assert.True(
+                    refused && objects.Count == 0, $"round {round}: {objects.Count} objects of a cache that is gone");
                 return;
             }
 

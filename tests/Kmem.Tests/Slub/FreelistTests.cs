@@ -2,7 +2,9 @@ using System.Buffers.Binary;
 
 namespace Kmem.Tests;
 
-/// <summary>Random order of new slabs, encoded free pointers, and what happens when somebody writes to a free object.</summary>
+/// <summary>
+/// Random order of new slabs, encoded free pointers, and what happens when somebody writes to a free object.
+/// </summary>
 public sealed class FreelistTests
 {
     [Theory]
@@ -100,7 +102,8 @@ public sealed class FreelistTests
             if (!hardened)
                 continue;
 
-            // secret = stored ^ pointer ^ byte-swapped address: the same for every object of the cache, other for others.
+            // secret = stored ^ pointer ^ byte-swapped address: the same for every object of the cache, other for
+            // others.
             ulong secret = *word ^ (ulong)objects[0] ^ BinaryPrimitives.ReverseEndianness((ulong)word);
             ulong* other = (ulong*)(objects[0] + 128);
             nint next = SlabView.Freelist(cache, 0)[2];

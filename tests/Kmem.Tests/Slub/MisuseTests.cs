@@ -3,8 +3,8 @@ using System.Runtime.InteropServices;
 namespace Kmem.Tests;
 
 /// <summary>
-/// What must not be done, at all kinds of sizes: each time a <see cref="KernelBugException"/> whose first line says what
-/// happened, the same in the log, nothing broken, and the machine goes on.
+/// What must not be done, at all kinds of sizes: each time a <see cref="KernelBugException"/> whose first line says
+/// what happened, the same in the log, nothing broken, and the machine goes on.
 /// </summary>
 public abstract class MisuseChecks : IDisposable
 {

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// The profile that programs use: sheaves for every cache, and fast paths that are inlined into the caller. What they may not
-/// forget is tested here; that they give out right memory, by the stress and model tests.
+/// The profile that programs use: sheaves for every cache, and fast paths that are inlined into the caller. What they
+/// may not forget is tested here; that they give out right memory, by the stress and model tests.
 /// </summary>
 public sealed class NativeProfileTests : IDisposable
 {
@@ -159,8 +159,8 @@ public sealed class NativeProfileTests : IDisposable
     [Fact]
     public unsafe void An_object_freed_by_another_thread_and_allocated_again_there_is_not_taken_for_the_last_one()
     {
-        // This thread allocates p last; then the place changes hands, and cache, before this thread frees it. Both caches
-        // share the map of live objects, and this CPU's sheaf of the former one has room: only the frame tells.
+        // This thread allocates p last; then the place changes hands, and cache, before this thread frees it. Both
+        // caches share the map of live objects, and this CPU's sheaf of the former one has room: only the frame tells.
         KmemCache former = _machine.CreateCache("former", 128);
         var p = (nint)former.Alloc(Gfp.Kernel);
         nint other = p;
@@ -232,7 +232,8 @@ public sealed class NativeProfileTests : IDisposable
         Assert.Null(error);
         Assert.Empty(machine.Validate());
         machine.ShrinkCaches();
-        Assert.DoesNotContain(machine.Caches, cache => cache.Name.StartsWith("kmalloc", StringComparison.Ordinal) && cache.SlabCount > 0);
+        Assert.DoesNotContain(
+            machine.Caches, cache => cache.Name.StartsWith("kmalloc", StringComparison.Ordinal) && cache.SlabCount > 0);
     }
 
     [Fact]

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// A slow, obvious model beside the real machine: which addresses are given out, how large they are and what was written
-/// there. Every answer of the machine is held against it.
+/// A slow, obvious model beside the real machine: which addresses are given out, how large they are and what was
+/// written there. Every answer of the machine is held against it.
 /// <code>
 ///   claims   one bit per 8 bytes of RAM: an allocation must find its bits clear, a free clears them
 ///   live     address → size, the seed of its content, where it came from

@@ -1,6 +1,8 @@
 namespace Kmem.Tests;
 
-/// <summary>Long random histories of caches and kmalloc, compared with <see cref="SlabModel"/> after every step.</summary>
+/// <summary>
+/// Long random histories of caches and kmalloc, compared with <see cref="SlabModel"/> after every step.
+/// </summary>
 public sealed class SlabModelTests
 {
     private static readonly int[] s_classes = [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// The rules of slub.md one by one, with expectations worked out by hand. On one CPU 1024-byte objects come 8 to a slab of
-/// two pages; min_partial is 5, and a CPU chains at most 6 slabs (24 objects, half a slab each).
+/// The rules of slub.md one by one, with expectations worked out by hand. On one CPU 1024-byte objects come 8 to a slab
+/// of two pages; min_partial is 5, and a CPU chains at most 6 slabs (24 objects, half a slab each).
 /// </summary>
 public sealed class SlubBehaviourTests : IDisposable
 {

@@ -1,8 +1,8 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// The rules of slub.md, sections 5 to 8 and 10, over plain lists: where the next object comes from and where a freed one
-/// goes. One thread; an object is named by its address. Only the place of a new slab is taken from the machine.
+/// The rules of slub.md, sections 5 to 8 and 10, over plain lists: where the next object comes from and where a freed
+/// one goes. One thread; an object is named by its address. Only the place of a new slab is taken from the machine.
 /// </summary>
 internal sealed class SlubReference
 {
@@ -20,7 +20,9 @@ internal sealed class SlubReference
 
     public IEnumerable<Slab> SlabsOf(Cache cache) => _slabs.Values.Where(slab => slab.Cache == cache);
 
-    /// <summary>What <c>free_bulk</c> does with an array: section 8, "exact form", public variant (chains reversed).</summary>
+    /// <summary>
+    /// What <c>free_bulk</c> does with an array: section 8, "exact form", public variant (chains reversed).
+    /// </summary>
     public void FreeBulk(Cache? cache, int cpu, nint[] p)
     {
         int n = p.Length;

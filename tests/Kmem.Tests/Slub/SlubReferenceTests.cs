@@ -1,9 +1,9 @@
 namespace Kmem.Tests;
 
 /// <summary>
-/// Random histories on several CPUs and nodes: after every operation each free list, chain and partial list of the machine
-/// has the content and the order that <see cref="SlubReference"/> computed from the rules, and slabs went back to the page
-/// allocator in its order.
+/// Random histories on several CPUs and nodes: after every operation each free list, chain and partial list of the
+/// machine has the content and the order that <see cref="SlubReference"/> computed from the rules, and slabs went back
+/// to the page allocator in its order.
 /// </summary>
 public sealed class SlubReferenceTests
 {

@@ -313,7 +313,9 @@ public sealed class SlabStressTests
             kept.ForEach(block => block.Free(Machine));
         }
 
-        /// <summary>Some objects through a scope: half of them freed in it, the others handed to other threads.</summary>
+        /// <summary>
+        /// Some objects through a scope: half of them freed in it, the others handed to other threads.
+        /// </summary>
         private unsafe void ScopeRound(Random random, ulong stamp)
         {
             KmemCache cache = Caches[random.Next(4)];

@@ -176,8 +176,8 @@ public sealed class ModuleTests
     }
 
     /// <summary>
-    /// Two requests fail in one load: the 2 MiB, large leaves and small ones. What is taken instead is kept, used again,
-    /// and given back by <see cref="Machine.Trim"/>.
+    /// Two requests fail in one load: the 2 MiB, large leaves and small ones. What is taken instead is kept, used
+    /// again, and given back by <see cref="Machine.Trim"/>.
     /// </summary>
     [Fact]
     public unsafe void Without_two_megabytes_the_rox_cache_takes_an_area_of_the_size_needed()
