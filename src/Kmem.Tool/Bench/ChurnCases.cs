@@ -195,30 +195,24 @@ internal sealed class RptestCase<TA> : Case
         return done;
     }
 
-    // A batch is a list through the first words of its objects.
+    // A batch is a list through the first words of its objects. A box holds one: were it more, memory would grow while one
+    // thread is ahead of the other, and resident memory would tell of the scheduler.
     private unsafe void Send(int to, int count, ref Dice dice)
     {
-        nint first = 0, last = 0;
+        nint batch = 0;
         for (int i = 0; i < count; i++)
         {
             nint obj = AllocTouched(ref dice);
-            *(nint*)obj = first;
-            if (first == 0) last = obj;
-            first = obj;
+            *(nint*)obj = batch;
+            batch = obj;
         }
-        nint before = Volatile.Read(ref _mail[to]);
-        while (true)
-        {
-            *(nint*)last = before;
-            nint now = Interlocked.CompareExchange(ref _mail[to], first, before);
-            if (now == before) return;
-            before = now;
-        }
+        FreeBatch(Interlocked.Exchange(ref _mail[to], batch));
     }
 
-    private unsafe void FreeMail(int thread)
+    private void FreeMail(int thread) => FreeBatch(Interlocked.Exchange(ref _mail[thread], 0));
+
+    private unsafe void FreeBatch(nint obj)
     {
-        nint obj = Interlocked.Exchange(ref _mail[thread], 0);
         while (obj != 0)
         {
             nint next = *(nint*)obj;

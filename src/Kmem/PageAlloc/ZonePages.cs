@@ -192,6 +192,7 @@ internal sealed class ZonePages : IDisposable
     /// <summary>Whether some CPU's lists have exactly this block.</summary>
     public unsafe bool IsOnPcp(ulong pfn, int order)
     {
+        ulong steps = 0;
         for (int cpu = 0; cpu < Zone.CpuCount; cpu++)
         {
             for (int list = 0; list < PerCpuPages.ListCount; list++)
@@ -201,6 +202,7 @@ internal sealed class ZonePages : IDisposable
                     continue;
                 for (ListHead* node = head->Next; node != head; node = node->Next)
                 {
+                    Bug.On(++steps > Zone.Spanned, "a CPU's list of pages goes in a circle");
                     if (_map.PfnOf(Page.FromLru(node)) == pfn)
                         return true;
                 }
@@ -217,6 +219,7 @@ internal sealed class ZonePages : IDisposable
     public unsafe void TakeFromPcps(ulong wanted, int order, int executingCpu)
     {
         ulong end = wanted + (1UL << order);
+        ulong steps = 0;
         for (int cpu = 0; cpu < Zone.CpuCount; cpu++)
         {
             for (int list = 0; list < PerCpuPages.ListCount; list++)
@@ -225,6 +228,7 @@ internal sealed class ZonePages : IDisposable
                 ListHead* head = PerCpuPages.ListOf(PcpOf(cpu), list);
                 for (ListHead* node = head->Next; node != head;)
                 {
+                    Bug.On(++steps > Zone.Spanned, "a CPU's list of pages goes in a circle");
                     Page* page = Page.FromLru(node);
                     node = node->Next;
                     ulong pfn = _map.PfnOf(page);

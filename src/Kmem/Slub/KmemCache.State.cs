@@ -267,8 +267,10 @@ public sealed partial class KmemCache
 
     private unsafe bool TryUnlinkAfter(void* first, void* obj)
     {
+        int steps = 0;
         for (void* before = first; before != null; before = FreePointer(before))
         {
+            Bug.On(++steps > Geometry.ObjectsPerSlab, "a free list goes in a circle");
             if (FreePointer(before) == obj)
             {
                 SetFreePointer(before, FreePointer(obj));
