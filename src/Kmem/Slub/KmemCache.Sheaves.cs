@@ -435,6 +435,7 @@ public sealed partial class KmemCache
     [MethodImpl(MethodImplOptions.NoInlining)]
     private unsafe bool MakeRoom(CpuTask* task, ref int cpu, ref KmemCacheCpu* c)
     {
+        Bug.On(c->Spare != null && c->Spare == c->Main, "a CPU has one sheaf twice");
         Barn barn = BarnOf(cpu);
         Sheaf* flushed = null;
         if (c->Spare == null)
