@@ -50,15 +50,6 @@ internal struct CpuTask
     /// </summary>
     public unsafe byte* Area;
 
-    /// <summary>What was allocated last from a sheaf; null if it was freed.</summary>
-    public unsafe void* LastObject;
-
-    /// <summary>
-    /// Where the cache of <see cref="LastObject"/> lies in an area. An object that is freed at once needs no look-up
-    /// then, and the processor knows early what the free will write to.
-    /// </summary>
-    public nuint LastPlace;
-
     public uint PreemptCount;
 
     /// <summary>Non-zero: interrupts are off in this context.</summary>

@@ -132,9 +132,10 @@ internal sealed class KmallocAllocator
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void* AllocFast(nuint size, Gfp gfp)
     {
+        int id = _fastId; // read first: it tests this for null
         CpuTask* task = CpuSet.Here;
         nuint slot = (size + (SizeStep - 1)) / SizeStep; // 0 for 0, and for what overflows: that place is empty
-        if (CpuTask.Allows(task, gfp, _fastId) && slot <= MostSteps
+        if (CpuTask.Allows(task, gfp, id) && slot <= MostSteps
             && (gfp & SpecialTypes) == 0)
         {
             void* obj = KmemCacheCpu.TryPop(task, _placeOfSize[slot]);
@@ -149,20 +150,13 @@ internal sealed class KmallocAllocator
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public unsafe void FreeFast(void* pointer)
     {
+        int id = _fastId;
         CpuTask* task = CpuSet.Here;
-        if (task != null && task->MachineId == _fastId)
+        if (task == null || task->MachineId != id
+            || !KmemCacheCpu.TryPush(task, _placeOfFrame.Of((nuint)pointer), pointer))
         {
-            nuint place = _placeOfFrame.Of((nuint)pointer);
-
-            // The same place either way; but where it is the one of the last allocation, what the free writes to does
-            // not wait for the two loads above, and the next allocation does not wait for the free.
-            if (pointer == task->LastObject && place == task->LastPlace)
-                place = task->LastPlace;
-            if (KmemCacheCpu.TryPush(task, place, pointer))
-                return;
+            FreeOutOfLine(pointer);
         }
-
-        FreeOutOfLine(pointer);
     }
 
     [MethodImpl(MethodImplOptions.NoInlining)]

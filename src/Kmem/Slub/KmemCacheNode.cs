@@ -222,8 +222,6 @@ internal struct KmemCacheCpu
             c->Top = top;
             obj = *top;
             c->Live[(nuint)obj >> c->LiveShift] = (byte)LiveObjects.Mark((nuint)obj);
-            task->LastPlace = place;
-            task->LastObject = obj;
         }
 
         Volatile.Write(ref task->Busy, 0);
